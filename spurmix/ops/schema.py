@@ -1,0 +1,39 @@
+"""Operator schemas: the one place where the signature of every `torch.ops.spurmix` operator stands.
+
+The compiled modules register implementations only, so a missing extension leaves the plain-PyTorch
+reference in place under the same names.
+"""
+
+# Arguments shared by the functional and the `_out` form of an op.
+_DRAW = "Tensor tables, Tensor members, SymInt seed, SymInt start"
+_MIX_IMAGES = (
+    "Tensor images, Tensor index, Tensor partner, Tensor lam, Tensor mean, Tensor std, Tensor? boxes, Tensor? flips"
+)
+_MIX_IMAGE_BATCH = (
+    "Tensor images, Tensor labels, Tensor tables, Tensor members, Tensor mean, Tensor std, "
+    "bool crop, float scale_min, float scale_max, float ratio_min, float ratio_max, bool flip, "
+    "SymInt seed, SymInt start"
+)
+_MIX_ROWS = "Tensor rows, Tensor index, Tensor partner, Tensor lam"
+_LABELS = "Tensor label, Tensor partner_label, Tensor lam"
+
+SCHEMAS: tuple[str, ...] = (
+    f"draw({_DRAW}, SymInt count, Tensor? counter=None) -> (Tensor index, Tensor partner, Tensor lam, Tensor group)",
+    f"draw_out({_DRAW}, Tensor? counter, Tensor(a!) index, Tensor(b!) partner, Tensor(c!) lam, Tensor(d!) group) -> ()",
+    f"mix_images({_MIX_IMAGES}, SymInt height, SymInt width, ScalarType dtype, bool channels_last) -> Tensor",
+    f"mix_images_out({_MIX_IMAGES}, Tensor(a!) out) -> ()",
+    f"mix_image_batch({_MIX_IMAGE_BATCH}, SymInt count, SymInt height, SymInt width, ScalarType dtype, "
+    "bool channels_last, Tensor? counter=None) -> (Tensor input, Tensor label, Tensor partner_label, Tensor lam, "
+    "Tensor index, Tensor partner, Tensor group)",
+    f"mix_image_batch_out({_MIX_IMAGE_BATCH}, Tensor? counter, Tensor(a!) input, Tensor(b!) label, "
+    "Tensor(c!) partner_label, Tensor(d!) lam, Tensor(e!) index, Tensor(f!) partner, Tensor(g!) group) -> ()",
+    f"mix_rows({_MIX_ROWS}, ScalarType dtype) -> Tensor",
+    f"mix_rows_out({_MIX_ROWS}, Tensor(a!) out) -> ()",
+    f"mix_labels({_LABELS}, SymInt num_classes, ScalarType dtype) -> Tensor",
+    f"mix_labels_out({_LABELS}, Tensor(a!) out) -> ()",
+    f"mixed_cross_entropy(Tensor logits, {_LABELS}, int reduction, float label_smoothing) "
+    "-> (Tensor loss, Tensor logsumexp)",
+    f"mixed_cross_entropy_backward(Tensor grad, Tensor logits, Tensor logsumexp, {_LABELS}, int reduction, "
+    "float label_smoothing) -> Tensor",
+    "group_counts(Tensor logits, Tensor label, Tensor group, Tensor(a!) counts) -> ()",
+)
