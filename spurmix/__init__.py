@@ -1,0 +1,90 @@
+"""spurmix: group-balanced sampling and mixing in one pass, to debias models while they are fine-tuned."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from spurmix._version import __version__
+
+if TYPE_CHECKING:
+    from spurmix.core import policies
+    from spurmix.core.groups import GroupIndex
+    from spurmix.core.lam import Beta, Fixed, InverseCDF, Uniform
+    from spurmix.core.policy import MixPolicy
+    from spurmix.data.batch import Batch
+    from spurmix.data.loader import MixLoader
+    from spurmix.data.sources import FeatureSource, ImageSource
+    from spurmix.deploy.export import export_onnx
+    from spurmix.deploy.predictor import Predictor
+    from spurmix.ops import functional
+    from spurmix.ops.functional import draw
+    from spurmix.train import models
+    from spurmix.train.evaluate import evaluate
+    from spurmix.train.finetune import finetune
+
+# Public name -> (module, attribute or None for the module itself); loaded on first use (PEP 562).
+_PUBLIC: dict[str, tuple[str, str | None]] = {
+    "Batch": ("spurmix.data.batch", "Batch"),
+    "Beta": ("spurmix.core.lam", "Beta"),
+    "FeatureSource": ("spurmix.data.sources", "FeatureSource"),
+    "Fixed": ("spurmix.core.lam", "Fixed"),
+    "GroupIndex": ("spurmix.core.groups", "GroupIndex"),
+    "ImageSource": ("spurmix.data.sources", "ImageSource"),
+    "InverseCDF": ("spurmix.core.lam", "InverseCDF"),
+    "MixLoader": ("spurmix.data.loader", "MixLoader"),
+    "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
+    "Predictor": ("spurmix.deploy.predictor", "Predictor"),
+    "Uniform": ("spurmix.core.lam", "Uniform"),
+    "draw": ("spurmix.ops.functional", "draw"),
+    "evaluate": ("spurmix.train.evaluate", "evaluate"),
+    "export_onnx": ("spurmix.deploy.export", "export_onnx"),
+    "finetune": ("spurmix.train.finetune", "finetune"),
+    "functional": ("spurmix.ops.functional", None),
+    "models": ("spurmix.train.models", None),
+    "policies": ("spurmix.core.policies", None),
+}
+
+__all__ = [
+    "Batch",
+    "Beta",
+    "FeatureSource",
+    "Fixed",
+    "GroupIndex",
+    "ImageSource",
+    "InverseCDF",
+    "MixLoader",
+    "MixPolicy",
+    "Predictor",
+    "Uniform",
+    "__version__",
+    "draw",
+    "evaluate",
+    "export_onnx",
+    "finetune",
+    "functional",
+    "models",
+    "policies",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'spurmix' has no attribute {name!r}")
+    module_name, attribute = _PUBLIC[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("spurmix"):
+            raise
+        extra = "serve" if name == "Predictor" else "train"
+        raise ImportError(
+            f"spurmix.{name} needs the package {error.name!r}: pip install 'spurmix[{extra}]'", name=error.name
+        ) from error
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""From where: sources of examples, the buffer ring, and the loader that yields mixed batches."""

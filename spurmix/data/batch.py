@@ -1,0 +1,44 @@
+"""Batch: one mixed batch, as the loader yields it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A mixed batch: ``input = lam * x[index] + (1 - lam) * x[partner]``.
+
+    Attributes:
+        input: `[B, C, h, w]` images or `[B, D]` features.
+        label, partner_label: classes of index and partner, int64 `[B]`; equal where the policy keeps labels.
+        lam: float32 `[B]`, weight of index.
+        index, partner: example numbers, int64 `[B]`.
+        group: group of index, int64 `[B]`.
+    """
+
+    input: Tensor
+    label: Tensor
+    partner_label: Tensor
+    lam: Tensor
+    index: Tensor
+    partner: Tensor
+    group: Tensor
+
+    def __len__(self) -> int:
+        return self.label.shape[0]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The seven tensors, in the order of the fields."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The batch on `device`."""
+        return Batch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
+
+    def clone(self) -> Batch:
+        """A copy in memory of its own, which the loader will not reuse."""
+        return Batch(*(t.clone() for t in self.tensors()))

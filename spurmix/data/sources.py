@@ -1,0 +1,140 @@
+"""Sources: where the loader reads examples from. Tensors, NumPy arrays and memory maps, never copied."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spurmix.ops import functional, validate
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """`values` as a tensor that shares memory with an array or memory map.
+
+    Raises:
+        TypeError: for anything that is neither an array nor a tensor, or of a dtype torch does not have.
+    """
+    if isinstance(values, Tensor):
+        return values
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"{name} must be a tensor, a NumPy array or a memory map, got {type(values).__name__}")
+    with warnings.catch_warnings():
+        # Read-only memory maps are welcome: sources only ever read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        try:
+            return torch.from_numpy(values)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name}: {error}") from None
+
+
+class ImageSource:
+    """uint8 images `[N, H, W, C]` with the normalisation a model expects.
+
+    Args:
+        images: tensor, NumPy array or memory map; each image contiguous. Not copied.
+        mean, std: per channel, in units of 0 to 1. Defaults: ImageNet's for three channels, 0.5 otherwise.
+
+    Raises:
+        TypeError, ValueError: for another dtype, rank or layout, no images, or means that do not fit the channels.
+    """
+
+    def __init__(
+        self, images: Any, *, mean: Sequence[float] | float | None = None, std: Sequence[float] | float | None = None
+    ) -> None:
+        self.images = validate.images(as_tensor(images, "images"))
+        if self.images.shape[0] == 0:
+            raise ValueError("images: the dataset is empty, need at least one image")
+        channels = self.images.shape[3]
+        self.mean = validate.normalisation(
+            mean if mean is not None else (IMAGENET_MEAN if channels == 3 else 0.5), "mean", channels, self.images.device
+        )
+        self.std = validate.normalisation(
+            std if std is not None else (IMAGENET_STD if channels == 3 else 0.5), "std", channels, self.images.device
+        )
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Unmixed, normalised images, float32 `[B, C, H, W]`; index int64 `[B]`."""
+        ones = torch.ones(index.shape[0], dtype=torch.float32, device=index.device)
+        return functional.mix_images(self.images, index, index, ones, mean=self.mean, std=self.std)
+
+    def raw(self, index: Tensor) -> Tensor:
+        """The stored images, uint8 `[B, H, W, C]`; index int64 `[B]`."""
+        return self.images[index]
+
+    def __repr__(self) -> str:
+        height, width, channels = self.shape
+        return f"ImageSource({len(self):,} images of {height} x {width} x {channels})"
+
+
+class FeatureSource:
+    """Feature vectors, float32, float16, bfloat16 or float64 `[N, D]`.
+
+    Args:
+        features: tensor, NumPy array or memory map; each row contiguous. Not copied.
+    """
+
+    def __init__(self, features: Any) -> None:
+        self.features = validate.tensor(
+            as_tensor(features, "features"), "features", (*validate.FLOATS, torch.float64), ("N", "D")
+        )
+        if self.features.shape[0] == 0 or self.features.shape[1] == 0:
+            raise ValueError(f"features: need at least one example and one column, got {list(self.features.shape)}")
+        if self.features.shape[1] > 1 and self.features.stride(1) != 1:
+            raise ValueError("features: each row must be contiguous")
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(D,) of an example."""
+        return (int(self.features.shape[1]),)
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Unmixed features, float32 (float64 for float64) `[B, D]`; index int64 `[B]`."""
+        ones = torch.ones(index.shape[0], dtype=torch.float32, device=index.device)
+        kind = torch.promote_types(self.features.dtype, torch.float32)
+        return functional.mix_rows(self.features, index, index, ones, dtype=kind)
+
+    def raw(self, index: Tensor) -> Tensor:
+        """The stored features `[B, D]`; index int64 `[B]`."""
+        return self.features[index]
+
+    def __repr__(self) -> str:
+        return f"FeatureSource({len(self):,} examples of {self.shape[0]} features)"
+
+
+Source = ImageSource | FeatureSource
+
+
+def as_source(source: Any) -> Source:
+    """`source` itself, or an array of uint8 images / float features wrapped.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(source, (ImageSource, FeatureSource)):
+        return source
+    values = as_tensor(source, "source")
+    if values.dtype == torch.uint8:
+        return ImageSource(values)
+    if values.is_floating_point():
+        return FeatureSource(values)
+    raise TypeError(f"source must hold uint8 images [N, H, W, C] or float features [N, D], got {values.dtype}")

@@ -1,0 +1,1 @@
+"""The fused operators: schemas, plain-PyTorch reference, registration, and the validated public calls."""

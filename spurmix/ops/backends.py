@@ -1,0 +1,49 @@
+"""Which implementation a public call uses: pinned by argument or SPURMIX_BACKEND, else the best for the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from spurmix.ops import library
+
+BACKENDS = ("auto", "reference", "cpu")
+
+_ops: Any = torch.ops.spurmix
+
+
+def requested(backend: str) -> str:
+    """`backend`, or what SPURMIX_BACKEND pins where it is "auto".
+
+    Raises:
+        ValueError: for a backend that does not exist, and for "cpu" where the compiled kernels are not there.
+    """
+    source = "backend"
+    if backend == "auto":
+        backend, source = os.environ.get("SPURMIX_BACKEND", "auto"), "SPURMIX_BACKEND"
+    if backend not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "cpu" and library.COMPILED_CPU != "ok":
+        raise RuntimeError(f"{source}='cpu': the compiled kernels are not in use ({library.COMPILED_CPU})")
+    return backend
+
+
+def implementation(name: str, backend: str, device: torch.device) -> Callable[..., Any]:
+    """The function that serves op `name` for tensors on `device`."""
+    chosen = requested(backend)
+    if chosen == "reference":
+        return library.REFERENCE[name]
+    if chosen == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
+    return getattr(_ops, name)  # type: ignore[no-any-return]
+
+
+def serving(device: str = "cpu") -> str:
+    """The backend that "auto" means for a device type: "cpu" or "reference"."""
+    chosen = requested("auto")
+    if chosen != "auto":
+        return chosen
+    return "cpu" if device == "cpu" and library.COMPILED_CPU == "ok" else "reference"

@@ -1,0 +1,187 @@
+"""Registration: schemas, the reference as fallback kernel, compiled kernels, fake kernels and autograd, once for all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spurmix import _build_stamp
+from spurmix.ops import reference
+from spurmix.ops.schema import SCHEMAS
+
+_library = torch.library.Library("spurmix", "DEF")
+
+
+def _draw_out(
+    tables: Tensor, members: Tensor, seed: int, start: int, counter: Tensor | None, *out: Tensor
+) -> None:
+    for target, value in zip(out, reference.draw(tables, members, seed, start, out[0].numel(), counter), strict=True):
+        target.copy_(value)
+
+
+def _mix_images_out(images: Tensor, *args: Any) -> None:
+    *inputs, out = args
+    out.copy_(reference.mix_images(images, *inputs, out.shape[2], out.shape[3], out.dtype, False))
+
+
+def _mix_image_batch_out(*args: Any) -> None:
+    *inputs, counter = args[:15]
+    out = args[15:]
+    first = out[0]
+    made = reference.mix_image_batch(
+        *inputs, first.shape[0], first.shape[2], first.shape[3], first.dtype, False, counter
+    )
+    for target, value in zip(out, made, strict=True):
+        target.copy_(value)
+
+
+def _mix_rows_out(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, out: Tensor) -> None:
+    out.copy_(reference.mix_rows(rows, index, partner, lam, out.dtype))
+
+
+def _mix_labels_out(label: Tensor, partner_label: Tensor, lam: Tensor, out: Tensor) -> None:
+    out.copy_(reference.mix_labels(label, partner_label, lam, out.shape[1], out.dtype))
+
+
+REFERENCE: dict[str, Callable[..., Any]] = {
+    "draw": reference.draw,
+    "draw_out": _draw_out,
+    "mix_images": reference.mix_images,
+    "mix_images_out": _mix_images_out,
+    "mix_image_batch": reference.mix_image_batch,
+    "mix_image_batch_out": _mix_image_batch_out,
+    "mix_rows": reference.mix_rows,
+    "mix_rows_out": _mix_rows_out,
+    "mix_labels": reference.mix_labels,
+    "mix_labels_out": _mix_labels_out,
+    "mixed_cross_entropy": reference.mixed_cross_entropy,
+    "mixed_cross_entropy_backward": reference.mixed_cross_entropy_backward,
+    "group_counts": reference.group_counts,
+}
+
+
+def _fresh(
+    like: Tensor, shape: tuple[Any, ...], dtype: torch.dtype, channels_last: bool = False
+) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
+
+
+def _fake_draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None) -> Any:
+    kinds = (torch.int64, torch.int64, torch.float32, torch.int64)
+    return tuple(_fresh(tables, (count,), kind) for kind in kinds)
+
+
+def _fake_mix_images(images: Tensor, index: Tensor, *args: Any) -> Tensor:
+    height, width, dtype, channels_last = args[-4:]
+    return _fresh(images, (index.shape[0], images.shape[3], height, width), dtype, channels_last)
+
+
+def _fake_mix_image_batch(images: Tensor, *args: Any, counter: Tensor | None = None) -> Any:
+    count, height, width, dtype, channels_last = args[13:18]
+    mixed = _fresh(images, (count, images.shape[3], height, width), dtype, channels_last)
+    kinds = (torch.int64, torch.int64, torch.float32, torch.int64, torch.int64, torch.int64)
+    return mixed, *(_fresh(images, (count,), kind) for kind in kinds)
+
+
+def _fake_mix_rows(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: torch.dtype) -> Tensor:
+    return _fresh(rows, (index.shape[0], rows.shape[1]), dtype)
+
+
+def _fake_mix_labels(label: Tensor, partner_label: Tensor, lam: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    return _fresh(label, (label.shape[0], num_classes), dtype)
+
+
+def _fake_cross_entropy(
+    logits: Tensor, label: Tensor, partner_label: Tensor, lam: Tensor, reduction: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    batch = (logits.shape[0],)
+    return _fresh(logits, batch if reduction == reference.NONE else (), wide), _fresh(logits, batch, wide)
+
+
+def _fake_cross_entropy_backward(grad: Tensor, logits: Tensor, *args: Any) -> Tensor:
+    return _fresh(logits, tuple(logits.shape), logits.dtype)
+
+
+def _fake_nothing(*args: Any) -> None:
+    return None
+
+
+_FAKE = {
+    "draw": _fake_draw,
+    "mix_images": _fake_mix_images,
+    "mix_image_batch": _fake_mix_image_batch,
+    "mix_rows": _fake_mix_rows,
+    "mix_labels": _fake_mix_labels,
+    "mixed_cross_entropy": _fake_cross_entropy,
+    "mixed_cross_entropy_backward": _fake_cross_entropy_backward,
+}
+
+
+def _rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    rows, index, partner, lam, _ = inputs
+    ctx.save_for_backward(rows, index, partner, lam)
+
+
+def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    rows, index, partner, lam = ctx.saved_tensors
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    grad, weight = grad.to(wide), lam.to(wide)[:, None]
+    grad_rows = grad_lam = None
+    if ctx.needs_input_grad[0]:
+        grad_rows = torch.zeros(rows.shape, dtype=wide, device=rows.device)
+        grad_rows = grad_rows.index_add(0, index, weight * grad).index_add(0, partner, (1 - weight) * grad).to(rows.dtype)
+    if ctx.needs_input_grad[3]:
+        grad_lam = (grad * (rows[index].to(wide) - rows[partner].to(wide))).sum(dim=1).to(lam.dtype)
+    return grad_rows, None, None, grad_lam, None
+
+
+def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, label, partner_label, lam, ctx.reduction, ctx.label_smoothing = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(logits, output[1], label, partner_label, lam)
+
+
+def _loss_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    logits, logsumexp, label, partner_label, lam = ctx.saved_tensors
+    grad_logits = torch.ops.spurmix.mixed_cross_entropy_backward(
+        grad, logits, logsumexp, label, partner_label, lam, ctx.reduction, ctx.label_smoothing
+    )
+    return grad_logits, None, None, None, None, None
+
+
+def _load_compiled() -> str:
+    """Load the compiled CPU kernels; "ok" or why they are not there."""
+    status = str(_build_stamp.status().get("_C", "missing"))
+    if status != "ok":
+        return status
+    try:
+        from spurmix import _C  # noqa: F401  (registers its kernels)
+    except (ImportError, OSError) as error:
+        return f"cannot be loaded: {error}"
+    return "ok"
+
+
+for _schema in SCHEMAS:
+    _library.define(_schema)
+for _name, _function in REFERENCE.items():
+    _library.impl(_name, _function, "CompositeExplicitAutograd")
+for _schema in SCHEMAS:
+    _name = _schema.split("(", 1)[0]
+    torch.library.register_fake(f"spurmix::{_name}", _FAKE.get(_name, _fake_nothing), lib=_library)
+torch.library.register_autograd("spurmix::mix_rows", _rows_backward, setup_context=_rows_setup, lib=_library)
+torch.library.register_autograd("spurmix::mixed_cross_entropy", _loss_backward, setup_context=_loss_setup, lib=_library)
+
+COMPILED_CPU: str = _load_compiled()
+"""Whether the compiled CPU kernels serve `torch.ops.spurmix`: "ok", or what is wrong and how to build them."""
+if COMPILED_CPU != "ok":
+    warnings.warn(
+        f"spurmix: compiled CPU kernels are not in use ({COMPILED_CPU}); the much slower reference runs instead",
+        RuntimeWarning,
+        stacklevel=2,
+    )

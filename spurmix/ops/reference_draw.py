@@ -1,0 +1,253 @@
+"""The draw in plain PyTorch: the specification in code. Philox4x32-10, permute, schedule, partner, lam, crops.
+
+64-bit words live in int64 tensors; products wrap modulo 2^64, which leaves the bits the specification asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spurmix.core.tables import HEADER, KEEP_LABELS, MAGIC, REPLACEMENT
+
+M32 = 0xFFFFFFFF
+KEY_BLOCK = 0x50
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _high32(x: Tensor) -> Tensor:
+    return (x >> 32) & M32
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al. 2011): four int64 tensors of 32-bit words from four such counters."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p, q = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = _high32(q) ^ c1 ^ k0, q & M32, _high32(p) ^ c3 ^ k1, p & M32
+        k0, k1 = (k0 + 0x9E3779B9) & M32, (k1 + 0xBB67AE85) & M32
+    return c0, c1, c2, c3
+
+
+def mulhi64(high: Tensor, low: Tensor, m: Tensor) -> Tensor:
+    """High 64 bits of (high * 2^32 + low) * m, for 32-bit words and 0 <= m < 2^63."""
+    m_low, m_high = m & M32, m >> 32
+    middle = high * m_low + _high32(low * m_low)  # may pass 2^63, never 2^64
+    cross = low * m_high + (middle & M32)
+    return high * m_high + _high32(middle) + _high32(cross)
+
+
+def mix32(x: Tensor) -> Tensor:
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & M32
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & M32
+    return x ^ (x >> 16)
+
+
+def _round_key(key: tuple[Tensor, ...], r: int) -> Tensor:
+    return (key[r % 4] + r * 0x9E3779B9) & M32
+
+
+def _shuffled(p: Tensor, m: Tensor, key: tuple[Tensor, ...]) -> Tensor:
+    """One element of a Fisher-Yates shuffle, followed through it (m <= 16)."""
+    x = p
+    for i in range(15, -1, -1):
+        j = _high32(mix32(_round_key(key, i)) * (i + 1))
+        moved = torch.where(x == i, j, torch.where(x == j, torch.full_like(x, i), x))
+        x = torch.where(i < m, moved, x)
+    return x
+
+
+def _bit_length(x: Tensor) -> Tensor:
+    length = torch.zeros_like(x)
+    for shift in (32, 16, 8, 4, 2, 1):
+        big = x >= (1 << shift)
+        length = torch.where(big, length + shift, length)
+        x = torch.where(big, x >> shift, x)
+    return length + (x > 0)
+
+
+def _feistel(x: Tensor, lo: Tensor, hi: Tensor, key: tuple[Tensor, ...]) -> Tensor:
+    one = torch.ones_like(x)
+    low_mask, high_mask = (one << lo) - 1, (one << hi) - 1
+    left, right = x & low_mask, x >> lo
+    for r in range(8):
+        k = _round_key(key, r)
+        if r % 2 == 0:
+            left = left ^ (mix32(mix32(right ^ k)) & low_mask)
+        else:
+            right = right ^ (mix32(mix32(left ^ k)) & high_mask)
+    return (right << lo) | left
+
+
+def permute(p: Tensor, m: Tensor, key: tuple[Tensor, ...]) -> Tensor:
+    """Position `p` under the pseudo-random permutation of [0, m) that `key` (four words each) selects."""
+    small = m <= 16
+    if small.all():
+        return _shuffled(p, m, key)
+    bits = _bit_length(m - 1)
+    lo = bits // 2
+    hi = bits - lo
+    x = torch.where(small, p, _feistel(p, lo, hi, key))
+    while True:
+        outside = ~small & (x >= m)
+        if not outside.any():
+            break
+        x = torch.where(outside, _feistel(x, lo, hi, key), x)
+    return torch.where(small, _shuffled(p, m, key), x)
+
+
+class TableView(NamedTuple):
+    """Sections of packed tables, as views."""
+
+    num_examples: int
+    flags: int
+    slot: Tensor
+    share: Tensor
+    first: Tensor
+    size: Tensor
+    offsets: Tensor
+    row_of: Tensor
+    threshold: Tensor
+    quantile: Tensor
+
+
+def view_tables(tables: Tensor, members: Tensor) -> TableView:
+    """Views of the sections of `tables`.
+
+    Raises:
+        ValueError: where `tables` is not what `build_tables` made, or `members` does not belong to it.
+    """
+    if tables.dtype != torch.int64 or tables.dim() != 1 or tables.numel() < HEADER:
+        raise ValueError("tables must be the packed int64 tensor of build_tables")
+    header = tables[:HEADER].tolist()
+    if header[0] != MAGIC or header[1] != tables.numel():
+        raise ValueError("tables: the header is not that of packed draw tables of this version")
+    n, g, s, w, r, flags = header[2:8]
+    if members.numel() not in (0, n):
+        raise ValueError(f"members: {members.numel()} entries for tables of {n} examples")
+    sizes = (w, s, s, s, g + 1, g, r * g, 1025)
+    return TableView(n, flags, *(tables[o : o + k] for o, k in zip(header[8:], sizes, strict=True)))
+
+
+class Drawn(NamedTuple):
+    index: Tensor
+    partner: Tensor
+    lam: Tensor
+    group: Tensor
+    flip_bits: Tensor
+    """Word w3 of block 1; bits 0 and 1 flip the index's and the partner's image."""
+
+
+def _sample_numbers(tables: Tensor, start: int, count: int, counter: Tensor | None) -> Tensor:
+    n = torch.arange(count, dtype=torch.int64, device=tables.device) + start
+    return n if counter is None else n + counter
+
+
+def _words(n: Tensor, seed: int, block: int) -> tuple[Tensor, ...]:
+    low, high = n & M32, _high32(n)
+    return philox((low, high, torch.full_like(n, block), torch.zeros_like(n)), (seed & M32, seed >> 32))
+
+
+def _key(s: Tensor, cycle: Tensor, seed: int) -> tuple[Tensor, ...]:
+    counter = (s, cycle & M32, _high32(cycle), torch.full_like(s, KEY_BLOCK))
+    return philox(counter, (seed & M32, seed >> 32))
+
+
+def draw(
+    tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None
+) -> Drawn:
+    """Samples start to start + count of the global sequence; DESIGN section 4, step by step."""
+    view = view_tables(tables, members)
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
+    if start < 0 or count < 0 or start + count > 1 << 63:
+        raise ValueError(f"start and count must name samples in [0, 2^63), got start={start}, count={count}")
+    n = _sample_numbers(tables, start, count, counter)
+    period = view.slot.numel()
+
+    # 1. the stratum and how often it came before
+    slot = view.slot[n % period]
+    s, rank = slot >> 32, slot & M32
+    k = torch.div(n, period, rounding_mode="floor") * view.share[s] + rank
+    size = view.size[s]
+
+    # 2. the index
+    block0, block1 = _words(n, seed, 0), _words(n, seed, 1)
+    if view.flags & REPLACEMENT:
+        position = mulhi64(block0[0], block0[1], size)
+    else:
+        cycle = torch.div(k, size, rounding_mode="floor")
+        position = permute(k - cycle * size, size, _key(s, cycle, seed))
+    position = view.first[s] + position
+
+    # 3. its group
+    group = torch.searchsorted(view.offsets, position, right=True) - 1
+
+    # 4. the partner
+    row = view.row_of[group]
+    paired = row >= 0
+    num_groups = view.row_of.numel()
+    h = torch.zeros_like(group)
+    for r in torch.unique(row[paired]).tolist():
+        threshold = view.threshold[r * num_groups : (r + 1) * num_groups].contiguous()
+        h = torch.where(row == r, torch.searchsorted(threshold, block0[2], right=True), h)
+    partner = view.offsets[h] + mulhi64(block1[0], block1[1], view.offsets[h + 1] - view.offsets[h])
+    partner = torch.where(paired, partner, position)
+
+    # 5. lam
+    bucket, fraction = block1[2] >> 22, block1[2] & ((1 << 22) - 1)
+    low, high = view.quantile[bucket], view.quantile[bucket + 1]
+    lam = (low + (((high - low) * fraction) >> 22)).to(torch.float32) * 2.0**-24
+    lam = torch.where(paired, lam, torch.ones_like(lam))
+
+    if members.numel():
+        return Drawn(members[position].to(torch.int64), members[partner].to(torch.int64), lam, group, block1[3])
+    return Drawn(position, partner, lam, group, block1[3])
+
+
+def keeps_labels(tables: Tensor) -> bool:
+    """Whether the policy of these tables keeps the label of the index."""
+    return bool(int(tables[7]) & KEEP_LABELS)
+
+
+def crop_boxes(
+    n: Tensor, seed: int, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Random resized crops of index and partner, float32 `[B, 2, 4]`: top, left, height, width in pixels.
+
+    The parameters are those of torchvision's RandomResizedCrop, drawn in one shot and clamped to the image.
+    """
+
+    def single(value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float32, device=n.device)
+
+    boxes = []
+    s0, s1 = single(scale[0]), single(scale[1])
+    r0, r1 = single(math.log(ratio[0])), single(math.log(ratio[1]))
+    for block in (2, 3):
+        u = [w.to(torch.float32) * 2.0**-32 for w in _words(n, seed, block)]
+        area = float(height * width) * (s0 + (s1 - s0) * u[0])
+        r = torch.exp(r0 + (r1 - r0) * u[1])
+        w = torch.clamp(torch.sqrt(area * r), max=float(width))
+        h = torch.clamp(torch.sqrt(area / r), max=float(height))
+        boxes.append(torch.stack([u[2] * (height - h), u[3] * (width - w), h, w], dim=-1))
+    return torch.stack(boxes, dim=1)
+
+
+def flip_flags(flip_bits: Tensor) -> Tensor:
+    """Horizontal flips of index and partner, uint8 `[B, 2]`."""
+    return torch.stack([flip_bits & 1, (flip_bits >> 1) & 1], dim=-1).to(torch.uint8)
+
+
+def sample_numbers(tables: Tensor, start: int, count: int, counter: Tensor | None) -> Tensor:
+    """Sample numbers start to start + count, int64 `[count]`."""
+    return _sample_numbers(tables, start, count, counter)
