@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from types import ModuleType
 from typing import Any
@@ -68,12 +69,15 @@ def sort_by_cell(
         (int32 below 2^31 rows), or None where that order is 0, 1, 2, ...
     """
     rows = columns[0].shape[0]
+    values: list[NDArray[np.int64]] | None = None
+    if _combinations(ranges) >= 1 << 63:
+        # Keys would overflow: number the values of each column that occur, and look them up again at the end.
+        unique = [np.unique(c, return_inverse=True) for c in columns]
+        values = [u.astype(np.int64) for u, _ in unique]
+        columns, ranges = [i for _, i in unique], [(0, u.size - 1) for u, _ in unique]
+        if _combinations(ranges) >= 1 << 63:
+            raise ValueError("attributes: too many columns with too many values to combine")
     low, span = [r[0] for r in ranges], [r[1] - r[0] + 1 for r in ranges]
-    total = 1
-    for s in span:
-        total *= s
-    if total >= 1 << 63:
-        raise ValueError(f"attributes: {total} possible cells; columns with such ranges cannot be combined")
     members = np.empty(rows, dtype=np.int32 if rows <= MAX_VALUE else np.int64)
     host = host_module()
     if host is not None:
@@ -85,7 +89,13 @@ def sort_by_cell(
     for k in reversed(range(len(columns))):
         cells[:, k] = remaining % span[k] + low[k]
         remaining = remaining // span[k]
+        if values is not None:
+            cells[:, k] = values[k][cells[:, k]]
     return cells, np.asarray(counts, dtype=np.int64), None if identity else members
+
+
+def _combinations(ranges: list[tuple[int, int]]) -> int:
+    return math.prod(high - low + 1 for low, high in ranges)
 
 
 def _sort_in_numpy(

@@ -1,0 +1,47 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace spurmix::cpu {
+namespace {
+
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+
+Isa best() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::baseline;
+#else
+  return Isa::baseline;
+#endif
+}
+
+Isa choose() {
+  const Isa top = best();
+  const char* asked = std::getenv("SPURMIX_CPU_ISA");
+  if (asked == nullptr || *asked == '\0') return top;
+  for (int k = 0; k < 3; ++k) {
+    if (std::strcmp(asked, kNames[k]) != 0) continue;
+    if (k <= static_cast<int>(top)) return static_cast<Isa>(k);
+    throw std::runtime_error(std::string("SPURMIX_CPU_ISA=") + asked + ": this machine has no more than " +
+                             kNames[static_cast<int>(top)]);
+  }
+  throw std::runtime_error(std::string("SPURMIX_CPU_ISA must be baseline, avx2 or avx512, got ") + asked);
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa chosen = choose();
+  return chosen;
+}
+
+const char* isa_name() { return kNames[static_cast<int>(isa())]; }
+
+}  // namespace spurmix::cpu

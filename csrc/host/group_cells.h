@@ -1,0 +1,34 @@
+// Stable parallel counting sort of rows by integer columns. Free of Python and torch.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace spurmix::host {
+
+enum class Kind { i8, u8, i16, u16, i32, u32, i64, u64 };
+
+struct Column {
+  const char* data;
+  int64_t stride;  // bytes
+  Kind kind;
+  int64_t low;
+  uint64_t span;  // values lie in [low, low + span)
+};
+
+struct Cells {
+  std::vector<uint64_t> keys;  // mixed radix of (value - low), first column most significant; ascending, none empty
+  std::vector<int64_t> counts;
+  bool identity;  // rows are already in cell order
+};
+
+// Sorts rows 0 to count into `members` (int32 or int64 `[count]`), first column most significant. The product of the
+// spans must be below 2^63. Throws std::out_of_range where a value leaves its span.
+template <class Member>
+Cells group_cells(const std::vector<Column>& columns, int64_t count, int threads, Member* members);
+
+extern template Cells group_cells<int32_t>(const std::vector<Column>&, int64_t, int, int32_t*);
+extern template Cells group_cells<int64_t>(const std::vector<Column>&, int64_t, int, int64_t*);
+
+}  // namespace spurmix::host

@@ -1,0 +1,137 @@
+// _host: compiled helpers on NumPy arrays, free of torch, and the shared draw code for tests of the device headers.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../draw.h"
+#include "../pixel.h"
+#include "group_cells.h"
+
+namespace py = pybind11;
+using spurmix::host::Cells;
+using spurmix::host::Column;
+using spurmix::host::Kind;
+using Longs = py::array_t<int64_t, py::array::c_style>;
+
+namespace {
+
+Kind kind_of(const py::array& column) {
+  const bool is_signed = column.dtype().kind() == 'i';
+  if (!is_signed && column.dtype().kind() != 'u') throw py::type_error("columns must be integer arrays");
+  switch (column.itemsize()) {
+    case 1: return is_signed ? Kind::i8 : Kind::u8;
+    case 2: return is_signed ? Kind::i16 : Kind::u16;
+    case 4: return is_signed ? Kind::i32 : Kind::u32;
+    default: return is_signed ? Kind::i64 : Kind::u64;
+  }
+}
+
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple group_cells(const std::vector<py::array>& arrays, const std::vector<int64_t>& low,
+                      const std::vector<uint64_t>& span, py::array members, int threads) {
+  if (arrays.empty() || low.size() != arrays.size() || span.size() != arrays.size()) {
+    throw py::value_error("columns, low and span must have the same positive length");
+  }
+  const int64_t count = arrays[0].ndim() == 1 ? arrays[0].shape(0) : -1;
+  std::vector<Column> columns;
+  for (size_t k = 0; k < arrays.size(); ++k) {
+    if (arrays[k].ndim() != 1 || arrays[k].shape(0) != count) throw py::value_error("columns must be [N], all alike");
+    columns.push_back({static_cast<const char*>(arrays[k].data()), arrays[k].strides(0), kind_of(arrays[k]), low[k],
+                       span[k]});
+  }
+  const bool fits = members.ndim() == 1 && members.shape(0) == count && (members.flags() & py::array::c_style);
+  if (!fits || members.dtype().kind() != 'i' || (members.itemsize() != 4 && members.itemsize() != 8)) {
+    throw py::value_error("members must be a contiguous int32 or int64 array of the columns' length");
+  }
+  if (members.itemsize() == 4 && count > INT32_MAX) throw py::value_error("members must be int64 for so many rows");
+  Cells cells;
+  void* out = members.mutable_data();
+  {
+    py::gil_scoped_release release;
+    cells = members.itemsize() == 4 ? group_cells(columns, count, threads, static_cast<int32_t*>(out))
+                                    : group_cells(columns, count, threads, static_cast<int64_t*>(out));
+  }
+  return py::make_tuple(to_array(cells.keys), to_array(cells.counts), cells.identity);
+}
+
+std::vector<uint32_t> philox(const std::vector<uint32_t>& counter, uint64_t key) {
+  if (counter.size() != 4) throw py::value_error("counter must be four words");
+  const spurmix::Words words = spurmix::philox(key, counter[0], counter[1], counter[2], counter[3]);
+  return {words.v, words.v + 4};
+}
+
+Longs permute(const Longs& positions, uint64_t m, uint64_t seed, uint32_t stratum, uint64_t cycle) {
+  const spurmix::Words key = spurmix::stratum_key(seed, stratum, cycle);
+  Longs out(positions.size());
+  for (py::ssize_t i = 0; i < positions.size(); ++i) {
+    const uint64_t p = static_cast<uint64_t>(positions.at(i));
+    if (p >= m) throw py::value_error("positions must lie in [0, m)");
+    out.mutable_at(i) = static_cast<int64_t>(spurmix::permute(p, m, key));
+  }
+  return out;
+}
+
+py::tuple draw(const Longs& tables, const Longs& members, uint64_t seed, uint64_t start, int64_t count) {
+  spurmix::Tables view;
+  const char* problem = spurmix::view_tables(tables.data(), tables.size(), &view);
+  if (problem != nullptr) throw py::value_error(problem);
+  if (members.size() != 0 && members.size() != view.num_examples) throw py::value_error("members: wrong length");
+  view.members64 = members.size() ? members.data() : nullptr;
+  Longs index(count), partner(count), group(count);
+  py::array_t<float> lam(count);
+  py::array_t<uint32_t> flip_bits(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const spurmix::Drawn d = spurmix::draw_sample(view, seed, start + static_cast<uint64_t>(i));
+    index.mutable_at(i) = d.index;
+    partner.mutable_at(i) = d.partner;
+    group.mutable_at(i) = d.group;
+    lam.mutable_at(i) = d.lam;
+    flip_bits.mutable_at(i) = d.flip_bits;
+  }
+  return py::make_tuple(index, partner, lam, group, flip_bits);
+}
+
+py::array_t<float> boxes(uint64_t seed, uint64_t start, int64_t count, int64_t height, int64_t width, float scale_low,
+                         float scale_high, float ratio_low, float ratio_high) {
+  const spurmix::Crop crop = {true, scale_low, scale_high, std::log(ratio_low), std::log(ratio_high), false};
+  py::array_t<float> out({count, int64_t{2}, int64_t{4}});
+  auto view = out.mutable_unchecked<3>();
+  for (int64_t i = 0; i < count; ++i) {
+    for (uint32_t side = 0; side < 2; ++side) {
+      const spurmix::Words words = spurmix::sample_words(seed, start + static_cast<uint64_t>(i), 2 + side);
+      const spurmix::Box b = spurmix::crop_box(words, crop, height, width);
+      const float values[4] = {b.top, b.left, b.height, b.width};
+      for (int k = 0; k < 4; ++k) view(i, side, k) = values[k];
+    }
+  }
+  return out;
+}
+
+// Every float through a half format and back: the conversions of pixel.h.
+py::array_t<float> round_trip(const py::array_t<float, py::array::c_style>& values, bool bfloat16) {
+  py::array_t<float> out(values.size());
+  for (py::ssize_t i = 0; i < values.size(); ++i) {
+    const float v = values.data()[i];
+    out.mutable_data()[i] = bfloat16 ? spurmix::from_bfloat16(spurmix::to_bfloat16(v))
+                                     : spurmix::from_half(spurmix::to_half(v));
+  }
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_host, m) {
+  m.doc() = "Compiled helpers on NumPy arrays.";
+  m.def("group_cells", &group_cells, py::arg("columns"), py::arg("low"), py::arg("span"), py::arg("members"),
+        py::arg("threads"), "Stable counting sort of rows by integer columns: (keys, counts, identity).");
+  m.def("philox", &philox, py::arg("counter"), py::arg("key"));
+  m.def("permute", &permute, py::arg("positions"), py::arg("m"), py::arg("seed"), py::arg("stratum"), py::arg("cycle"));
+  m.def("draw", &draw, py::arg("tables"), py::arg("members"), py::arg("seed"), py::arg("start"), py::arg("count"));
+  m.def("boxes", &boxes, py::arg("seed"), py::arg("start"), py::arg("count"), py::arg("height"), py::arg("width"),
+        py::arg("scale_low"), py::arg("scale_high"), py::arg("ratio_low"), py::arg("ratio_high"));
+  m.def("round_trip", &round_trip, py::arg("values"), py::arg("bfloat16"));
+}

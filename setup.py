@@ -1,0 +1,122 @@
+"""Builds the compiled modules: `_host` (pybind11), `_C` (libtorch stable ABI) and, with a CUDA toolkit, `_cuda`.
+
+SPURMIX_CUDA=0 leaves `_cuda` out, SPURMIX_CUDA=1 insists on it; SPURMIX_TORCH=0 leaves `_C` out. A build without torch
+makes `_host` only; the operators then run on their plain-PyTorch reference wherever torch is installed later.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+TARGET_TORCH = "0x020b000000000000"  # the stable ABI of 2.11
+
+_spec = importlib.util.spec_from_file_location("_build_stamp", ROOT / "spurmix" / "_build_stamp.py")
+assert _spec is not None and _spec.loader is not None
+_build_stamp = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_build_stamp)
+
+COMMON = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-g0"]
+CPU_KERNELS = ["isa", "draw", "mix_images", "mix_rows", "loss"]
+
+
+def torch_package() -> Path | None:
+    """Folder of the installed torch, or None; torch itself is not imported."""
+    if os.environ.get("SPURMIX_TORCH") == "0":
+        return None
+    spec = importlib.util.find_spec("torch")
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def host_extension() -> Extension:
+    import pybind11
+
+    return Extension(
+        "spurmix._host",
+        ["csrc/host/module.cpp", "csrc/host/group_cells.cpp"],
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args=[*COMMON, "-pthread"],
+        extra_link_args=["-pthread", "-s"],
+        language="c++",
+    )
+
+
+def torch_extension(torch: Path) -> Extension:
+    return Extension(
+        "spurmix._C",
+        ["csrc/module.cpp", "csrc/ops_cpu.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU_KERNELS)],
+        include_dirs=[str(torch / "include")],
+        library_dirs=[str(torch / "lib")],
+        libraries=["torch", "torch_cpu", "c10"],
+        define_macros=[("TORCH_TARGET_VERSION", TARGET_TORCH)],
+        extra_compile_args=COMMON,
+        extra_link_args=["-s"],
+        language="c++",
+    )
+
+
+def wants_cuda(torch: Path | None) -> bool:
+    """Whether `_cuda` is built: its sources, a toolkit and a CUDA torch are there, or SPURMIX_CUDA=1 insists."""
+    asked = os.environ.get("SPURMIX_CUDA")
+    if asked == "0":
+        return False
+    missing = []
+    if not list((ROOT / "kernels" / "cuda").glob("*.cu")):
+        missing.append("CUDA sources (this version has none)")
+    if shutil.which("nvcc") is None:
+        missing.append("nvcc on the PATH")
+    if torch is None or not list((torch / "lib").glob("libtorch_cuda.so")):
+        missing.append("a torch built for CUDA")
+    if missing and asked == "1":
+        sys.exit(f"SPURMIX_CUDA=1, but there is no {' and no '.join(missing)}")
+    return not missing
+
+
+class Build(build_ext):
+    """Compiles the files of a module in parallel and records the sources the modules were built from."""
+
+    def build_extensions(self) -> None:
+        self._compile_in_parallel()
+        super().build_extensions()
+
+    def _compile_in_parallel(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        compile_one = self.compiler.compile
+
+        def compile_all(sources: list[str], *args: Any, **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = list(pool.map(lambda source: compile_one([source], *args, **options), sources))
+            return [name for group in objects for name in group]
+
+        self.compiler.compile = compile_all
+
+    def run(self) -> None:
+        super().run()
+        record = {ext.name.rsplit(".", 1)[1]: _build_stamp.source_hash(ROOT) for ext in self.extensions}
+        folder = ROOT / "spurmix" if self.inplace or self.editable_mode else Path(self.build_lib) / "spurmix"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "_build.json").write_text(json.dumps(record) + "\n")
+
+
+def extensions() -> list[Extension]:
+    torch = torch_package()
+    found = [host_extension()]
+    if torch is None:
+        print("spurmix: torch is not installed here, so the CPU operators are not compiled", file=sys.stderr)
+    else:
+        found.append(torch_extension(torch))
+    wants_cuda(torch)
+    return found
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build})

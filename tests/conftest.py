@@ -1,0 +1,52 @@
+"""Shared fixtures: backends under test, and fresh buffers poisoned so that an unwritten element shows."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from spurmix.ops import library
+
+settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("default")
+torch.set_num_threads(2)
+
+BACKENDS = ["reference", "cpu"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that should serve CPU tensors. A missing build fails: it must not hide untested kernels."""
+    name: str = request.param
+    if name == "cpu" and library.COMPILED_CPU != "ok":
+        pytest.fail(f"compiled kernels: {library.COMPILED_CPU}")
+    return name
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Any:
+    """Fill fresh tensors with NaN (largest integers), so that an element nobody wrote fails a comparison."""
+    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before[0]
+
+
+@pytest.fixture(scope="session")
+def vectors() -> dict[str, Any]:
+    """Known answers of the draw specification."""
+    return json.loads((Path(__file__).parent / "draw_vectors.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1234)

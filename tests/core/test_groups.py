@@ -1,0 +1,135 @@
+"""GroupIndex: order of groups, members, names, custom partitions, and every rejected input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from spurmix import GroupIndex
+from spurmix.core import cells
+from spurmix.core.groups import MIXED
+
+
+def test_groups_are_the_cells_in_lexicographic_order_unknown_first() -> None:
+    groups = GroupIndex([1, 0, 1, 0, 0], [1, 0, -1, 2, 0])
+    assert groups.cells is not None and groups.cells.tolist() == [[0, 0], [0, 2], [1, -1], [1, 1]]
+    assert groups.offsets.tolist() == [0, 2, 3, 4, 5]
+    assert groups.members is not None and groups.members.tolist() == [1, 4, 3, 2, 0]
+    assert groups.members.dtype == np.int32
+    assert groups.group_ids().tolist() == [3, 0, 2, 1, 0]
+
+
+def test_sorted_input_needs_no_member_table() -> None:
+    groups = GroupIndex([0, 0, 1], [0, 1, 0])
+    assert groups.members is None
+    assert groups.examples(1).tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_any_integer_dtype_and_views(dtype: type, rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 5, 400).astype(dtype)[::2]
+    attributes = rng.integers(0, 3, (200, 2)).astype(dtype)
+    groups = GroupIndex(labels, attributes, spurious=1)
+    expected = np.lexsort((attributes[:, 1], attributes[:, 0], labels))
+    assert groups.members is not None and groups.members.tolist() == expected.tolist()
+    assert np.shares_memory(groups.labels, labels)
+
+
+def test_tensors_lists_and_bools() -> None:
+    labels = torch.tensor([1, 0, 1])
+    for given_labels in (labels, labels.to(torch.uint8), labels.bool(), labels.numpy(), labels.tolist()):
+        assert GroupIndex(given_labels).sizes.tolist() == [1, 2]
+
+
+@given(
+    hnp.arrays(np.int16, st.integers(1, 300), elements=st.integers(0, 400)),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_members_are_a_stable_sort_and_both_builds_agree(labels: np.ndarray, columns: int, random: object) -> None:
+    n = labels.size
+    attributes = np.array([[random.randint(-1, 2) for _ in range(columns)] for _ in range(n)])  # type: ignore[attr-defined]
+    groups = GroupIndex(labels, attributes)
+    ids = groups.group_ids()
+    order = groups.members if groups.members is not None else np.arange(n)
+    assert sorted(order.tolist()) == list(range(n))
+    assert order.tolist() == np.argsort(ids, kind="stable").tolist()
+    assert groups.sizes.sum() == n and groups.sizes.min() >= 1
+    assert groups.cells is not None
+    assert np.array_equal(groups.cells[ids], np.column_stack([labels, attributes]))
+    low = [int(labels.min())]
+    plain = np.empty(n, dtype=np.int32)
+    keys, counts, identity = cells._sort_in_numpy([labels], low, [int(labels.max()) - low[0] + 1], plain)
+    own = GroupIndex(labels)
+    assert counts.tolist() == own.sizes.tolist()
+    assert (keys + low[0]).tolist() == own.group_labels.tolist()
+    assert identity == (own.members is None)
+
+
+def test_wide_ranges_of_values_cost_no_table() -> None:
+    labels = np.array([2**31 - 1, 5, 2**31 - 1, 0])
+    attributes = np.array([[10**6, 3], [7, 2**30], [10**6, 3], [-1, -1]])
+    groups = GroupIndex(labels, attributes)
+    assert groups.sizes.tolist() == [1, 1, 2]
+    assert groups.group_labels.tolist() == [0, 5, 2**31 - 1]
+
+
+def test_custom_partition_may_have_empty_and_mixed_groups() -> None:
+    groups = GroupIndex([0, 1, 1, 0], [0, 0, 1, -1], groups=[2, 0, 0, 2])
+    assert groups.sizes.tolist() == [2, 0, 2]
+    assert groups.group_labels.tolist() == [1, MIXED, 0]
+    assert groups.group_attributes.tolist() == [MIXED, MIXED, MIXED]
+
+
+def test_table_and_names() -> None:
+    groups = GroupIndex([0, 0, 1, 1], [0, 1, 0, -1], class_names=["cat", "dog"], attribute_names=["in", "out"])
+    rows = list(groups.table())
+    assert [r["count"] for r in rows] == [1, 1, 1, 1]
+    assert rows[1]["label"] == "cat" and rows[1]["attribute"] == "out"
+    assert rows[2]["attribute"] == -1
+    assert sum(r["share"] for r in rows) == pytest.approx(1)
+    assert "dog" in str(groups.table()) and "25.00%" in repr(groups)
+    assert groups.group_name(2) == "dog, unknown"
+
+
+def test_fingerprint_tells_groupings_apart() -> None:
+    a = GroupIndex([0, 1, 1, 0], [0, 0, 1, 1])
+    assert a.fingerprint() == GroupIndex(torch.tensor([0, 1, 1, 0]), np.array([0, 0, 1, 1], np.int8)).fingerprint()
+    assert a.fingerprint() != GroupIndex([0, 1, 1, 0], [0, 1, 0, 1]).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (dict(labels=[]), ValueError, "empty"),
+        (dict(labels=[0.0, 1.0]), TypeError, "labels must be integers"),
+        (dict(labels=["a"]), TypeError, "labels must be integers"),
+        (dict(labels=[0, -1]), ValueError, "labels: values must be 0 or above, found -1 at position 1"),
+        (dict(labels=[0, 2**31]), ValueError, "below 2^31"),
+        (dict(labels=[[0, 1]]), ValueError, "labels must have shape"),
+        (dict(labels=[0, 1], attributes=[0]), ValueError, "attributes: length 1 differs"),
+        (dict(labels=[0, 1], attributes=[0, -2]), ValueError, "attributes: values must be -1 or above, found -2"),
+        (dict(labels=[0, 1], attributes=[0.5, 1]), TypeError, "attributes must be integers"),
+        (dict(labels=[0, 1], attributes=np.zeros((2, 0), int)), ValueError, "no columns"),
+        (dict(labels=[0, 1], attributes=[0, 1], spurious=1), ValueError, "spurious"),
+        (dict(labels=[0, 1], groups=[0]), ValueError, "groups: length 1"),
+        (dict(labels=[0, 1], groups=[0, -1]), ValueError, "groups: values must be 0"),
+        (dict(labels=[0, 3], class_names=["a", "b"]), ValueError, "class_names: 2 names"),
+        (dict(labels=[0, 1], class_names="ab"), TypeError, "class_names"),
+    ],
+)
+def test_bad_input(arguments: dict, error: type, text: str) -> None:
+    with pytest.raises(error, match=text.replace("[", r"\[").replace("^", r"\^")):
+        GroupIndex(**arguments)
+
+
+def test_ten_million_labels_take_one_array() -> None:
+    labels = np.zeros(10_000_000, dtype=np.uint8)
+    labels[1::2] = 1
+    groups = GroupIndex(labels)
+    assert groups.members is not None and groups.members.nbytes == 40_000_000
+    assert groups.examples(1)[:3].tolist() == [1, 3, 5]

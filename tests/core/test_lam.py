@@ -1,0 +1,67 @@
+"""Distributions of lam and their quantile tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spurmix import Beta, Fixed, InverseCDF, Uniform
+from spurmix.core.lam import ONE, Folded, as_distribution, moments, quantile_table
+
+
+def test_known_tables(vectors: dict) -> None:
+    expected = vectors["quantiles"]
+    assert quantile_table(Beta(2))[::128].tolist() == expected["beta_2_2_every_128"]
+    assert quantile_table(Beta(0.4))[::128].tolist() == expected["beta_04_04_every_128"]
+    assert quantile_table(Uniform())[::128].tolist() == expected["uniform_0_1_every_128"]
+
+
+@given(st.floats(0.05, 20), st.floats(0.05, 20))
+def test_moments_of_beta(a: float, b: float) -> None:
+    m1, m2 = moments(quantile_table(Beta(a, b)))
+    assert m1 == pytest.approx(a / (a + b), abs=2e-3)
+    assert m2 == pytest.approx(a * (a + 1) / ((a + b) * (a + b + 1)), abs=2e-3)
+
+
+def test_moments_of_uniform_and_fixed() -> None:
+    assert moments(quantile_table(Uniform(0.5, 1))) == pytest.approx((0.75, 7 / 12), abs=1e-6)
+    assert moments(quantile_table(Fixed(0.3))) == pytest.approx((0.3, 0.09), abs=1e-6)
+
+
+def test_folded_is_the_larger_part() -> None:
+    assert quantile_table(Uniform().folded()) == pytest.approx(quantile_table(Uniform(0.5, 1)), abs=ONE * 1e-5)
+    assert moments(quantile_table(Fixed(0.2).folded()))[0] == pytest.approx(0.8, abs=1e-6)
+    rng = np.random.default_rng(0)
+    sample = rng.beta(0.4, 1.2, 200_000)
+    expected = np.quantile(np.maximum(sample, 1 - sample), np.arange(1025) / 1024)
+    assert quantile_table(Beta(0.4, 1.2).folded()) / ONE == pytest.approx(expected, abs=0.01)
+
+
+def test_numbers_and_functions_are_distributions() -> None:
+    assert as_distribution(0.25) == Fixed(0.25)
+    assert quantile_table(as_distribution(lambda u: u**2))[512] == ONE // 4
+    assert isinstance(Folded(Beta(1)), Folded)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: Beta(0), ValueError, "positive"),
+        (lambda: Beta(1, float("nan")), ValueError, "positive"),
+        (lambda: Uniform(0.5, 0.2), ValueError, "low <= high"),
+        (lambda: Uniform(-0.1, 0.2), ValueError, "low <= high"),
+        (lambda: Fixed(1.5), ValueError, "[0, 1]"),
+        (lambda: as_distribution("beta"), TypeError, "lam must be"),
+        (lambda: InverseCDF(3), TypeError, "callable"),  # type: ignore[arg-type]
+        (lambda: quantile_table(InverseCDF(lambda u: 1 - u)), ValueError, "must not decrease"),
+        (lambda: quantile_table(InverseCDF(lambda u: 2 * u)), ValueError, "stay in [0, 1]"),
+        (lambda: quantile_table(InverseCDF(lambda u: u * np.nan)), ValueError, "not finite"),
+        (lambda: quantile_table(InverseCDF(lambda u: u[:5])), ValueError, "shape"),
+    ],
+)
+def test_bad_input(make: object, error: type, text: str) -> None:
+    with pytest.raises(error) as caught:
+        make()  # type: ignore[operator]
+    assert text in str(caught.value)
