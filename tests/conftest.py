@@ -35,10 +35,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Any:
     """Fill fresh tensors with NaN (largest integers), so that an element nobody wrote fails a comparison."""
-    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    was_on = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(1).isnan().all()
     yield
-    torch.utils.deterministic.fill_uninitialized_memory = before[0]
+    torch.use_deterministic_algorithms(was_on)
 
 
 @pytest.fixture(scope="session")

@@ -61,15 +61,16 @@ class MixedImages(NamedTuple):
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a kernel; an index that is out of range raises IndexError whichever backend found it."""
+    """Call a kernel; what it rejects raises IndexError (an index out of range) or ValueError on every backend."""
     if torch.compiler.is_compiling():
         return function(*args)
     try:
         return function(*args)
     except RuntimeError as error:
-        if "out of range" in str(error):
-            raise IndexError(str(error).splitlines()[0]) from None
-        raise
+        _, mark, text = str(error).splitlines()[0].partition("spurmix::")
+        if not mark:
+            raise
+        raise (IndexError if "out of range" in text else ValueError)(text) from None
 
 
 def _into(out: Tensor, function: Callable[..., Any], *args: Any) -> Tensor:
@@ -116,13 +117,13 @@ def _prepared(groups: GroupIndex | DrawTables, policy: MixPolicy | None) -> Draw
     return draw_tables(groups, policy)
 
 
-def _mixing_rows(index: Any, partner: Any, lam: Any, device: torch.device) -> int:
-    """Check the three row arguments; their length B."""
+def _mixing_rows(index: Any, partner: Any, lam: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the three row arguments `[B]`; contiguous ones."""
     batch = validate.tensor(index, "index", (torch.int64,), ("B",)).shape[0]
     validate.tensor(partner, "partner", (torch.int64,), (batch,))
     validate.tensor(lam, "lam", (torch.float32,), (batch,))
     validate.same_device(device, index=index, partner=partner, lam=lam)
-    return batch
+    return index.contiguous(), partner.contiguous(), lam.contiguous()
 
 
 def mix_images(
@@ -169,7 +170,8 @@ def mix_images(
     validate.images(images)
     device = images.device
     _, rows, columns, channels = images.shape
-    batch = _mixing_rows(index, partner, lam, device)
+    index, partner, lam = _mixing_rows(index, partner, lam, device)
+    batch = index.shape[0]
     validate.no_grad_input(lam=lam)
     mean = validate.normalisation(mean, "mean", channels, device)
     std = validate.normalisation(std, "std", channels, device)
@@ -280,7 +282,8 @@ def mix_rows(
     validate.tensor(rows, "rows", _WIDE, ("N", "D"))
     if rows.shape[1] > 1 and rows.stride(1) != 1:
         raise ValueError("rows: each row must be contiguous; call .contiguous()")
-    batch = _mixing_rows(index, partner, lam, rows.device)
+    index, partner, lam = _mixing_rows(index, partner, lam, rows.device)
+    batch = index.shape[0]
     if out is not None:
         validate.output(out, (batch, rows.shape[1]), _WIDE, rows.device)
         validate.no_grad_input(rows=rows, lam=lam)
@@ -311,7 +314,8 @@ def mix_labels(
     Returns:
         `[B, num_classes]`.
     """
-    batch = _labels(label, partner_label, lam, None)
+    label, partner_label, lam = _labels(label, partner_label, lam, None)
+    batch = label.shape[0]
     validate.no_grad_input(lam=lam)
     if num_classes < 1:
         raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
@@ -323,12 +327,13 @@ def mix_labels(
     return _call(function, label, partner_label, lam, num_classes, kind)  # type: ignore[no-any-return]
 
 
-def _labels(label: Any, partner_label: Any, lam: Any, batch: int | None) -> int:
+def _labels(label: Any, partner_label: Any, lam: Any, batch: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the three label arguments `[B]`; contiguous ones."""
     size = validate.tensor(label, "label", (torch.int64,), (batch if batch is not None else "B",)).shape[0]
     validate.tensor(partner_label, "partner_label", (torch.int64,), (size,))
     validate.tensor(lam, "lam", (torch.float32,), (size,))
     validate.same_device(label.device, partner_label=partner_label, lam=lam)
-    return size
+    return label.contiguous(), partner_label.contiguous(), lam.contiguous()
 
 
 def mixed_cross_entropy(
@@ -373,7 +378,7 @@ def mixed_cross_entropy(
         raise ValueError("partner_label and lam belong together: give both or neither")
     if partner_label is None or lam is None:
         partner_label, lam = label, torch.ones(logits.shape[0], dtype=torch.float32, device=logits.device)
-    _labels(label, partner_label, lam, logits.shape[0])
+    label, partner_label, lam = _labels(label, partner_label, lam, logits.shape[0])
     validate.same_device(logits.device, label=label)
     validate.no_grad_input(lam=lam)
     if logits.shape[1] > 1 and logits.stride(1) != 1:
@@ -421,4 +426,5 @@ def group_counts(
     logits = logits.detach()
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         logits = logits.contiguous()
-    return _into(out, implementation("group_counts", backend, logits.device), logits, label, group)
+    function = implementation("group_counts", backend, logits.device)
+    return _into(out, function, logits, label.contiguous(), group.contiguous())

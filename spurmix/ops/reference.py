@@ -177,13 +177,20 @@ def mixed_cross_entropy(
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     check_index(label, x.shape[1], "label")
     check_index(partner_label, x.shape[1], "partner_label")
-    logsumexp = torch.logsumexp(x, dim=1)
+    # Relative to the maximum, which keeps the digits that large logits would swallow.
+    top = x.detach().amax(dim=1)
+    origin = torch.where(torch.isfinite(top), top, torch.zeros_like(top))
+    shifted = x - origin[:, None]
+    relative = torch.logsumexp(shifted, dim=1)
     weight = lam.to(x.dtype)
-    picked = weight * x.gather(1, label[:, None])[:, 0]
-    other = torch.where(weight == 1, torch.zeros_like(weight), (1 - weight) * x.gather(1, partner_label[:, None])[:, 0])
-    loss = logsumexp - (1 - label_smoothing) * (torch.where(weight == 0, torch.zeros_like(picked), picked) + other)
+    # A class of weight 0 contributes nothing, also where its logit is infinite.
+    own, other = shifted.gather(1, label[:, None])[:, 0], shifted.gather(1, partner_label[:, None])[:, 0]
+    own = torch.where(weight == 0, torch.zeros_like(own), weight * own)
+    other = torch.where(weight == 1, torch.zeros_like(other), (1 - weight) * other)
+    loss = relative - (1 - label_smoothing) * (own + other)
     if label_smoothing:
-        loss = loss - label_smoothing * x.mean(dim=1)
+        loss = loss - label_smoothing * shifted.mean(dim=1)
+    logsumexp = origin + relative
     if reduction == MEAN:
         return loss.mean(), logsumexp
     return (loss.sum() if reduction == SUM else loss), logsumexp

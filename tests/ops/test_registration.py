@@ -1,0 +1,179 @@
+"""opcheck for every op, torch.compile without recompiles, version counters, backends, and life without a build."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from spurmix import GroupIndex, policies
+from spurmix.ops import functional as F
+from spurmix.ops import schema
+from spurmix.ops.tables import draw_tables
+
+OPS = torch.ops.spurmix
+GROUPS = GroupIndex([0, 1, 1, 0, 1, 0], [0, 0, 1, 1, 1, 0])
+TABLES = draw_tables(GROUPS, policies.mixup())
+IMAGES = torch.arange(6 * 4 * 5 * 3, dtype=torch.uint8).view(6, 4, 5, 3)
+MEAN, STD = torch.zeros(3), torch.ones(3)
+INDEX, PARTNER, LAM = torch.tensor([0, 5, 2]), torch.tensor([1, 5, 0]), torch.tensor([0.25, 1.0, 0.5])
+LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+BOXES = torch.tensor([[[0.5, 1.0, 3.0, 2.5], [0.0, 0.0, 4.0, 5.0]]]).expand(3, 2, 4).contiguous()
+FLIPS = torch.tensor([[0, 1], [1, 1], [0, 0]], dtype=torch.uint8)
+
+
+def integers(count: int) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.int64)
+
+
+def batch_arguments(crop: bool) -> tuple[Any, ...]:
+    return (IMAGES, LABELS, TABLES.packed, TABLES.members, MEAN, STD, crop, 0.3, 1.0, 0.75, 4 / 3, True, 7, 100)
+
+
+SAMPLES: list[tuple[str, tuple[Any, ...]]] = [
+    ("draw", (TABLES.packed, TABLES.members, 3, 10, 5)),
+    ("draw", (TABLES.packed, TABLES.members, 3, 10, 5, torch.tensor([4]))),
+    ("draw_out", (TABLES.packed, TABLES.members, 3, 10, None, integers(5), integers(5), torch.zeros(5), integers(5))),
+    ("mix_images", (IMAGES, INDEX, PARTNER, LAM, MEAN, STD, None, None, 4, 5, torch.float32, False)),
+    ("mix_images", (IMAGES, INDEX, PARTNER, LAM, MEAN, STD, BOXES, FLIPS, 6, 7, torch.bfloat16, True)),
+    ("mix_images_out", (IMAGES, INDEX, PARTNER, LAM, MEAN, STD, BOXES, None, torch.zeros(3, 3, 2, 9))),
+    ("mix_image_batch", (*batch_arguments(True), 3, 8, 2, torch.float16, False)),
+    ("mix_image_batch_out", (*batch_arguments(False), None, torch.zeros(3, 3, 4, 5), integers(3), integers(3),
+                             torch.zeros(3), integers(3), integers(3), integers(3))),
+    ("mix_rows", (torch.randn(6, 4, requires_grad=True), INDEX, PARTNER, LAM, torch.float32)),
+    ("mix_rows", (torch.randn(6, 4), INDEX, PARTNER, LAM.clone().requires_grad_(), torch.float32)),
+    ("mix_rows_out", (torch.randn(6, 4), INDEX, PARTNER, LAM, torch.zeros(3, 4))),
+    ("mix_labels", (INDEX, PARTNER, LAM, 6, torch.float32)),
+    ("mix_labels_out", (INDEX, PARTNER, LAM, torch.zeros(3, 6))),
+    ("mixed_cross_entropy", (torch.randn(3, 6, requires_grad=True), INDEX, PARTNER, LAM, 1, 0.1)),
+    ("mixed_cross_entropy", (torch.randn(3, 6, requires_grad=True), INDEX, PARTNER, LAM, 0, 0.0)),
+    ("mixed_cross_entropy_backward", (torch.tensor(1.0), torch.randn(3, 6), torch.zeros(3), INDEX, PARTNER, LAM, 1, 0.0)),
+    ("group_counts", (torch.randn(3, 6), INDEX, torch.tensor([0, -1, 1]), torch.zeros(2, 2, dtype=torch.int64))),
+]  # fmt: skip
+
+
+def test_every_op_has_a_sample() -> None:
+    assert {name for name, _ in SAMPLES} == {s.split("(", 1)[0] for s in schema.SCHEMAS}
+
+
+@pytest.mark.parametrize(("name", "arguments"), SAMPLES, ids=[f"{k}-{name}" for k, (name, _) in enumerate(SAMPLES)])
+def test_opcheck(name: str, arguments: tuple[Any, ...]) -> None:
+    torch.library.opcheck(getattr(OPS, name).default, arguments)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_whole_and_once(compiler: str) -> None:
+    tables, labels = TABLES, LABELS
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters
+    graphs.clear()
+    weight = torch.randn(60, 2, requires_grad=True)
+
+    def step(start: int) -> torch.Tensor:
+        batch = F.mix_image_batch(IMAGES, labels, tables, seed=3, start=start, count=8, augment=F.Augment())
+        logits = batch.input.flatten(1) @ weight
+        return F.mixed_cross_entropy(logits, batch.label, batch.partner_label, batch.lam)
+
+    compiled = torch.compile(step, fullgraph=True, backend=compiler)
+    with torch._dynamo.config.patch(error_on_recompile=False):
+        losses = []
+        for k in range(24):
+            weight.grad = None
+            loss = compiled(k * 8)
+            loss.backward()
+            assert weight.grad is not None
+            losses.append((loss.detach(), weight.grad.clone()))
+    # The first step specialises on 0, the next generalises; from then on one graph serves the sequence.
+    assert graphs["stats"]["unique_graphs"] <= 3
+    for k, (loss, grad) in enumerate(losses):
+        weight.grad = None
+        expected = step(k * 8)
+        expected.backward()
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(grad, weight.grad)
+
+
+def test_writing_ops_bump_the_version_so_that_autograd_notices() -> None:
+    out = torch.zeros(3, 4)
+    weight = torch.ones(4, requires_grad=True)
+    loss = (out * weight).sum()
+    F.mix_rows(torch.randn(6, 4), INDEX, PARTNER, LAM, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_pinned_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: Any = (GROUPS, policies.erm())
+    monkeypatch.setenv("SPURMIX_BACKEND", "reference")
+    assert F.implementation("draw", "auto", torch.device("cpu")) is F.implementation(
+        "draw", "reference", torch.device("cpu")
+    )
+    monkeypatch.setenv("SPURMIX_BACKEND", "tpu")
+    with pytest.raises(ValueError, match="SPURMIX_BACKEND must be one of auto, reference, cpu"):
+        F.draw(*arguments, seed=0, start=0, count=1)
+
+
+SCRIPT = """
+import warnings, sys
+{setup}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, spurmix
+    from spurmix import GroupIndex, policies
+    out = spurmix.draw(GroupIndex([0, 1, 1]), policies.group_balanced(), seed=1, start=0, count=6)
+    assert out.index.tolist()[0::2] == [0, 0, 0]
+    assert torch.ops.spurmix.mix_labels(out.index, out.partner, out.lam, 3, torch.float32).shape == (6, 3)
+text = " ".join(str(w.message) for w in caught)
+assert "pip install -e . --no-build-isolation" in text and {word!r} in text, text
+try:
+    spurmix.draw(GroupIndex([0]), policies.erm(), seed=1, start=0, count=1, backend="cpu")
+except RuntimeError as error:
+    assert "pip install" in str(error)
+else:
+    raise AssertionError("backend='cpu' must not run without a build")
+"""
+
+
+@pytest.mark.parametrize("word", ["missing", "stale"])
+def test_without_a_sound_build_the_reference_runs_and_says_how_to_build(word: str) -> None:
+    setup = {
+        "missing": "import importlib.util as u; f = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n in ('spurmix._C', 'spurmix._host') else f(n, *a)\n"
+        "sys.modules['spurmix._host'] = None",
+        "stale": "import spurmix._build_stamp as s; s.source_hash = lambda root: 'other'",
+    }[word]
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(setup=setup, word=word)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_gives_the_same_results(isa: str) -> None:
+    script = (
+        "import torch, subprocess, sys\nfrom spurmix import _C\nfrom spurmix.ops import functional as F\n"
+        "assert _C.isa() == sys.argv[1]\ntorch.manual_seed(0)\n"
+        "x = torch.randint(0, 256, (5, 37, 29, 3), dtype=torch.uint8); i = torch.randint(0, 5, (6,)); j = i.flip(0)\n"
+        "lam = torch.rand(6); boxes = torch.rand(6, 2, 4) * 30; l = torch.randn(6, 1001)\n"
+        "for dtype in (torch.float32, torch.float16, torch.bfloat16):\n"
+        "    for cl in (False, True):\n"
+        "        for b in (None, boxes):\n"
+        "            a = dict(boxes=b, size=(33, 41) if b is not None else None, dtype=dtype, channels_last=cl)\n"
+        "            o, r = (F.mix_images(x, i, j, lam, **a, backend=k) for k in ('cpu', 'reference'))\n"
+        "            torch.testing.assert_close(o.float(), r.float(), rtol={torch.float32: 2e-6}.get(dtype, 8e-3), atol=1e-5)\n"
+        "o, r = (F.mixed_cross_entropy(l, i, j, lam, backend=k) for k in ('cpu', 'reference'))\n"
+        "torch.testing.assert_close(o, r)\n"
+    )
+    import os
+
+    with open("/proc/cpuinfo") as file:
+        flags = file.read()
+    done = subprocess.run(
+        [sys.executable, "-c", script, isa], capture_output=True, text=True, env={**os.environ, "SPURMIX_CPU_ISA": isa}
+    )
+    needed = {"baseline": "", "avx2": "avx2", "avx512": "avx512bw"}[isa]
+    if needed in flags:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert "this machine has no more than" in done.stderr
