@@ -19,7 +19,7 @@ static PyMethodDef methods[] = {
     {"isa", isa, METH_NOARGS, "The instruction set the kernels run with: baseline, avx2 or avx512."},
     {nullptr, nullptr, 0, nullptr}};
 
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "Compiled CPU operators.", -1, methods, nullptr, nullptr,
-                             nullptr, nullptr};
+static PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", "Compiled CPU operators.", -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

@@ -304,8 +304,12 @@ void mix_image_batch_into(const Tensor& images, const Tensor& labels, const Tens
 }
 
 Crop crop_of(bool crop, double scale_min, double scale_max, double ratio_min, double ratio_max, bool flip) {
-  return {crop, static_cast<float>(scale_min), static_cast<float>(scale_max), static_cast<float>(std::log(ratio_min)),
-          static_cast<float>(std::log(ratio_max)), flip};
+  return {crop,
+          static_cast<float>(scale_min),
+          static_cast<float>(scale_max),
+          static_cast<float>(std::log(ratio_min)),
+          static_cast<float>(std::log(ratio_max)),
+          flip};
 }
 
 void mix_image_batch_out(const Tensor& images, const Tensor& labels, const Tensor& tables, const Tensor& members,
@@ -329,7 +333,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_image_bat
   const Crop parameters = crop_of(crop, scale_min, scale_max, ratio_min, ratio_max, flip);
   const auto whole = [&] { return fresh(images, {count}, ScalarType::Long); };
   const BatchOut out = {fresh(images, {count, images.size(3), height, width}, dtype, channels_last),
-                        whole(), whole(), fresh(images, {count}, ScalarType::Float), whole(), whole(), whole()};
+                        whole(),
+                        whole(),
+                        fresh(images, {count}, ScalarType::Float),
+                        whole(),
+                        whole(),
+                        whole()};
   mix_image_batch_into(images, labels, tables, members, mean, std, parameters, seed, start, counter, out,
                        "mix_image_batch");
   return {out.input, out.label, out.partner_label, out.lam, out.index, out.partner, out.group};
@@ -348,8 +357,14 @@ void mix_rows_into(const Tensor& rows, const Tensor& index, const Tensor& partne
   check(out, op, "out", out.scalar_type(), {batch, columns});
   check_range(data<int64_t>(index), batch, total, op, "index");
   check_range(data<int64_t>(partner), batch, total, op, "partner");
-  const cpu::MixRows m = {rows.const_data_ptr(), rows.stride(0), columns, format_of(rows.scalar_type(), op, "rows"),
-                          data<int64_t>(index), data<int64_t>(partner), data<float>(lam), out.mutable_data_ptr(),
+  const cpu::MixRows m = {rows.const_data_ptr(),
+                          rows.stride(0),
+                          columns,
+                          format_of(rows.scalar_type(), op, "rows"),
+                          data<int64_t>(index),
+                          data<int64_t>(partner),
+                          data<float>(lam),
+                          out.mutable_data_ptr(),
                           format_of(out.scalar_type(), op, "out")};
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
   parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) { cpu::mix_rows(m, begin, end); });
@@ -381,7 +396,7 @@ void mix_labels_into(const Tensor& label, const Tensor& partner_label, const Ten
   const int64_t batch = label.numel(), classes = out.size(1);
   check_labels(label, partner_label, lam, batch, classes, op);
   check(out, op, "out", out.scalar_type(), {batch, classes});
-  const cpu::MixLabels m = {data<int64_t>(label), data<int64_t>(partner_label), data<float>(lam), classes,
+  const cpu::MixLabels m = {data<int64_t>(label),   data<int64_t>(partner_label),           data<float>(lam), classes,
                             out.mutable_data_ptr(), format_of(out.scalar_type(), op, "out")};
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, classes));
   parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) { cpu::mix_labels(m, begin, end); });
@@ -426,9 +441,16 @@ std::tuple<Tensor, Tensor> mixed_cross_entropy(const Tensor& logits, const Tenso
   const cpu::Format format = format_of(logits.scalar_type(), op, "logits");
   const ScalarType wide = format == cpu::Format::f64 ? ScalarType::Double : ScalarType::Float;
   Tensor each = fresh(logits, {batch}, wide), logsumexp = fresh(logits, {batch}, wide);
-  const cpu::CrossEntropy m = {logits.const_data_ptr(), logits.stride(0), classes, format, data<int64_t>(label),
-                               data<int64_t>(partner_label), data<float>(lam), label_smoothing,
-                               each.mutable_data_ptr(), logsumexp.mutable_data_ptr()};
+  const cpu::CrossEntropy m = {logits.const_data_ptr(),
+                               logits.stride(0),
+                               classes,
+                               format,
+                               data<int64_t>(label),
+                               data<int64_t>(partner_label),
+                               data<float>(lam),
+                               label_smoothing,
+                               each.mutable_data_ptr(),
+                               logsumexp.mutable_data_ptr()};
   parallel_for(0, batch, loss_grain(classes), [&](int64_t begin, int64_t end) { cpu::cross_entropy(m, begin, end); });
   if (reduction == kNone) return {each, logsumexp};
   Tensor loss = fresh(logits, {}, wide);
@@ -455,9 +477,19 @@ Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, co
   CHECK(each ? grad.dim() == 1 && grad.size(0) == batch : grad.numel() == 1, op, ": grad has the wrong shape");
   Tensor out = fresh(logits, {batch, classes}, logits.scalar_type());
   const cpu::CrossEntropyBackward m = {
-      logits.const_data_ptr(), logits.stride(0), classes, format, data<int64_t>(label), data<int64_t>(partner_label),
-      data<float>(lam), label_smoothing, grad.const_data_ptr(), logsumexp.const_data_ptr(), each ? grad.stride(0) : 0,
-      reduction == kMean ? 1.0 / static_cast<double>(std::max<int64_t>(1, batch)) : 1.0, out.mutable_data_ptr()};
+      logits.const_data_ptr(),
+      logits.stride(0),
+      classes,
+      format,
+      data<int64_t>(label),
+      data<int64_t>(partner_label),
+      data<float>(lam),
+      label_smoothing,
+      grad.const_data_ptr(),
+      logsumexp.const_data_ptr(),
+      each ? grad.stride(0) : 0,
+      reduction == kMean ? 1.0 / static_cast<double>(std::max<int64_t>(1, batch)) : 1.0,
+      out.mutable_data_ptr()};
   parallel_for(0, batch, loss_grain(classes),
                [&](int64_t begin, int64_t end) { cpu::cross_entropy_backward(m, begin, end); });
   return out;

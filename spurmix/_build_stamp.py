@@ -27,7 +27,9 @@ def status() -> dict[str, str]:
     """State of `_C` and `_host`: "ok", "missing: ...", or "stale: ..." with how to build them."""
     root = PACKAGE.parent
     checkout = (root / "csrc").is_dir() and (root / "setup.py").is_file()
-    advice = "run `pip install -e . --no-build-isolation`" + (f" in {root}" if checkout else " in a checkout of spurmix")
+    advice = "run `pip install -e . --no-build-isolation`" + (
+        f" in {root}" if checkout else " in a checkout of spurmix"
+    )
     try:
         record = json.loads(RECORD.read_text())
     except (OSError, ValueError):

@@ -19,11 +19,11 @@ namespace spurmix::cpu::baseline {
 }
 
 #if defined(SPURMIX_HAS_ISAS)
-#define SPURMIX_DISPATCH(call)               \
-  switch (isa()) {                           \
-    case Isa::avx512: return avx512::call;   \
-    case Isa::avx2: return avx2::call;       \
-    default: return baseline::call;          \
+#define SPURMIX_DISPATCH(call)             \
+  switch (isa()) {                         \
+    case Isa::avx512: return avx512::call; \
+    case Isa::avx2: return avx2::call;     \
+    default: return baseline::call;        \
   }
 #else
 #define SPURMIX_DISPATCH(call) return baseline::call;

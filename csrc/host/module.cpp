@@ -40,8 +40,8 @@ py::tuple group_cells(const std::vector<py::array>& arrays, const std::vector<in
   std::vector<Column> columns;
   for (size_t k = 0; k < arrays.size(); ++k) {
     if (arrays[k].ndim() != 1 || arrays[k].shape(0) != count) throw py::value_error("columns must be [N], all alike");
-    columns.push_back({static_cast<const char*>(arrays[k].data()), arrays[k].strides(0), kind_of(arrays[k]), low[k],
-                       span[k]});
+    columns.push_back(
+        {static_cast<const char*>(arrays[k].data()), arrays[k].strides(0), kind_of(arrays[k]), low[k], span[k]});
   }
   const bool fits = members.ndim() == 1 && members.shape(0) == count && (members.flags() & py::array::c_style);
   if (!fits || members.dtype().kind() != 'i' || (members.itemsize() != 4 && members.itemsize() != 8)) {
@@ -116,8 +116,8 @@ py::array_t<float> round_trip(const py::array_t<float, py::array::c_style>& valu
   py::array_t<float> out(values.size());
   for (py::ssize_t i = 0; i < values.size(); ++i) {
     const float v = values.data()[i];
-    out.mutable_data()[i] = bfloat16 ? spurmix::from_bfloat16(spurmix::to_bfloat16(v))
-                                     : spurmix::from_half(spurmix::to_half(v));
+    out.mutable_data()[i] =
+        bfloat16 ? spurmix::from_bfloat16(spurmix::to_bfloat16(v)) : spurmix::from_half(spurmix::to_half(v));
   }
   return out;
 }

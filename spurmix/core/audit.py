@@ -101,7 +101,9 @@ class Audit:
 def _aligned(rows: list[list[str]]) -> list[str]:
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, width, strict=True))).rstrip()
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, width, strict=True))
+        ).rstrip()
         for row in rows
     ]
 
@@ -198,7 +200,7 @@ def _correlation(
         kernel = np.zeros((pi.size, 0))
         paired = np.zeros(pi.size, dtype=bool)
     else:
-        paired = kernel.any(axis=1)
+        paired = np.asarray(kernel.any(axis=1))
 
     alone = np.where(paired, 0.0, pi)
     e_y, e_a = alone @ y_label, alone @ means.attribute

@@ -43,7 +43,9 @@ class GroupTable:
             for r in self.rows
         ]
         width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, width, strict=True)) for line in [head, *body])
+        return "\n".join(
+            "  ".join(cell.rjust(w) for cell, w in zip(line, width, strict=True)) for line in [head, *body]
+        )
 
 
 class GroupIndex:
@@ -119,9 +121,7 @@ class GroupIndex:
             cells, counts, self.members = sort_by_cell([self.labels, *columns], [label_range, *attribute_ranges])
             self.cells = cells
             self.group_labels = cells[:, 0].copy()
-            self.group_attributes = (
-                cells[:, 1 + spurious].copy() if columns else np.zeros(len(cells), dtype=np.int64)
-            )
+            self.group_attributes = cells[:, 1 + spurious].copy() if columns else np.zeros(len(cells), dtype=np.int64)
         else:
             partition = as_integers(groups, "groups", (1,))
             self._check_length(partition, "groups")

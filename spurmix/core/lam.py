@@ -167,7 +167,9 @@ def quantile_table(distribution: LamDistribution) -> NDArray[np.int64]:
     """
     values = distribution.inverse_cdf(np.arange(POINTS, dtype=np.float64) / (POINTS - 1))
     if values.shape != (POINTS,):
-        raise ValueError(f"lam: the inverse CDF returned shape {values.shape} for {POINTS} points, expected ({POINTS},)")
+        raise ValueError(
+            f"lam: the inverse CDF returned shape {values.shape} for {POINTS} points, expected ({POINTS},)"
+        )
     if not np.all(np.isfinite(values)):
         raise ValueError("lam: the inverse CDF returned a value that is not finite")
     if values.min() < 0.0 or values.max() > 1.0:

@@ -170,9 +170,7 @@ def balance_attributes(lam: Any = None, labels: Labels = "mix", prior: Any = Non
     return _recipe("balance_attributes", "classes", lam, labels, build)
 
 
-def _recipe(
-    name: str, strata: Strata, lam: Any, labels: Labels, build: Callable[[GroupIndex], MixPolicy]
-) -> MixPolicy:
+def _recipe(name: str, strata: Strata, lam: Any, labels: Labels, build: Callable[[GroupIndex], MixPolicy]) -> MixPolicy:
     return MixPolicy(strata, lam=lam, labels=labels, name=name, recipe=build)
 
 
@@ -203,7 +201,7 @@ def _balance(groups: GroupIndex, lam: Any, labels: Literal["mix", "keep"], prior
         q = np.maximum((1.0 / attributes.size - mean * shares) / (1.0 - mean), 0.0)
         q[q < 1e-12] = 0.0
         for y, row in zip(classes, q, strict=True):
-            donors = sum(mass * _donors(groups, y, a) for a, mass in zip(attributes, row, strict=True))
+            donors = sum(mass * _donors(groups, int(y), int(a)) for a, mass in zip(attributes, row, strict=True))
             partner[groups.group_labels == y] = donors
     return MixPolicy("classes", None, partner, lam, labels, notes=notes, attribute_shares=given)
 

@@ -231,7 +231,9 @@ def _partner_weights(groups: GroupIndex, given: Any) -> FloatArray | None:
         matrix = np.zeros((count, count))
         for row, targets in given.items():
             if not isinstance(targets, Mapping):
-                raise TypeError(f"partner[{row!r}] must be a mapping from group to weight, got {type(targets).__name__}")
+                raise TypeError(
+                    f"partner[{row!r}] must be a mapping from group to weight, got {type(targets).__name__}"
+                )
             for column, value in targets.items():
                 matrix[group_number(groups, row, "partner"), group_number(groups, column, f"partner[{row!r}]")] = value
         given = matrix

@@ -22,7 +22,7 @@ def known_counts(groups: GroupIndex) -> NDArray[np.int64]:
         return counts
     attributes = groups.spurious_attributes
     if attributes is None:
-        np.add.at(counts, (groups.labels, 0), 1)
+        np.add.at(counts, (groups.labels, np.zeros_like(groups.labels)), 1)
     else:
         known = attributes >= 0
         np.add.at(counts, (groups.labels[known], attributes[known]), 1)

@@ -194,9 +194,7 @@ class MixLoader:
             tables.packed, tables.members, self.seed, self._start(step), None,
             batch.index, batch.partner, batch.lam, batch.group,
         )  # fmt: skip
-        implementation("mix_rows_out", "auto", cpu)(
-            source.features, batch.index, batch.partner, batch.lam, batch.input
-        )
+        implementation("mix_rows_out", "auto", cpu)(source.features, batch.index, batch.partner, batch.lam, batch.input)
         batch.label.copy_(self._labels[batch.index])
         keep = self.tables.keeps_labels
         batch.partner_label.copy_(batch.label if keep else self._labels[batch.partner])

@@ -54,9 +54,7 @@ class Prefetcher(Iterator[Batch]):
         self._position = 0
         self._thread: threading.Thread | None = None
         if prefetch > 0 and steps:
-            self._thread = threading.Thread(
-                target=_produce, args=(self._shared,), name="spurmix-prefetch", daemon=True
-            )
+            self._thread = threading.Thread(target=_produce, args=(self._shared,), name="spurmix-prefetch", daemon=True)
             self._thread.start()
         self._finalizer = weakref.finalize(self, self._shared.stop)
 

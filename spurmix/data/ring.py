@@ -41,9 +41,7 @@ def buffer(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = Fal
     return flat.view(shape)
 
 
-def batch_buffers(
-    batch: int, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, reusable: bool
-) -> Batch:
+def batch_buffers(batch: int, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, reusable: bool) -> Batch:
     """Buffers of one batch whose input has `shape`; `reusable` ones are worth huge pages."""
     full = (batch, *shape)
     if reusable:

@@ -54,7 +54,10 @@ class ImageSource:
             raise ValueError("images: the dataset is empty, need at least one image")
         channels = self.images.shape[3]
         self.mean = validate.normalisation(
-            mean if mean is not None else (IMAGENET_MEAN if channels == 3 else 0.5), "mean", channels, self.images.device
+            mean if mean is not None else (IMAGENET_MEAN if channels == 3 else 0.5),
+            "mean",
+            channels,
+            self.images.device,
         )
         self.std = validate.normalisation(
             std if std is not None else (IMAGENET_STD if channels == 3 else 0.5), "std", channels, self.images.device

@@ -38,7 +38,7 @@ def implementation(name: str, backend: str, device: torch.device) -> Callable[..
         return library.REFERENCE[name]
     if chosen == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
-    return getattr(_ops, name)  # type: ignore[no-any-return]
+    return getattr(_ops, name)
 
 
 def serving(device: str = "cpu") -> str:

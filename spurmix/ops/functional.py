@@ -42,7 +42,7 @@ _CPU = torch.device("cpu")
 class Draw(NamedTuple):
     """index, partner: int64 `[B]`; lam: float32 `[B]`, the weight of index, a multiple of 2^-24."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a field, not the method of tuple
     partner: Tensor
     lam: Tensor
 
@@ -55,7 +55,7 @@ class MixedImages(NamedTuple):
     label: Tensor
     partner_label: Tensor
     lam: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a field, not the method of tuple
     partner: Tensor
     group: Tensor
 
@@ -182,7 +182,9 @@ def mix_images(
         validate.tensor(flips, "flips", (torch.uint8, torch.bool), (batch, 2))
         flips = flips.contiguous()
     validate.same_device(device, boxes=boxes, flips=flips)
-    height, width = size if size is not None else (out.shape[2:] if out is not None and out.dim() == 4 else (rows, columns))
+    height, width = (
+        size if size is not None else (out.shape[2:] if out is not None and out.dim() == 4 else (rows, columns))
+    )
     if boxes is None and (height, width) != (rows, columns):
         raise ValueError(f"size {(height, width)} differs from the images' {(rows, columns)}, which needs boxes")
     if height < 1 or width < 1:
@@ -192,7 +194,7 @@ def mix_images(
         validate.output(out, (batch, channels, height, width), validate.FLOATS, device)
         return _into(out, implementation("mix_images_out", backend, device), *inputs)
     validate.float_dtype(dtype)
-    return _call(implementation("mix_images", backend, device), *inputs, height, width, dtype, channels_last)  # type: ignore[no-any-return]
+    return _call(implementation("mix_images", backend, device), *inputs, height, width, dtype, channels_last)
 
 
 def mix_image_batch(
@@ -289,7 +291,7 @@ def mix_rows(
         validate.no_grad_input(rows=rows, lam=lam)
         return _into(out, implementation("mix_rows_out", backend, rows.device), rows, index, partner, lam)
     kind = validate.float_dtype(dtype if dtype is not None else rows.dtype, allowed=_WIDE)
-    return _call(implementation("mix_rows", backend, rows.device), rows, index, partner, lam, kind)  # type: ignore[no-any-return]
+    return _call(implementation("mix_rows", backend, rows.device), rows, index, partner, lam, kind)
 
 
 def mix_labels(
@@ -324,7 +326,7 @@ def mix_labels(
         return _into(out, implementation("mix_labels_out", backend, label.device), label, partner_label, lam)
     kind = validate.float_dtype(dtype, allowed=_WIDE)
     function = implementation("mix_labels", backend, label.device)
-    return _call(function, label, partner_label, lam, num_classes, kind)  # type: ignore[no-any-return]
+    return _call(function, label, partner_label, lam, num_classes, kind)
 
 
 def _labels(label: Any, partner_label: Any, lam: Any, batch: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -384,7 +386,7 @@ def mixed_cross_entropy(
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         logits = logits.contiguous()
     function = implementation("mixed_cross_entropy", backend, logits.device)
-    return _call(function, logits, label, partner_label, lam, _REDUCTIONS[reduction], float(label_smoothing))[0]  # type: ignore[no-any-return]
+    return _call(function, logits, label, partner_label, lam, _REDUCTIONS[reduction], float(label_smoothing))[0]
 
 
 def group_counts(

@@ -16,25 +16,22 @@ from spurmix.ops.schema import SCHEMAS
 _library = torch.library.Library("spurmix", "DEF")
 
 
-def _draw_out(
-    tables: Tensor, members: Tensor, seed: int, start: int, counter: Tensor | None, *out: Tensor
-) -> None:
+def _draw_out(tables: Tensor, members: Tensor, seed: int, start: int, counter: Tensor | None, *out: Tensor) -> None:
     for target, value in zip(out, reference.draw(tables, members, seed, start, out[0].numel(), counter), strict=True):
         target.copy_(value)
 
 
-def _mix_images_out(images: Tensor, *args: Any) -> None:
-    *inputs, out = args
-    out.copy_(reference.mix_images(images, *inputs, out.shape[2], out.shape[3], out.dtype, False))
+def _mix_images_out(*args: Any) -> None:
+    inputs, out = args[:8], args[8]
+    mix: Callable[..., Tensor] = reference.mix_images
+    out.copy_(mix(*inputs, out.shape[2], out.shape[3], out.dtype, False))
 
 
 def _mix_image_batch_out(*args: Any) -> None:
-    *inputs, counter = args[:15]
-    out = args[15:]
+    inputs, counter, out = args[:14], args[14], args[15:]
     first = out[0]
-    made = reference.mix_image_batch(
-        *inputs, first.shape[0], first.shape[2], first.shape[3], first.dtype, False, counter
-    )
+    mix: Callable[..., tuple[Tensor, ...]] = reference.mix_image_batch
+    made = mix(*inputs, first.shape[0], first.shape[2], first.shape[3], first.dtype, False, counter)
     for target, value in zip(out, made, strict=True):
         target.copy_(value)
 
@@ -64,14 +61,14 @@ REFERENCE: dict[str, Callable[..., Any]] = {
 }
 
 
-def _fresh(
-    like: Tensor, shape: tuple[Any, ...], dtype: torch.dtype, channels_last: bool = False
-) -> Tensor:
+def _fresh(like: Tensor, shape: tuple[Any, ...], dtype: torch.dtype, channels_last: bool = False) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
 
 
-def _fake_draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None) -> Any:
+def _fake_draw(
+    tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None
+) -> Any:
     kinds = (torch.int64, torch.int64, torch.float32, torch.int64)
     return tuple(_fresh(tables, (count,), kind) for kind in kinds)
 
@@ -135,7 +132,9 @@ def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_rows = grad_lam = None
     if ctx.needs_input_grad[0]:
         grad_rows = torch.zeros(rows.shape, dtype=wide, device=rows.device)
-        grad_rows = grad_rows.index_add(0, index, weight * grad).index_add(0, partner, (1 - weight) * grad).to(rows.dtype)
+        grad_rows = (
+            grad_rows.index_add(0, index, weight * grad).index_add(0, partner, (1 - weight) * grad).to(rows.dtype)
+        )
     if ctx.needs_input_grad[3]:
         grad_lam = (grad * (rows[index].to(wide) - rows[partner].to(wide))).sum(dim=1).to(lam.dtype)
     return grad_rows, None, None, grad_lam, None

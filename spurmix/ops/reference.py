@@ -44,7 +44,9 @@ def _axis_taps(start: Tensor, extent: Tensor, size: int, out: int) -> tuple[Tens
 
 def _q16(boxes: Tensor) -> Tensor:
     limit = float(1 << 20)
-    return torch.round(torch.nan_to_num(boxes, nan=0.0, posinf=limit, neginf=-limit).clamp(-limit, limit).double() * 65536).long()
+    return torch.round(
+        torch.nan_to_num(boxes, nan=0.0, posinf=limit, neginf=-limit).clamp(-limit, limit).double() * 65536
+    ).long()
 
 
 def _sampled(images: Tensor, index: Tensor, box: Tensor | None, flip: Tensor | None, height: int, width: int) -> Tensor:

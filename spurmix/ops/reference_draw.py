@@ -139,7 +139,7 @@ def view_tables(tables: Tensor, members: Tensor) -> TableView:
 
 
 class Drawn(NamedTuple):
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a field, not the method of tuple
     partner: Tensor
     lam: Tensor
     group: Tensor
@@ -162,9 +162,7 @@ def _key(s: Tensor, cycle: Tensor, seed: int) -> tuple[Tensor, ...]:
     return philox(counter, (seed & M32, seed >> 32))
 
 
-def draw(
-    tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None
-) -> Drawn:
+def draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None) -> Drawn:
     """Samples start to start + count of the global sequence; DESIGN section 4, step by step."""
     view = view_tables(tables, members)
     if not 0 <= seed < 1 << 63:

@@ -17,7 +17,7 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
     return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def tensor(value: Any, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | None | str]) -> Tensor:
+def tensor(value: Any, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | str | None]) -> Tensor:
     """Check that `value` is a tensor of one of `dtypes` and of `shape` (None or a letter: any size)."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -45,7 +45,7 @@ def output(
         raise ValueError(f"{name} must be {layouts}, got strides {list(out.stride())}")
     if out.requires_grad:
         raise ValueError(f"{name} must not require grad: the op overwrites it")
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def same_device(device: torch.device, **tensors: Tensor | None) -> None:
@@ -66,7 +66,7 @@ def float_dtype(dtype: Any, name: str = "dtype", allowed: Sequence[torch.dtype] 
     """Check an output dtype."""
     if dtype not in allowed:
         raise TypeError(f"{name} must be {_names(allowed)}, got {dtype}")
-    return dtype  # type: ignore[no-any-return]
+    return dtype
 
 
 def sequence_position(seed: int, start: int, count: int) -> None:
@@ -90,7 +90,7 @@ def images(value: Any) -> Tensor:
         raise ValueError(f"images must have height, width and channels of 1 or more, got {list(value.shape)}")
     if value.shape[0] > 0 and value[0].stride() != (width * channels, channels, 1):
         raise ValueError("images: each image must be contiguous [H, W, C]; call .contiguous() or pass NHWC memory")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def normalisation(value: Any, name: str, channels: int, device: torch.device) -> Tensor:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import spurmix
-from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, policies
-from spurmix import _host
+from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, _host, policies
 from spurmix.core.tables import schedule, thresholds
 from spurmix.ops import functional, reference_draw
 from spurmix.ops.tables import draw_tables
@@ -40,9 +39,7 @@ def test_philox(vectors: dict[str, Any]) -> None:
 def test_permutations(vectors: dict[str, Any]) -> None:
     for case in vectors["permutations"]:
         p = torch.arange(len(case["out"]))
-        key = reference_draw._key(
-            torch.full_like(p, case["stratum"]), torch.full_like(p, case["cycle"]), case["seed"]
-        )
+        key = reference_draw._key(torch.full_like(p, case["stratum"]), torch.full_like(p, case["cycle"]), case["seed"])
         assert reference_draw.permute(p, torch.full_like(p, case["m"]), key).tolist() == case["out"]
         shared = _host.permute(p.numpy(), case["m"], case["seed"], case["stratum"], case["cycle"])
         assert shared.tolist() == case["out"]

@@ -74,6 +74,7 @@ def test_gradcheck(backend: str, rng: np.random.Generator) -> None:
     logits, *rest = batch(rng, 4, 5, torch.float64)
     logits.requires_grad_()
     for reduction in ("mean", "sum", "none"):
+
         def function(x: torch.Tensor, reduction: str = reduction) -> torch.Tensor:
             return F.mixed_cross_entropy(x, *rest, reduction=reduction, label_smoothing=0.1, backend=backend)
 
@@ -103,10 +104,12 @@ def test_extreme_logits(backend: str) -> None:
     label, partner_label = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 2, 1, 1])
     lam = torch.tensor([1.0, 0.5, 0.75, 0.5])
     loss = F.mixed_cross_entropy(logits, label, partner_label, lam, reduction="none", backend=backend)
-    expected = torch.stack([
-        -(w * torch.log_softmax(row, 0)[y] + (1 - w) * torch.log_softmax(row, 0)[z])
-        for row, y, z, w in zip(logits, label, partner_label, lam, strict=True)
-    ])
+    expected = torch.stack(
+        [
+            -(w * torch.log_softmax(row, 0)[y] + (1 - w) * torch.log_softmax(row, 0)[z])
+            for row, y, z, w in zip(logits, label, partner_label, lam, strict=True)
+        ]
+    )
     torch.testing.assert_close(loss, expected)
     assert math.isnan(float(F.mixed_cross_entropy(torch.tensor([[math.nan, 0.0]]), torch.tensor([0]), backend=backend)))
 

@@ -37,7 +37,10 @@ def model(images: np.ndarray, index: Any, partner: Any, lam: Any, boxes: Any, fl
             q = [int(np.rint(np.float64(v) * 65536)) for v in box]
             taps = []
             for start, extent, length, count in ((q[0], q[2], height, size[0]), (q[1], q[3], width, size[1])):
-                p = [min(max(start + (2 * j + 1) * extent // (2 * count) - 32768, 0), (length - 1) << 16) for j in range(count)]
+                p = [
+                    min(max(start + (2 * j + 1) * extent // (2 * count) - 32768, 0), (length - 1) << 16)
+                    for j in range(count)
+                ]
                 i0 = np.array([v >> 16 for v in p])
                 taps.append((i0, np.minimum(i0 + 1, length - 1), np.array([v & 65535 for v in p]) / 65536))
             (y0, y1, fy), (x0, x1, fx) = taps
@@ -71,7 +74,12 @@ SHAPES = [(1, 1, 1, 1), (3, 1, 17, 3), (4, 17, 1, 3), (5, 7, 9, 1), (3, 16, 16, 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("augment", ["none", "flip", "crop"])
 def test_mix_images(
-    backend: str, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, augment: str, rng: np.random.Generator
+    backend: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    augment: str,
+    rng: np.random.Generator,
 ) -> None:
     images = rng.integers(0, 256, shape, dtype=np.uint8)
     batch = 7
@@ -96,9 +104,7 @@ def test_mix_images(
                      flips.numpy() if flips is not None else None, size))  # fmt: skip
 
 
-@given(
-    st.integers(1, 40), st.integers(1, 40), st.integers(1, 4), st.integers(1, 30), st.integers(1, 70), st.randoms()
-)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4), st.integers(1, 30), st.integers(1, 70), st.randoms())
 def test_compiled_equals_reference_on_any_box(h: int, w: int, c: int, oh: int, ow: int, random: Any) -> None:
     rng = np.random.default_rng(random.randint(0, 2**32))
     images = torch.from_numpy(rng.integers(0, 256, (3, h, w, c), dtype=np.uint8))

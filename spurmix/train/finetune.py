@@ -1,0 +1,243 @@
+"""Fine-tuning on mixed batches, on Accelerate: precision, accumulation, clipping, schedules, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spurmix.data.batch import Batch
+from spurmix.data.loader import MixLoader
+from spurmix.ops import functional
+from spurmix.train import checkpoint
+from spurmix.train.models import head_of, logits_of, parameter_groups
+from spurmix.train.schedule import SCHEDULES, factor
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training left: optimizer steps made, the last loss, loss of every batch, seconds and examples a second."""
+
+    steps: int
+    loss: float
+    losses: tuple[float, ...]
+    seconds: float
+    rate: float
+
+
+def finetune(
+    model: nn.Module,
+    loader: MixLoader,
+    *,
+    optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "adamw",
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-2,
+    momentum: float = 0.9,
+    schedule: str = "cosine",
+    warmup: float = 0.0,
+    mixed_precision: str = "no",
+    accumulate: int = 1,
+    clip: float | None = None,
+    freeze: str = "none",
+    label_smoothing: float = 0.0,
+    output: str | Path | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Fine-tune `model` on the batches of `loader`, in place.
+
+    Args:
+        model: maps `batch.input` to logits: a tensor, an object with `.logits`, or a tuple that begins with them.
+        loader: decides data, order, batch size and number of batches.
+        optimizer: "adamw", "sgd", or a function of parameter groups. Biases and norms do not decay.
+        schedule: "cosine", "one_cycle", "linear" or "constant", stepped on optimizer steps; warmup is a share of them.
+        mixed_precision: "no", "bf16" or "fp16".
+        accumulate: batches per optimizer step; an incomplete last group makes a step of its own, scaled correctly.
+        clip: largest gradient norm.
+        freeze: "backbone" trains the head only (see `models.head_of`), the rest stays in evaluation mode.
+        output: folder for `metrics.jsonl` and `checkpoints/`; `save_every`: batches between checkpoints (default: one
+            at the end); keep: how many stay; resume: continue from the newest sound one.
+        progress: show a progress bar; default: on a terminal.
+
+    Raises:
+        ValueError: for bad arguments, a folder that cannot be written, a loss that is not finite, checkpoints that are
+            damaged or of another run.
+    """
+    _check(schedule, mixed_precision, accumulate, freeze, clip, save_every, keep)
+    folder = Path(output) if output is not None else None
+    if folder is None and (resume or save_every):
+        raise ValueError("output: a folder is needed for checkpoints")
+    if folder is not None:
+        checkpoint.check_writable(folder)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=loader.device.type == "cpu")
+    frozen = _freeze(model, freeze)
+    optim = _optimizer(model, optimizer, learning_rate, weight_decay, momentum)
+    model, optim = accelerator.prepare(model, optim)
+    plain = accelerator.unwrap_model(model)
+
+    settings = {"schedule": schedule, "accumulate": accumulate, "steps": len(loader), "learning_rate": learning_rate}
+    run = checkpoint.identity(plain, loader.fingerprint(), settings)
+    losses: list[float] = []
+    if resume and folder is not None:
+        state = checkpoint.load_latest(folder / "checkpoints", run)
+        if state is not None:
+            plain.load_state_dict(state["model"])
+            optim.load_state_dict(state["optimizer"])
+            checkpoint.set_rng_state(state["rng"])
+            loader.load_state_dict(state["loader"])
+            losses = list(state["losses"])
+
+    def save() -> None:
+        assert folder is not None
+        state = {
+            "model": plain.state_dict(),
+            "optimizer": optim.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "loader": loader.state_dict(),
+            "losses": losses,
+        }
+        checkpoint.save(folder / "checkpoints", loader.step, run, state, keep)
+
+    was_training = model.training
+    model.train()
+    for module in frozen:
+        module.eval()
+    total, began, first = len(loader), time.perf_counter(), loader.step
+    optimizer_steps = math.ceil(total / accumulate)
+    if first >= total:
+        return TrainResult(optimizer_steps, losses[-1] if losses else math.nan, tuple(losses), 0.0, 0.0)
+    with _Metrics(folder, first, accelerator.is_main_process) as metrics:
+        for batch in _progress(loader, progress):
+            step = loader.step - 1
+            group_start = step - step % accumulate
+            group = min(accumulate, total - group_start)
+            rate = learning_rate * factor(schedule, step // accumulate, optimizer_steps, warmup)
+            for parameters in optim.param_groups:
+                parameters["lr"] = rate
+            batch = batch.to(accelerator.device)
+            loss = _loss(model, batch, accelerator, label_smoothing)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise ValueError(f"the loss is {value} at step {step}; lower the learning rate or check the data")
+            accelerator.backward(loss / group)
+            if (step + 1) % accumulate == 0 or step + 1 == total:
+                if clip is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), clip)
+                optim.step()
+                optim.zero_grad(set_to_none=True)
+            losses.append(value)
+            metrics.write(step, value, rate, len(batch))
+            at_boundary = (step + 1) % accumulate == 0 or step + 1 == total
+            due = save_every is not None and (step + 1) % save_every == 0 and at_boundary
+            if folder is not None and accelerator.is_main_process and (due or step + 1 == total):
+                save()
+    model.train(was_training)
+    seconds = time.perf_counter() - began
+    return TrainResult(
+        optimizer_steps, losses[-1], tuple(losses), seconds, (total - first) * loader.batch_size / seconds
+    )
+
+
+def _check(
+    schedule: str, precision: str, accumulate: int, freeze: str, clip: float | None, save_every: int | None, keep: int
+) -> None:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f'mixed_precision must be "no", "bf16" or "fp16", got {precision!r}')
+    if freeze not in ("none", "backbone"):
+        raise ValueError(f'freeze must be "none" or "backbone", got {freeze!r}')
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be positive, got {clip!r}")
+    for name, value in (("accumulate", accumulate), ("save_every", save_every), ("keep", keep)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _freeze(model: nn.Module, freeze: str) -> list[nn.Module]:
+    """Freeze all but the head; the modules that must stay in evaluation mode."""
+    if freeze == "none":
+        return []
+    inside = set(head_of(model).modules())
+    trained = {p for module in inside for p in module.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in trained)
+    return [m for m in model.modules() if m not in inside and not inside.intersection(m.modules())]
+
+
+def _optimizer(model: nn.Module, kind: Any, learning_rate: float, weight_decay: float, momentum: float) -> Any:
+    groups = parameter_groups(model, weight_decay)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+    if callable(kind):
+        return kind(groups)
+    raise ValueError(f'optimizer must be "adamw", "sgd" or a function of parameter groups, got {kind!r}')
+
+
+def _loss(model: nn.Module, batch: Batch, accelerator: Any, label_smoothing: float) -> Tensor:
+    with accelerator.autocast():
+        logits = logits_of(model(batch.input))
+    return functional.mixed_cross_entropy(
+        logits, batch.label, batch.partner_label, batch.lam, label_smoothing=label_smoothing
+    )
+
+
+def _progress(loader: MixLoader, progress: bool | None) -> Iterator[Batch]:
+    """The loader's batches, with a bar that shows rate and time left where somebody watches."""
+    shown = sys.stderr.isatty() if progress is None else progress
+    if not shown:
+        yield from loader
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task("training", total=len(loader), completed=loader.step, rate="")
+        began, first = time.perf_counter(), loader.step
+        for batch in loader:
+            yield batch
+            speed = (loader.step - first) * loader.batch_size / (time.perf_counter() - began)
+            bar.update(task, completed=loader.step, rate=f"{speed:,.0f} examples/s")
+
+
+class _Metrics:
+    """`metrics.jsonl`: a line a batch; lines of batches that a resumed run makes again are dropped."""
+
+    def __init__(self, folder: Path | None, step: int, main: bool) -> None:
+        self.path = folder / "metrics.jsonl" if folder is not None and main else None
+        self.step = step
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> _Metrics:
+        if self.path is not None:
+            lines = self.path.read_text().splitlines(keepends=True)[: self.step] if self.path.exists() else []
+            temporary = self.path.with_suffix(f".{os.getpid()}")
+            temporary.write_text("".join(lines))
+            temporary.replace(self.path)
+            self.file = self.path.open("a", buffering=1)
+        return self
+
+    def write(self, step: int, loss: float, rate: float, examples: int) -> None:
+        if self.path is not None:
+            seconds = round(time.perf_counter() - self.began, 4)
+            row = {"step": step, "loss": loss, "learning_rate": rate, "examples": examples, "seconds": seconds}
+            self.file.write(json.dumps(row) + "\n")
+
+    def __exit__(self, *_: object) -> None:
+        if self.path is not None:
+            self.file.close()
