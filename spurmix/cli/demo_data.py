@@ -18,6 +18,7 @@ CLASS_NAMES = ("digit 0-4", "digit 5-9")
 ATTRIBUTE_NAMES = ("temple", "flower")
 TRAIN_COPIES = 4
 TEST_PER_GROUP = 250
+DIM = 0.7  # brightness of backgrounds: darker ones make the digit easier to see
 HELD_OUT = 500  # digits that only the test set shows
 
 
@@ -57,19 +58,19 @@ def load(seed: int) -> tuple[Split, Split]:
 def _render(
     digits: NDArray[Any], attribute: NDArray[Any], photographs: list[NDArray[np.uint8]], rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Each 8 x 8 digit, enlarged to 24 x 24, drawn at a random place over a random crop of its photograph."""
+    """Each 8 x 8 digit, enlarged to 24 x 24, drawn near the middle of a random crop of its photograph."""
     out = np.empty((len(digits), SIZE, SIZE, 3), dtype=np.uint8)
     for i, (digit, a) in enumerate(zip(digits, attribute, strict=True)):
         photograph = photographs[a]
         step = 3  # every third pixel, so that a crop shows something of the scene
         top = rng.integers(0, photograph.shape[0] - SIZE * step)
         left = rng.integers(0, photograph.shape[1] - SIZE * step)
-        scene = photograph[top : top + SIZE * step : step, left : left + SIZE * step : step].astype(np.float32)
+        scene = DIM * photograph[top : top + SIZE * step : step, left : left + SIZE * step : step].astype(np.float32)
         ink = np.zeros((SIZE, SIZE, 1), dtype=np.float32)
-        y, x = rng.integers(0, SIZE - 24 + 1, 2)
+        y, x = rng.integers(2, 7, 2)
         ink[y : y + 24, x : x + 24, 0] = _enlarged(digit / 16.0)
-        colour = rng.uniform(170, 255)
-        out[i] = np.clip(scene * (1 - 0.85 * ink) + colour * 0.85 * ink, 0, 255)
+        colour = rng.uniform(200, 255)
+        out[i] = np.clip(scene * (1 - ink) + colour * ink, 0, 255)
     return out
 
 

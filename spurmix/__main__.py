@@ -1,0 +1,5 @@
+"""`python -m spurmix`."""
+
+from spurmix.cli.app import main
+
+main()

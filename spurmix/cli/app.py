@@ -1,0 +1,101 @@
+"""The command line. Errors are one message; SPURMIX_TRACEBACK=1 shows where they come from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spurmix._version import __version__
+
+app = typer.Typer(
+    name="spurmix", pretty_exceptions_enable=False, help="Group-balanced sampling and mixing to debias models.", no_args_is_help=True, add_completion=False
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"spurmix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def versions() -> dict[str, str]:
+    """Versions of what matters here, "absent" where a package is not installed."""
+    found = {"spurmix": __version__, "python": platform.python_version()}
+    for name in ("numpy", "torch", "transformers", "accelerate", "onnx", "onnxruntime", "scikit-learn"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@app.command()
+def info() -> None:
+    """Show backends, the state of the compiled modules, and versions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from spurmix import _build_stamp
+
+    table = Table("what", "state")
+    for name, state in _build_stamp.status().items():
+        table.add_row(f"module {name}", state)
+    try:
+        import torch
+
+        from spurmix.ops import backends, schema
+
+        names = sorted({s.split("(", 1)[0] for s in schema.SCHEMAS if "_out(" not in s and "_backward(" not in s})
+        for name in names:
+            table.add_row(f"op {name} on the CPU", backends.serving())
+        if backends.serving() == "cpu":
+            from spurmix import _C
+
+            table.add_row("instruction set", _C.isa())
+        table.add_row("threads", str(torch.get_num_threads()))
+    except ModuleNotFoundError as error:
+        table.add_row("ops", f"need the package {error.name!r}: pip install 'spurmix[train]'")
+    for name, version in versions().items():
+        table.add_row(name, version)
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report, the pictures and model.onnx.")] = Path("demo-out"),
+    policy: Annotated[str, typer.Option(help="Policy that debiases.")] = "balance_attributes",
+    model: Annotated[str, typer.Option(help='"small" or "resnet50".')] = "small",
+    seed: Annotated[int, typer.Option(help="Seed of data, weights and draws.", min=0)] = 0,
+    pretrain_epochs: Annotated[float, typer.Option(help="Passes of plain training.", min=0.01)] = 4.0,
+    debias_epochs: Annotated[float, typer.Option(help="Passes of debiasing.", min=0.01)] = 12.0,
+) -> None:
+    """Pre-train a biased model on real images, debias it, export it to ONNX, and report accuracy per group."""
+    from spurmix.cli.demo import run
+
+    run(out, policy=policy, model_name=model, seed=seed, epochs=(pretrain_epochs, debias_epochs))
+
+
+def main() -> None:
+    """Entry point of the command `spurmix`."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        if os.environ.get("SPURMIX_TRACEBACK"):
+            raise
+        print(f"spurmix: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, (ValueError, TypeError)) else 1)

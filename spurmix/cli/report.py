@@ -1,0 +1,123 @@
+"""Pictures, page and terminal table of the demo. Every file appears by rename."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spurmix.data.batch import Batch
+from spurmix.data.sources import ImageSource
+from spurmix.train.metrics import Evaluation
+
+PICTURES = ("accuracy.png", "samples.png", "audit.png")
+GREY, BLUE = "#9aa5b1", "#2563eb"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file by rename."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.png")
+    figure.savefig(temporary, dpi=130, bbox_inches="tight")
+    temporary.replace(path)
+
+
+def draw(
+    out: Path,
+    before: Evaluation,
+    after: Evaluation,
+    residuals: dict[str, float],
+    raw: float,
+    source: ImageSource,
+    sample: Batch,
+) -> None:
+    """Write accuracy.png, audit.png and samples.png into `out`."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError("the demo needs the package 'matplotlib': pip install 'spurmix[demo]'") from error
+
+    figure = Figure(figsize=(7, 3.6))
+    axes = figure.subplots()
+    x = np.arange(len(before.groups))
+    for shift, evaluation, name, colour in ((-0.2, before, "ERM", GREY), (0.2, after, "debiased", BLUE)):
+        value = np.array([g.accuracy for g in evaluation.groups])
+        low, high = (np.array([getattr(g, side) for g in evaluation.groups]) for side in ("low", "high"))
+        error = np.maximum(0, [value - low, high - value])
+        axes.bar(x + shift, value, 0.38, color=colour, label=name, yerr=error, capsize=3, ecolor="#444444")
+    axes.set_xticks(x, [g.name.replace(", ", "\n") for g in before.groups])
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("accuracy (95% interval)")
+    axes.legend(loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, out / "accuracy.png")
+
+    figure = Figure(figsize=(7, 3.4))
+    axes = figure.subplots()
+    names = list(residuals)[::-1]
+    values = [residuals[n] for n in names]
+    axes.barh(names, values, color=BLUE)
+    for k, v in enumerate(values):
+        axes.text(v + 0.01, k, f"{v:.3f}", va="center", fontsize=8)
+    axes.axvline(raw, color=GREY, linestyle="--", label=f"raw data: {raw:.3f}")
+    axes.set_xlim(0, 1.1)
+    axes.set_xlabel("correlation of class and background left after mixing")
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, out / "audit.png")
+
+    figure = Figure(figsize=(9, 5.2))
+    mean, std = source.mean.view(1, -1, 1, 1), source.std.view(1, -1, 1, 1)
+    pixels = (sample.input * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    for k, axes in enumerate(figure.subplots(2, 8).flat):
+        lam, y, z = float(sample.lam[k]), int(sample.label[k]), int(sample.partner_label[k])
+        axes.imshow(pixels[k])
+        axes.set_title(f"{lam:.2f} of class {y}\n{1 - lam:.2f} of class {z}", fontsize=8)
+        axes.axis("off")
+    figure.subplots_adjust(hspace=0.0)
+    _save(figure, out / "samples.png")
+
+
+def write_html(out: Path, result: dict[str, Any], before: Evaluation, after: Evaluation, audit: str) -> None:
+    """Write report.html, one file with the pictures inside."""
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise ImportError("the demo needs the package 'jinja2': pip install 'spurmix[demo]'") from error
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("spurmix.cli"), autoescape=True)
+    pictures = {Path(n).stem: base64.b64encode((out / n).read_bytes()).decode() for n in PICTURES}
+    page = environment.get_template("report.html.j2").render(
+        result=result, pairs=list(zip(before.groups, after.groups, strict=True)), before=before, after=after,
+        audit=audit, pictures=pictures,
+    )  # fmt: skip
+    write_text(out / "report.html", page)
+
+
+def print_table(out: Path, before: Evaluation, after: Evaluation, result: dict[str, Any]) -> None:
+    """The result, on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("group", "examples", "ERM", "debiased", title="accuracy on the test set")
+    for old, new in zip(before.groups, after.groups, strict=True):
+        table.add_row(old.name, str(old.count), f"{100 * old.accuracy:.1f}%", f"{100 * new.accuracy:.1f}%")
+    table.add_section()
+    for name in ("worst_group", "average", "adjusted_average"):
+        old_value, new_value = getattr(before, name), getattr(after, name)
+        table.add_row(name.replace("_", " "), "", f"{100 * old_value:.1f}%", f"{100 * new_value:.1f}%")
+    console = Console()
+    console.print(table)
+    onnx = result["onnx"]
+    console.print(
+        f"model.onnx agrees with the model: max |logit difference| {onnx['max_abs_logit_diff']:.1e}, "
+        f"{onnx['argmax_flips']} flips, worst group {100 * onnx['worst_group']:.1f}%"
+    )
+    console.print(f"{result['seconds']} s; see {out / 'report.html'}", soft_wrap=True)
