@@ -14,7 +14,11 @@ import typer
 from spurmix._version import __version__
 
 app = typer.Typer(
-    name="spurmix", pretty_exceptions_enable=False, help="Group-balanced sampling and mixing to debias models.", no_args_is_help=True, add_completion=False
+    name="spurmix",
+    pretty_exceptions_enable=False,
+    help="Group-balanced sampling and mixing to debias models.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 
@@ -26,7 +30,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 

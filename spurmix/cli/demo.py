@@ -47,7 +47,8 @@ def partly_known(split: demo_data.Split, seed: int) -> tuple[GroupIndex, list[li
 def all_policies(groups: GroupIndex, prior: list[list[float]]) -> dict[str, MixPolicy]:
     """Every method with arguments that suit the demo; examples of unknown attribute take part where a method lets them.
 
-    mixpro takes the background "flower" as its target set; upweight triples the groups whose background contradicts the class.
+    mixpro takes the background "flower" as its target set; upweight triples the groups whose background contradicts
+    the class.
     """
     rare = {(0, 1): 3.0, (1, 0): 3.0}
     return {

@@ -51,8 +51,8 @@ def draw(
     for shift, evaluation, name, colour in ((-0.2, before, "ERM", GREY), (0.2, after, "debiased", BLUE)):
         value = np.array([g.accuracy for g in evaluation.groups])
         low, high = (np.array([getattr(g, side) for g in evaluation.groups]) for side in ("low", "high"))
-        error = np.maximum(0, [value - low, high - value])
-        axes.bar(x + shift, value, 0.38, color=colour, label=name, yerr=error, capsize=3, ecolor="#444444")
+        whiskers = np.maximum(0, [value - low, high - value])
+        axes.bar(x + shift, value, 0.38, color=colour, label=name, yerr=whiskers, capsize=3, ecolor="#444444")
     axes.set_xticks(x, [g.name.replace(", ", "\n") for g in before.groups])
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("accuracy (95% interval)")

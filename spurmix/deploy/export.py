@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import json
 import logging
 import os
@@ -56,6 +57,9 @@ class ExportReport:
 
 class _WithPreprocessing(nn.Module):
     """uint8 `[B, H, W, C]` -> logits: the normalisation of the loader, then the model."""
+
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, model: nn.Module, source: ImageSource) -> None:
         super().__init__()
@@ -197,7 +201,7 @@ def _prove(
     array = inputs.numpy() if isinstance(data, ImageSource) else inputs.float().numpy()
     # An odd first batch of one example, so that the batch dimension is proven to be free.
     cuts = [0, 1, *range(1 + batch_size, len(data), batch_size), len(data)]
-    parts = [predictor.predict(array[a:b]) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    parts = [predictor.predict(array[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
     actual = np.concatenate(parts)
     difference = float(np.abs(actual - expected).max())
     if not difference <= tolerance:
