@@ -1,0 +1,231 @@
+"""MixLoader: world sizes, resume, the ring's lifetime rule, errors, flat memory."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, policies
+from spurmix.ops import functional as F
+
+RNG = np.random.default_rng(3)
+LABELS, ATTRIBUTES = RNG.integers(0, 3, 90), RNG.integers(-1, 2, 90)
+IMAGES = RNG.integers(0, 256, (90, 8, 7, 3), dtype=np.uint8)
+FEATURES = RNG.standard_normal((90, 5)).astype(np.float32)
+GROUPS = GroupIndex(LABELS, ATTRIBUTES)
+
+
+def loader(source: Any = IMAGES, **options: Any) -> MixLoader:
+    arguments: dict[str, Any] = dict(steps=6, seed=4)
+    return MixLoader(
+        source, GROUPS, options.pop("policy", policies.mixup()), options.pop("batch", 24), **arguments | options
+    )
+
+
+def collect(batches: Any) -> list[torch.Tensor]:
+    made = [b.clone() for b in batches]
+    return [torch.cat(parts) for parts in zip(*(b.tensors() for b in made), strict=True)]
+
+
+@pytest.mark.parametrize("source", [IMAGES, FEATURES], ids=["images", "features"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_ranks_concatenate_to_one_sequence(source: Any, world_size: int, prefetch: int) -> None:
+    whole = [b.clone() for b in loader(source)]
+    ranks = [
+        [b.clone() for b in loader(source, rank=r, world_size=world_size, prefetch=prefetch)] for r in range(world_size)
+    ]
+    for step, batch in enumerate(whole):
+        joined = [torch.cat(parts) for parts in zip(*(r[step].tensors() for r in ranks), strict=True)]
+        for a, b in zip(batch.tensors(), joined, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("source", [IMAGES, FEATURES], ids=["images", "features"])
+def test_batches_are_what_draw_and_mix_say(source: Any) -> None:
+    index, partner, lam = F.draw(GROUPS, policies.mixup(), seed=4, start=0, count=6 * 24)
+    got = collect(loader(source))
+    assert torch.equal(got[4], index)
+    assert torch.equal(got[5], partner)
+    assert torch.equal(got[3], lam)
+    assert got[1].tolist() == LABELS[index].tolist()
+    assert got[2].tolist() == LABELS[partner].tolist()
+    assert got[6].tolist() == GROUPS.group_ids()[index].tolist()
+    made = ImageSource(source) if source.ndim == 4 else FeatureSource(source)
+    weight = lam.view(-1, *[1] * (got[0].dim() - 1))
+    expected = weight * made.gather(index) + (1 - weight) * made.gather(partner)
+    torch.testing.assert_close(got[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_resume_at_any_step(at: int) -> None:
+    whole = [b.clone() for b in loader()]
+    first = loader()
+    for k, _ in enumerate(iter(first)):
+        if k + 1 == at:
+            break
+    state = first.state_dict() if at else loader().state_dict()
+    assert state["step"] == at
+    second = loader()
+    second.load_state_dict(state)
+    rest = [b.clone() for b in second] if at < 6 else []
+    assert len(rest) == 6 - at
+    for a, b in zip(whole[at:], rest, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+
+
+def test_a_state_of_another_sequence_says_what_differs() -> None:
+    state = loader().state_dict()
+    for other, word in (
+        (loader(seed=5), "seed"),
+        (loader(batch=48), "batch_size"),
+        (loader(policy=policies.lisa()), "policy"),
+    ):
+        with pytest.raises(ValueError, match=f"different: {word} "):
+            other.load_state_dict(state)
+    other_groups = MixLoader(IMAGES, GroupIndex(LABELS), policies.mixup(), 24, steps=6, seed=4)
+    with pytest.raises(ValueError, match="different: groups "):
+        other_groups.load_state_dict(state)
+    with pytest.raises(ValueError, match="state_dict"):
+        loader().load_state_dict({"step": 3})
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+def test_buffers_stay_valid_for_prefetch_further_batches_and_are_reused(prefetch: int) -> None:
+    held: list[tuple[Any, Any]] = []
+    pointers = set()
+    for batch in loader(steps=40, prefetch=prefetch):
+        held = [*held, (batch, batch.clone())][-(prefetch + 1) :]
+        pointers.add(batch.input.data_ptr())
+        for kept, copy in held:
+            assert all(torch.equal(a, b) for a, b in zip(kept.tensors(), copy.tensors(), strict=True))
+    assert len(pointers) == 2 * prefetch + 1
+
+
+def test_restarting_keeps_held_batches_valid() -> None:
+    batches = loader(prefetch=2)
+    first = next(iter(batches))
+    copy = first.clone()
+    for _ in range(3):
+        batches.set_step(0)
+        next(iter(batches))
+        assert torch.equal(first.input, copy.input)
+        first, copy = (b := next(iter(batches))), b.clone()
+
+
+def test_refilling_a_buffer_under_autograd_is_an_error() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    batches = iter(loader(prefetch=0))
+    loss = (next(batches).input * weight).sum()
+    next(batches)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_copy_hands_out_fresh_memory() -> None:
+    batches = list(loader(copy=True))
+    assert len({b.input.data_ptr() for b in batches}) == 6
+
+
+def test_length_progress_and_restart() -> None:
+    batches = loader(steps=None, epochs=2)
+    assert len(batches) == 8  # 180 samples, rounded up
+    assert len(loader(steps=None)) == 4
+    seen = sum(1 for _ in batches)
+    assert (seen, batches.step) == (8, 8)
+    assert sum(1 for _ in batches) == 8
+    batches.set_step(6)
+    assert sum(1 for _ in batches) == 2
+
+
+def test_half_precision_channels_last_and_augmentation() -> None:
+    batch = next(iter(loader(dtype=torch.bfloat16, channels_last=True, augment=F.Augment(size=5))))
+    assert batch.input.shape == (24, 3, 5, 5)
+    assert batch.input.dtype == torch.bfloat16
+    assert batch.input.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_maps(tmp_path: Any) -> None:
+    np.save(tmp_path / "x.npy", IMAGES)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for a, b in zip(loader(mapped), loader(), strict=True):
+        assert torch.equal(a.input, b.input)
+
+
+def test_errors_of_the_producer_reach_the_consumer_and_threads_end() -> None:
+    broken = loader(steps=50)
+    batches = iter(broken)
+    next(batches)
+    broken.tables.packed[0] += 1
+    try:
+        with pytest.raises(RuntimeError, match="tables"):
+            list(batches)
+    finally:
+        broken.tables.packed[0] -= 1
+    abandoned = iter(loader(steps=50))
+    next(abandoned)
+    del abandoned
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "spurmix-prefetch":
+            thread.join(timeout=5)
+            assert not thread.is_alive()
+
+
+def test_memory_stays_flat() -> None:
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    batches = loader(steps=2200)
+    before = 0
+    for k, _ in enumerate(batches):
+        if k == 200:
+            before = resident()
+    assert resident() - before < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        (dict(batch=0), ValueError, "batch_size must be 1 or more"),
+        (dict(batch=24.0), TypeError, "batch_size must be an integer"),
+        (dict(batch=25, world_size=2), ValueError, "not divisible by world_size 2"),
+        (dict(rank=2, world_size=2), ValueError, "rank must lie in"),
+        (dict(rank=-1), ValueError, "rank must be 0"),
+        (dict(world_size=0), ValueError, "world_size must be 1"),
+        (dict(steps=0), ValueError, "steps must be 1"),
+        (dict(epochs=1), ValueError, "give one of them"),
+        (dict(steps=None, epochs=-1), ValueError, "epochs must be a positive"),
+        (dict(seed=-1), ValueError, "seed must be 0"),
+        (dict(prefetch=-1), ValueError, "prefetch must be 0"),
+        (dict(dtype=torch.int32), TypeError, "dtype must be"),
+        (dict(augment="flip"), TypeError, "augment must be"),
+        (dict(source=IMAGES[:5]), ValueError, "source has 5 examples, the groups have 90"),
+        (dict(source=IMAGES.astype(np.float32)), ValueError, "features must have shape"),
+        (dict(source=IMAGES.tolist()), TypeError, "source must be a tensor"),
+        (dict(source=LABELS), TypeError, "source must hold uint8 images"),
+        (dict(source=FEATURES, augment=F.Augment()), ValueError, "augment is for images"),
+        (dict(policy="erm"), TypeError, "policy must be a MixPolicy"),
+    ],
+)
+def test_bad_input(options: dict, error: type, text: str) -> None:
+    with pytest.raises(error) as caught:
+        loader(**options)
+    assert text in str(caught.value)
+
+
+def test_bad_sources() -> None:
+    for call, text in [
+        (lambda: ImageSource(IMAGES[:0]), "empty"),
+        (lambda: ImageSource(IMAGES, mean=(0.5, 0.5)), "mean has 2 entries for images of 3 channels"),
+        (lambda: FeatureSource(FEATURES[:, :0]), "at least one example"),
+        (lambda: loader().set_step(7), "step must lie in"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            call()

@@ -1,0 +1,213 @@
+"""Fine-tuning, checkpoints, evaluation, models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from spurmix import GroupIndex, MixLoader, evaluate, finetune, models, policies
+from spurmix.train import metrics
+from spurmix.train.schedule import factor
+
+RNG = np.random.default_rng(8)
+LABELS, ATTRIBUTES = RNG.integers(0, 2, 120), RNG.integers(0, 2, 120)
+FEATURES = (RNG.standard_normal((120, 6)) + 2 * LABELS[:, None]).astype(np.float32)
+GROUPS = GroupIndex(LABELS, ATTRIBUTES)
+
+
+def network(dropout: float = 0.5) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 2))
+
+
+def loader(**options: Any) -> MixLoader:
+    arguments: dict[str, Any] = dict(steps=11, seed=2)
+    return MixLoader(FEATURES, GROUPS, policies.lisa(), options.pop("batch", 24), **arguments | options)
+
+
+def parameters(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(parameters(a), parameters(b), strict=True))
+
+
+def test_it_learns_and_writes_metrics(tmp_path: Path) -> None:
+    model = network()
+    result = finetune(model, loader(steps=60), learning_rate=3e-2, output=tmp_path)
+    assert result.losses[-1] < result.losses[0]
+    assert evaluate(model, FEATURES, GROUPS).average > 0.9
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(60))
+    assert rows[-1]["loss"] == result.loss
+
+
+@pytest.mark.parametrize("at", [4, 8])
+def test_resume_is_bit_identical(tmp_path: Path, at: int) -> None:
+    whole = network()
+    options: Any = dict(save_every=4, keep=9, accumulate=2, clip=1.0)
+    finetune(whole, loader(), output=tmp_path / "a", **options)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for path in (tmp_path / "b" / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > at:
+            shutil.rmtree(path)
+    resumed = network()
+    torch.manual_seed(99)
+    result = finetune(resumed, loader(), output=tmp_path / "b", resume=True, **options)
+    assert same(whole, resumed)
+    assert len(result.losses) == 11
+    assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == 11
+
+
+def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
+    whole = network()
+    finetune(whole, loader(), output=tmp_path, save_every=4)
+    newest, older = sorted((tmp_path / "checkpoints").iterdir(), reverse=True)
+    file = newest / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-20])
+    resumed = network()
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        finetune(resumed, loader(), output=tmp_path, save_every=4, resume=True)
+    assert same(whole, resumed)
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "state.json").write_text("{")
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="no checkpoint in .* is sound"):
+        finetune(network(), loader(), output=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_run_is_an_error(tmp_path: Path) -> None:
+    finetune(network(), loader(), output=tmp_path)
+    with pytest.raises(ValueError, match="another run; different: seed"):
+        finetune(network(), loader(seed=3), output=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="different: model"):
+        finetune(nn.Linear(6, 2), loader(), output=tmp_path, resume=True)
+
+
+def test_accumulation_equals_the_large_batch() -> None:
+    small, large = network(0.0), network(0.0)
+    finetune(small, loader(batch=12, steps=8), accumulate=4, optimizer="sgd", learning_rate=0.1)
+    finetune(large, loader(batch=48, steps=2), optimizer="sgd", learning_rate=0.1)
+    for a, b in zip(parameters(small), parameters(large), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_incomplete_accumulation_is_flushed_at_its_own_scale() -> None:
+    tail, plain = network(0.0), network(0.0)
+    options: Any = dict(optimizer="sgd", learning_rate=0.1, schedule="constant", momentum=0.0)
+    finetune(tail, loader(batch=24, steps=1), accumulate=4, **options)
+    finetune(plain, loader(batch=24, steps=1), **options)
+    assert same(tail, plain)
+
+
+def test_freeze_trains_the_head_only() -> None:
+    model = models.small_resnet(2, width=4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    images = RNG.integers(0, 256, (120, 16, 16, 3), dtype=np.uint8)
+    finetune(model, MixLoader(images, GROUPS, policies.erm(), 24, steps=3), freeze="backbone")
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all(k.startswith("classifier") for k in changed)
+
+
+def test_schedules() -> None:
+    assert factor("constant", 5, 10, 0) == 1
+    assert factor("linear", 5, 10, 0) == 0.5
+    assert factor("cosine", 0, 10, 0) == 1
+    assert factor("cosine", 5, 10, 0) == pytest.approx(0.5)
+    assert [factor("linear", k, 10, 0.2) for k in range(3)] == [0.5, 1, 1]
+    cycle = [factor("one_cycle", k, 100, 0) for k in range(100)]
+    assert int(np.argmax(cycle)) in (29, 30)
+    assert min(cycle) >= 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (dict(schedule="step"), "schedule"),
+        (dict(optimizer="lamb"), "optimizer"),
+        (dict(mixed_precision="fp8"), "mixed_precision"),
+        (dict(accumulate=0), "accumulate"),
+        (dict(freeze="head"), "freeze"),
+        (dict(clip=0.0), "clip"),
+        (dict(resume=True), "output"),
+    ],
+)
+def test_bad_options(options: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        finetune(network(), loader(), **options)
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write into"):
+        finetune(network(), loader(), output=tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_names_the_step() -> None:
+    model = network()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="the loss is nan at step 0"):
+        finetune(model, loader())
+
+
+def test_bf16_trains() -> None:
+    assert np.isfinite(finetune(network(), loader(), mixed_precision="bf16").loss)
+
+
+def test_evaluation_against_a_count_by_hand() -> None:
+    model = network().train()
+    result = evaluate(model, FEATURES, GROUPS, batch_size=50)
+    assert model.training
+    model.eval()
+    right = (model(torch.from_numpy(FEATURES)).argmax(1).numpy() == LABELS).astype(float)
+    for row in result.groups:
+        mine = right[(row.label == LABELS) & (row.attribute == ATTRIBUTES)]
+        assert (row.count, row.accuracy) == (mine.size, pytest.approx(mine.mean()))
+        interval = stats.binomtest(row.correct, row.count).proportion_ci(method="wilson")
+        assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
+    assert result.worst_group == min(r.accuracy for r in result.groups)
+    assert result.average == pytest.approx(right.mean())
+    train = GroupIndex([0] * 90 + [1] * 10, [0] * 80 + [1] * 10 + [1] * 10)
+    adjusted = evaluate(model, FEATURES, GROUPS, train_groups=train)
+    accuracy = {(r.label, r.attribute): r.accuracy for r in result.groups}
+    expected = 0.8 * accuracy[0, 0] + 0.1 * accuracy[0, 1] + 0.1 * accuracy[1, 1]
+    assert adjusted.adjusted_average == pytest.approx(expected)
+    assert result.confusion.sum() == 120
+    assert "worst group" in str(result)
+    assert json.loads(json.dumps(result.to_dict()))["groups"][0]["count"] == result.groups[0].count
+
+
+def test_evaluation_rejects_what_it_cannot_count() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.evaluate_logits(np.full((120, 2), np.nan), GROUPS)
+    with pytest.raises(ValueError, match="labels go up to 1, but the model has 1"):
+        metrics.evaluate_logits(np.zeros((120, 1)), GROUPS)
+    with pytest.raises(ValueError, match="logits must have shape"):
+        metrics.evaluate_logits(np.zeros((5, 2)), GROUPS)
+    with pytest.raises(ValueError, match="source has 4 examples"):
+        evaluate(network(), FEATURES[:4], GROUPS)
+
+
+def test_models_give_logits() -> None:
+    assert models.logits_of(models.small_resnet(3)(torch.zeros(2, 3, 32, 32))).shape == (2, 3)
+    bert = models.bert(
+        2, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20
+    )
+    assert models.logits_of(bert(torch.zeros(1, 4, dtype=torch.int64))).shape == (1, 2)
+    assert 23_000_000 < models.parameter_count(models.resnet50(2)) < 24_000_000
+    with pytest.raises(TypeError, match="logits"):
+        models.logits_of("x")
+    with pytest.raises(ValueError, match="local folder"):
+        models.bert(2, pretrained="nowhere")
+    with pytest.raises(ValueError, match="num_classes"):
+        models.resnet50(0)
