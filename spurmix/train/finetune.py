@@ -81,7 +81,11 @@ def finetune(
     if folder is not None:
         checkpoint.check_writable(folder)
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    # Accelerate keeps the precision of the process's first accelerator; this run may want another one.
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
+        AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=loader.device.type == "cpu")
     frozen = _freeze(model, freeze)
     optim = _optimizer(model, optimizer, learning_rate, weight_decay, momentum)

@@ -55,7 +55,7 @@ def simulate(groups: GroupIndex, policy: MixPolicy, soft_a: np.ndarray, count: i
 
     (ry, ny), (ra, na) = root(y), root(a)
     cov = joint - np.outer(y.mean(0), a.mean(0))
-    return float(np.linalg.norm(ry @ cov @ ra) / np.sqrt(min(ny, na))), joint
+    return float(np.linalg.norm(ry @ cov @ ra) / np.sqrt(max(1, min(ny, na)))), joint
 
 
 @pytest.mark.parametrize(("classes", "attributes", "unknown"), [(2, 2, 0.0), (3, 4, 0.0), (2, 2, 0.5), (3, 4, 0.3)])

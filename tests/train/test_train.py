@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
     assert same(whole, resumed)
     for path in (tmp_path / "checkpoints").iterdir():
         (path / "state.json").write_text("{")
-    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="no checkpoint in .* is sound"):
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r"no checkpoint in .* is sound"):
         finetune(network(), loader(), output=tmp_path, resume=True)
 
 
