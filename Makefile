@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SOURCES := $(shell find csrc kernels -type f) setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint bench format clean
 
 # torch first and pinned: an unpinned one would bring gigabytes of CUDA packages. No build isolation for the same reason.
 $(STAMP): $(SOURCES)
@@ -25,6 +25,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
+
+bench: $(STAMP)
+	$(BIN)/python -m bench --quick
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only -q .
