@@ -53,7 +53,12 @@ def host_extension() -> Extension:
 def torch_extension(torch: Path) -> Extension:
     return Extension(
         "spurmix._C",
-        ["csrc/module.cpp", "csrc/ops_cpu.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU_KERNELS)],
+        [
+            "csrc/module.cpp",
+            "csrc/ops_cpu.cpp",
+            "csrc/ops_cpu_rows.cpp",
+            *(f"csrc/cpu/{name}.cpp" for name in CPU_KERNELS),
+        ],
         include_dirs=[str(torch / "include")],
         library_dirs=[str(torch / "lib")],
         libraries=["torch", "torch_cpu", "c10"],

@@ -16,7 +16,7 @@ static PyObject* isa(PyObject*, PyObject*) {
 }
 
 static PyMethodDef methods[] = {
-    {"isa", isa, METH_NOARGS, "The instruction set the kernels run with: baseline, avx2 or avx512."},
+    {"isa", isa, METH_NOARGS, "The instruction set the kernels run with: baseline, avx2, avx512 or avx512bf16."},
     {nullptr, nullptr, 0, nullptr}};
 
 static PyModuleDef module = {

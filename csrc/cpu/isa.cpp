@@ -1,5 +1,9 @@
 #include "isa.h"
+#include "kernels.h"
 
+#include <unistd.h>
+
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -8,15 +12,17 @@
 namespace spurmix::cpu {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512bf16"};
 
 Isa best() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::baseline;
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vbmi");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  return bf16 ? Isa::avx512bf16 : avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::baseline;
 #else
   return Isa::baseline;
 #endif
@@ -26,13 +32,13 @@ Isa choose() {
   const Isa top = best();
   const char* asked = std::getenv("SPURMIX_CPU_ISA");
   if (asked == nullptr || *asked == '\0') return top;
-  for (int k = 0; k < 3; ++k) {
+  for (int k = 0; k < 4; ++k) {
     if (std::strcmp(asked, kNames[k]) != 0) continue;
     if (k <= static_cast<int>(top)) return static_cast<Isa>(k);
     throw std::runtime_error(std::string("SPURMIX_CPU_ISA=") + asked + ": this machine has no more than " +
                              kNames[static_cast<int>(top)]);
   }
-  throw std::runtime_error(std::string("SPURMIX_CPU_ISA must be baseline, avx2 or avx512, got ") + asked);
+  throw std::runtime_error(std::string("SPURMIX_CPU_ISA must be baseline, avx2, avx512 or avx512bf16, got ") + asked);
 }
 
 }  // namespace
@@ -40,6 +46,18 @@ Isa choose() {
 Isa isa() {
   static const Isa chosen = choose();
   return chosen;
+}
+
+int64_t stream_threshold() {
+  static const int64_t bytes = [] {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+    const int64_t cache = 0;
+#endif
+    return (cache > 0 ? cache : int64_t{16} << 20) / 2;
+  }();
+  return bytes;
 }
 
 const char* isa_name() { return kNames[static_cast<int>(isa())]; }

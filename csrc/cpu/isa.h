@@ -3,7 +3,8 @@
 
 namespace spurmix::cpu {
 
-enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
+// avx512 means F, BW, VL, DQ and VBMI (Ice Lake, Zen 4); machines with less run avx2.
+enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 Isa isa();
 const char* isa_name();

@@ -11,6 +11,9 @@ namespace spurmix::cpu {
 
 enum class Format { f32, f16, bf16, f64 };
 
+// Outputs of more bytes than this are written past the caches, which could not hold them for the reader anyway.
+int64_t stream_threshold();
+
 // Where `values[k]` first lies outside [0, limit), or -1.
 int64_t first_outside(const int64_t* values, int64_t count, int64_t limit);
 
@@ -24,7 +27,7 @@ struct Draw {
 };
 void draw(const Draw& args, int64_t begin, int64_t end);
 
-// Items: sample * blocks + block of output rows; blocks = row_blocks(out_height).
+// Items: sample * parts + part, each part a run of pixels or output rows of its sample.
 struct MixImages {
   const uint8_t* images;
   int64_t image_stride;  // bytes
@@ -37,8 +40,9 @@ struct MixImages {
   void* out;
   Format format;
   bool channels_last;
+  int64_t parts;
+  bool stream;  // write past the caches
 };
-int64_t row_blocks(int64_t out_height);
 void mix_images(const MixImages& args, int64_t begin, int64_t end);
 
 // Items: samples.

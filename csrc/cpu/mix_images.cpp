@@ -9,8 +9,6 @@
 
 namespace spurmix::cpu {
 
-int64_t row_blocks(int64_t out_height) { return (out_height + 55) / 56; }
-
 void mix_images(const MixImages& args, int64_t begin, int64_t end) { SPURMIX_DISPATCH(mix_images(args, begin, end)) }
 
 }  // namespace spurmix::cpu

@@ -1,0 +1,45 @@
+// F16 in plain C++: sixteen floats in loops that compilers vectorise for any machine.
+struct F16 {
+  float v[16];
+};
+
+// No byte shuffles: a window of 0 bytes never reaches a tap, so that what follows is never used.
+constexpr int64_t kGroup = 16, kWindow = 0;
+struct Window {};
+struct Order {};
+inline Window load_window(const uint8_t*, const int32_t*) { return {}; }
+inline Order load_order(const uint32_t*) { return {}; }
+inline Order move_order(Order, int) { return {}; }
+
+#define SPURMIX_EACH(expression)                    \
+  F16 r;                                            \
+  for (int i = 0; i < 16; ++i) r.v[i] = expression; \
+  return r
+
+inline F16 splat(float x) { SPURMIX_EACH(x); }
+inline F16 load(const float* from) { SPURMIX_EACH(from[i]); }
+inline F16 load_half(const uint16_t* from) { SPURMIX_EACH(from_half(from[i])); }
+inline F16 load_bfloat16(const uint16_t* from) { SPURMIX_EACH(from_bfloat16(from[i])); }
+inline F16 load_bytes(const uint8_t* from) { SPURMIX_EACH(static_cast<float>(from[i])); }
+inline F16 madd(F16 a, F16 b, F16 c) { SPURMIX_EACH(a.v[i] * b.v[i] + c.v[i]); }
+inline F16 mul(F16 a, F16 b) { SPURMIX_EACH(a.v[i] * b.v[i]); }
+inline F16 sub(F16 a, F16 b) { SPURMIX_EACH(a.v[i] - b.v[i]); }
+inline F16 pick(Window, Order) { SPURMIX_EACH(0.0f); }
+#undef SPURMIX_EACH
+
+template <bool kStream>
+inline void store(float* to, F16 a) {
+  for (int i = 0; i < 16; ++i) to[i] = a.v[i];
+}
+
+template <bool kStream>
+inline void store_half(uint16_t* to, F16 a) {
+  for (int i = 0; i < 16; ++i) to[i] = to_half(a.v[i]);
+}
+
+template <bool kStream>
+inline void store_bfloat16(uint16_t* to, F16 a) {
+  for (int i = 0; i < 16; ++i) to[i] = to_bfloat16(a.v[i]);
+}
+
+inline void finish_streams() {}
