@@ -104,6 +104,18 @@ SPURMIX_HD int64_t count_at_most(const int64_t* values, int64_t count, int64_t x
   return low;
 }
 
+// A member of group h, relative to its first, by 64 random bits.
+SPURMIX_HD uint64_t pick_member(const Tables& t, int64_t h, uint32_t high, uint32_t low) {
+  return mulhi64((static_cast<uint64_t>(high) << 32) | low, static_cast<uint64_t>(t.offsets[h + 1] - t.offsets[h]));
+}
+
+// lam by inverse transform sampling: the quantile table, interpolated.
+SPURMIX_HD float lam_of(const Tables& t, uint32_t z) {
+  const uint32_t bucket = z >> 22, fraction = z & ((1u << 22) - 1);
+  const int64_t low = t.quantile[bucket], high = t.quantile[bucket + 1];
+  return static_cast<float>(low + (((high - low) * static_cast<int64_t>(fraction)) >> 22)) * (1.0f / (1 << 24));
+}
+
 SPURMIX_HD Drawn draw_sample(const Tables& t, uint64_t seed, uint64_t n) {
   const uint64_t period = static_cast<uint64_t>(t.period);
   const uint64_t cycle_of_slots = n / period;
@@ -133,13 +145,8 @@ SPURMIX_HD Drawn draw_sample(const Tables& t, uint64_t seed, uint64_t n) {
     return drawn;
   }
   const int64_t h = count_at_most(t.threshold + row * t.num_groups, t.num_groups, block0.v[2]);
-  const uint64_t members = static_cast<uint64_t>(t.offsets[h + 1] - t.offsets[h]);
-  const uint64_t pick = mulhi64((static_cast<uint64_t>(block1.v[0]) << 32) | block1.v[1], members);
-  drawn.partner = member(t, t.offsets[h] + static_cast<int64_t>(pick));
-
-  const uint32_t bucket = block1.v[2] >> 22, fraction = block1.v[2] & ((1u << 22) - 1);
-  const int64_t low = t.quantile[bucket], high = t.quantile[bucket + 1];
-  drawn.lam = static_cast<float>(low + (((high - low) * static_cast<int64_t>(fraction)) >> 22)) * (1.0f / (1 << 24));
+  drawn.partner = member(t, t.offsets[h] + static_cast<int64_t>(pick_member(t, h, block1.v[0], block1.v[1])));
+  drawn.lam = lam_of(t, block1.v[2]);
   return drawn;
 }
 

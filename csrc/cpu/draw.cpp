@@ -1,4 +1,10 @@
+#include <algorithm>
+
+#include "isa.h"
 #include "kernels.h"
+
+#define SPURMIX_BODY "draw.inc"
+#include "each_isa.h"
 
 namespace spurmix::cpu {
 
@@ -9,15 +15,6 @@ int64_t first_outside(const int64_t* values, int64_t count, int64_t limit) {
   return -1;
 }
 
-void draw(const Draw& a, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const Drawn d = draw_sample(a.tables, a.seed, a.start + static_cast<uint64_t>(i));
-    if (a.index) a.index[i] = d.index;
-    if (a.partner) a.partner[i] = d.partner;
-    if (a.group) a.group[i] = d.group;
-    if (a.lam) a.lam[i] = d.lam;
-    if (a.flip_bits) a.flip_bits[i] = d.flip_bits;
-  }
-}
+void draw(const Draw& args, int64_t begin, int64_t end) { SPURMIX_DISPATCH(draw(args, begin, end)) }
 
 }  // namespace spurmix::cpu

@@ -17,7 +17,7 @@ int64_t stream_threshold();
 // Where `values[k]` first lies outside [0, limit), or -1.
 int64_t first_outside(const int64_t* values, int64_t count, int64_t limit);
 
-// Items: samples. Any output may be null.
+// Items: samples. flip_bits may be null.
 struct Draw {
   Tables tables;
   uint64_t seed, start;
