@@ -95,34 +95,67 @@ void reduce(const T* values, int64_t count, int64_t reduction, T* out) {
   *out = static_cast<T>(reduction == kMean ? sum / static_cast<double>(count) : sum);
 }
 
-std::tuple<Tensor, Tensor> mixed_cross_entropy(const Tensor& logits, const Tensor& label, const Tensor& partner_label,
-                                               const Tensor& lam, int64_t reduction, double label_smoothing) {
-  const char* op = "mixed_cross_entropy";
+struct Loss {
+  cpu::CrossEntropy args;
+  int64_t batch;
+  ScalarType wide;  // of losses: float32, or float64 for float64 logits
+  Tensor each, logsumexp;
+};
+
+Loss prepare_loss(const Tensor& logits, const Tensor& label, const Tensor& partner_label, const Tensor& lam,
+                  double label_smoothing, const char* op) {
   check_logits(logits, op);
   const int64_t batch = logits.size(0), classes = logits.size(1);
   check_labels(label, partner_label, lam, batch, classes, op);
   const cpu::Format format = format_of(logits.scalar_type(), op, "logits");
   const ScalarType wide = format == cpu::Format::f64 ? ScalarType::Double : ScalarType::Float;
-  Tensor each = fresh(logits, {batch}, wide), logsumexp = fresh(logits, {batch}, wide);
-  const cpu::CrossEntropy m = {logits.const_data_ptr(),
-                               logits.stride(0),
-                               classes,
-                               format,
-                               data<int64_t>(label),
-                               data<int64_t>(partner_label),
-                               data<float>(lam),
-                               label_smoothing,
-                               each.mutable_data_ptr(),
-                               logsumexp.mutable_data_ptr()};
-  parallel_for(0, batch, loss_grain(classes), [&](int64_t begin, int64_t end) { cpu::cross_entropy(m, begin, end); });
-  if (reduction == kNone) return {each, logsumexp};
-  Tensor loss = fresh(logits, {}, wide);
-  if (wide == ScalarType::Double) {
-    reduce(data<double>(each), batch, reduction, mutable_data<double>(loss));
+  const Tensor each = fresh(logits, {batch}, wide), logsumexp = fresh(logits, {batch}, wide);
+  const cpu::CrossEntropy args = {logits.const_data_ptr(),
+                                  logits.stride(0),
+                                  classes,
+                                  format,
+                                  data<int64_t>(label),
+                                  data<int64_t>(partner_label),
+                                  data<float>(lam),
+                                  label_smoothing,
+                                  each.mutable_data_ptr(),
+                                  logsumexp.mutable_data_ptr()};
+  return {args, batch, wide, each, logsumexp};
+}
+
+Tensor reduced(const Loss& loss, int64_t reduction) {
+  if (reduction == kNone) return loss.each;
+  Tensor out = fresh(loss.each, {}, loss.wide);
+  if (loss.wide == ScalarType::Double) {
+    reduce(data<double>(loss.each), loss.batch, reduction, mutable_data<double>(out));
   } else {
-    reduce(data<float>(each), batch, reduction, mutable_data<float>(loss));
+    reduce(data<float>(loss.each), loss.batch, reduction, mutable_data<float>(out));
   }
-  return {loss, logsumexp};
+  return out;
+}
+
+double grad_factor(int64_t reduction, int64_t batch) {
+  return reduction == kMean ? 1.0 / static_cast<double>(std::max<int64_t>(1, batch)) : 1.0;
+}
+
+std::tuple<Tensor, Tensor> mixed_cross_entropy(const Tensor& logits, const Tensor& label, const Tensor& partner_label,
+                                               const Tensor& lam, int64_t reduction, double label_smoothing) {
+  const Loss loss = prepare_loss(logits, label, partner_label, lam, label_smoothing, "mixed_cross_entropy");
+  parallel_for(0, loss.batch, loss_grain(loss.args.classes),
+               [&](int64_t begin, int64_t end) { cpu::cross_entropy(loss.args, begin, end); });
+  return {reduced(loss, reduction), loss.logsumexp};
+}
+
+std::tuple<Tensor, Tensor> mixed_cross_entropy_with_grad(const Tensor& logits, const Tensor& label,
+                                                         const Tensor& partner_label, const Tensor& lam,
+                                                         int64_t reduction, double label_smoothing) {
+  const Loss loss = prepare_loss(logits, label, partner_label, lam, label_smoothing, "mixed_cross_entropy_with_grad");
+  SPURMIX_CHECK(logits.scalar_type() == loss.wide, "mixed_cross_entropy_with_grad: logits must be float32 or float64");
+  Tensor grad = fresh(logits, {loss.batch, loss.args.classes}, logits.scalar_type());
+  const cpu::CrossEntropyWithGrad args = {loss.args, grad_factor(reduction, loss.batch), grad.mutable_data_ptr()};
+  parallel_for(0, loss.batch, loss_grain(loss.args.classes),
+               [&](int64_t begin, int64_t end) { cpu::cross_entropy_with_grad(args, begin, end); });
+  return {reduced(loss, reduction), grad};
 }
 
 Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
@@ -139,20 +172,19 @@ Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, co
   const bool each = reduction == kNone;
   SPURMIX_CHECK(each ? grad.dim() == 1 && grad.size(0) == batch : grad.numel() == 1, op, ": grad has the wrong shape");
   Tensor out = fresh(logits, {batch, classes}, logits.scalar_type());
-  const cpu::CrossEntropyBackward m = {
-      logits.const_data_ptr(),
-      logits.stride(0),
-      classes,
-      format,
-      data<int64_t>(label),
-      data<int64_t>(partner_label),
-      data<float>(lam),
-      label_smoothing,
-      grad.const_data_ptr(),
-      logsumexp.const_data_ptr(),
-      each ? grad.stride(0) : 0,
-      reduction == kMean ? 1.0 / static_cast<double>(std::max<int64_t>(1, batch)) : 1.0,
-      out.mutable_data_ptr()};
+  const cpu::CrossEntropyBackward m = {logits.const_data_ptr(),
+                                       logits.stride(0),
+                                       classes,
+                                       format,
+                                       data<int64_t>(label),
+                                       data<int64_t>(partner_label),
+                                       data<float>(lam),
+                                       label_smoothing,
+                                       grad.const_data_ptr(),
+                                       logsumexp.const_data_ptr(),
+                                       each ? grad.stride(0) : 0,
+                                       grad_factor(reduction, batch),
+                                       out.mutable_data_ptr()};
   parallel_for(0, batch, loss_grain(classes),
                [&](int64_t begin, int64_t end) { cpu::cross_entropy_backward(m, begin, end); });
   return out;
@@ -209,6 +241,7 @@ STABLE_TORCH_LIBRARY_IMPL(spurmix, CPU, m) {
   m.impl("mix_labels", TORCH_BOX(&mix_labels));
   m.impl("mix_labels_out", TORCH_BOX(&mix_labels_out));
   m.impl("mixed_cross_entropy", TORCH_BOX(&mixed_cross_entropy));
+  m.impl("mixed_cross_entropy_with_grad", TORCH_BOX(&mixed_cross_entropy_with_grad));
   m.impl("mixed_cross_entropy_backward", TORCH_BOX(&mixed_cross_entropy_backward));
   m.impl("group_counts", TORCH_BOX(&group_counts));
 }

@@ -79,6 +79,14 @@ struct CrossEntropy {
 };
 void cross_entropy(const CrossEntropy& args, int64_t begin, int64_t end);
 
+// Items: samples. The same for f32 and f64, and the gradient of each loss times `factor`.
+struct CrossEntropyWithGrad {
+  CrossEntropy forward;
+  double factor;
+  void* grad_logits;  // contiguous
+};
+void cross_entropy_with_grad(const CrossEntropyWithGrad& args, int64_t begin, int64_t end);
+
 // Items: samples. Writes (softmax - target) * scale; scale = grad[item * grad_stride] * factor.
 struct CrossEntropyBackward {
   const void* logits;

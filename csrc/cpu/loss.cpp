@@ -18,6 +18,10 @@ void cross_entropy_backward(const CrossEntropyBackward& args, int64_t begin, int
   SPURMIX_DISPATCH(cross_entropy_backward(args, begin, end))
 }
 
+void cross_entropy_with_grad(const CrossEntropyWithGrad& args, int64_t begin, int64_t end) {
+  SPURMIX_DISPATCH(cross_entropy_with_grad(args, begin, end))
+}
+
 void argmax(const Argmax& args, int64_t begin, int64_t end) { SPURMIX_DISPATCH(argmax(args, begin, end)) }
 
 }  // namespace spurmix::cpu

@@ -38,12 +38,12 @@ def implementation(name: str, backend: str, device: torch.device) -> Callable[..
         return library.REFERENCE[name]
     if chosen == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
-    return getattr(_ops, name)
+    return getattr(_ops, name).default
 
 
-def serving(device: str = "cpu") -> str:
-    """The backend that "auto" means for a device type: "cpu" or "reference"."""
-    chosen = requested("auto")
+def serving(device: str = "cpu", backend: str = "auto") -> str:
+    """The backend that a request means for a device type: "cpu" or "reference"."""
+    chosen = requested(backend)
     if chosen != "auto":
         return chosen
     return "cpu" if device == "cpu" and library.COMPILED_CPU == "ok" else "reference"

@@ -15,7 +15,7 @@ from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
-from spurmix.ops.backends import implementation
+from spurmix.ops.backends import implementation, serving
 from spurmix.ops.reference import MEAN, NONE, SUM
 from spurmix.ops.tables import DrawTables, draw_tables
 
@@ -369,13 +369,41 @@ def mixed_cross_entropy(
     Raises:
         TypeError, ValueError: naming the argument. IndexError: for a class id outside [0, C), before any read.
     """
-    validate.tensor(logits, "logits", _WIDE, ("B", "C"))
-    if logits.shape[1] < 1:
-        raise ValueError("logits must have at least one class")
     if reduction not in _REDUCTIONS:
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
+    if not _plain_loss_inputs(logits, label, partner_label, lam):
+        logits, label, partner_label, lam = _checked_loss_inputs(logits, label, partner_label, lam)
+    inputs = (logits, label, partner_label, lam, _REDUCTIONS[reduction], float(label_smoothing))
+    if logits.requires_grad and torch.is_grad_enabled() and _takes_grad_along(logits, backend):
+        return _call(_LossWithGrad.apply, *inputs)
+    return _call(implementation("mixed_cross_entropy", backend, logits.device), *inputs)[0]
+
+
+def _plain_loss_inputs(logits: Any, label: Any, partner_label: Any, lam: Any) -> bool:
+    """Whether the inputs are the usual ones: a short cut past the single checks, which cost as much as a small loss."""
+    try:
+        batch, classes = logits.shape
+        return (
+            classes > 0
+            and logits.dtype in _WIDE
+            and label.dtype is partner_label.dtype is torch.int64
+            and lam.dtype is torch.float32
+            and label.shape == partner_label.shape == lam.shape == (batch,)
+            and logits.is_contiguous() and label.is_contiguous() and partner_label.is_contiguous() and lam.is_contiguous()
+            and logits.device == label.device == partner_label.device == lam.device
+            and not lam.requires_grad
+        )  # fmt: skip
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def _checked_loss_inputs(logits: Any, label: Any, partner_label: Any, lam: Any) -> tuple[Tensor, ...]:
+    """The inputs, checked one by one; contiguous ones, with a missing partner filled in."""
+    validate.tensor(logits, "logits", _WIDE, ("B", "C"))
+    if logits.shape[1] < 1:
+        raise ValueError("logits must have at least one class")
     if (partner_label is None) != (lam is None):
         raise ValueError("partner_label and lam belong together: give both or neither")
     if partner_label is None or lam is None:
@@ -385,8 +413,38 @@ def mixed_cross_entropy(
     validate.no_grad_input(lam=lam)
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         logits = logits.contiguous()
-    function = implementation("mixed_cross_entropy", backend, logits.device)
-    return _call(function, logits, label, partner_label, lam, _REDUCTIONS[reduction], float(label_smoothing))[0]
+    return logits, label, partner_label, lam
+
+
+def _takes_grad_along(logits: Tensor, backend: str) -> bool:
+    """Whether the gradient is made in the forward pass: on compiled CPU kernels, outside torch.compile, and not for half
+    types, whose gradient would be rounded before a loss scale is applied."""
+    return (
+        logits.dtype in (torch.float32, torch.float64)
+        and logits.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and serving("cpu", backend) == "cpu"
+    )
+
+
+class _LossWithGrad(torch.autograd.Function):
+    """mixed_cross_entropy whose forward pass makes the gradient too; the backward pass scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        loss, grad = torch.ops.spurmix.mixed_cross_entropy_with_grad.default(*inputs)
+        ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        (grad,) = ctx.saved_tensors
+        if upstream.dim() == 1:
+            grad = grad * upstream[:, None]
+        elif upstream.item() != 1.0:
+            grad = grad * upstream
+        return grad, None, None, None, None, None
 
 
 def group_counts(

@@ -56,6 +56,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "mix_labels": reference.mix_labels,
     "mix_labels_out": _mix_labels_out,
     "mixed_cross_entropy": reference.mixed_cross_entropy,
+    "mixed_cross_entropy_with_grad": reference.mixed_cross_entropy_with_grad,
     "mixed_cross_entropy_backward": reference.mixed_cross_entropy_backward,
     "group_counts": reference.group_counts,
 }
@@ -101,6 +102,10 @@ def _fake_cross_entropy(
     return _fresh(logits, batch if reduction == reference.NONE else (), wide), _fresh(logits, batch, wide)
 
 
+def _fake_cross_entropy_with_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _fake_cross_entropy(logits, *args)[0], _fresh(logits, tuple(logits.shape), logits.dtype)
+
+
 def _fake_cross_entropy_backward(grad: Tensor, logits: Tensor, *args: Any) -> Tensor:
     return _fresh(logits, tuple(logits.shape), logits.dtype)
 
@@ -116,6 +121,7 @@ _FAKE = {
     "mix_rows": _fake_mix_rows,
     "mix_labels": _fake_mix_labels,
     "mixed_cross_entropy": _fake_cross_entropy,
+    "mixed_cross_entropy_with_grad": _fake_cross_entropy_with_grad,
     "mixed_cross_entropy_backward": _fake_cross_entropy_backward,
 }
 

@@ -216,6 +216,15 @@ def mixed_cross_entropy_backward(
     return ((torch.exp(x - logsumexp[:, None]) - target) * scale).to(logits.dtype)
 
 
+def mixed_cross_entropy_with_grad(
+    logits: Tensor, label: Tensor, partner_label: Tensor, lam: Tensor, reduction: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient for an upstream gradient of 1; logits float32 or float64 `[B, C]`."""
+    arguments = (label, partner_label, lam, reduction, label_smoothing)
+    loss, logsumexp = mixed_cross_entropy(logits, *arguments)
+    return loss, mixed_cross_entropy_backward(torch.ones_like(loss), logits, logsumexp, *arguments)
+
+
 def group_counts(logits: Tensor, label: Tensor, group: Tensor, counts: Tensor) -> None:
     """Add (correct, total) per group to `counts` int64 `[G, 2]`; group int64 `[B]` (-1: nowhere) or bool `[B, G]`."""
     correct = (logits.argmax(dim=1) == label).to(torch.int64)

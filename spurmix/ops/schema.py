@@ -33,6 +33,8 @@ SCHEMAS: tuple[str, ...] = (
     f"mix_labels_out({_LABELS}, Tensor(a!) out) -> ()",
     f"mixed_cross_entropy(Tensor logits, {_LABELS}, int reduction, float label_smoothing) "
     "-> (Tensor loss, Tensor logsumexp)",
+    f"mixed_cross_entropy_with_grad(Tensor logits, {_LABELS}, int reduction, float label_smoothing) "
+    "-> (Tensor loss, Tensor grad_logits)",
     f"mixed_cross_entropy_backward(Tensor grad, Tensor logits, Tensor logsumexp, {_LABELS}, int reduction, "
     "float label_smoothing) -> Tensor",
     "group_counts(Tensor logits, Tensor label, Tensor group, Tensor(a!) counts) -> ()",

@@ -50,6 +50,8 @@ SAMPLES: list[tuple[str, tuple[Any, ...]]] = [
     ("mix_labels_out", (INDEX, PARTNER, LAM, torch.zeros(3, 6))),
     ("mixed_cross_entropy", (torch.randn(3, 6, requires_grad=True), INDEX, PARTNER, LAM, 1, 0.1)),
     ("mixed_cross_entropy", (torch.randn(3, 6, requires_grad=True), INDEX, PARTNER, LAM, 0, 0.0)),
+    ("mixed_cross_entropy_with_grad", (torch.randn(3, 6), INDEX, PARTNER, LAM, 1, 0.1)),
+    ("mixed_cross_entropy_with_grad", (torch.randn(3, 6), INDEX, PARTNER, LAM, 0, 0.0)),
     ("mixed_cross_entropy_backward", (torch.tensor(1.0), torch.randn(3, 6), torch.zeros(3), INDEX, PARTNER, LAM, 1, 0.0)),
     ("group_counts", (torch.randn(3, 6), INDEX, torch.tensor([0, -1, 1]), torch.zeros(2, 2, dtype=torch.int64))),
 ]  # fmt: skip
@@ -149,7 +151,7 @@ def test_without_a_sound_build_the_reference_runs_and_says_how_to_build(word: st
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set_gives_the_same_results(isa: str) -> None:
     script = (
         "import torch, subprocess, sys\nfrom spurmix import _C\nfrom spurmix.ops import functional as F\n"
@@ -172,7 +174,7 @@ def test_every_instruction_set_gives_the_same_results(isa: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, isa], capture_output=True, text=True, env={**os.environ, "SPURMIX_CPU_ISA": isa}
     )
-    needed = {"baseline": "", "avx2": "avx2", "avx512": "avx512bw"}[isa]
+    needed = {"baseline": "", "avx2": "avx2", "avx512": "avx512vbmi", "avx512bf16": "avx512_bf16"}[isa]
     if needed in flags:
         assert done.returncode == 0, done.stderr
     else:
