@@ -13,6 +13,39 @@ inline F16 madd(F16 a, F16 b, F16 c) {
 inline F16 mul(F16 a, F16 b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
 inline F16 sub(F16 a, F16 b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
 
+inline F16 add(F16 a, F16 b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+inline F16 max(F16 a, F16 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }  // b if NaN
+inline F16 round(F16 a) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.low, kNearest), _mm256_round_ps(a.high, kNearest)};
+}
+
+inline __m256 scale_by_power(__m256 a, __m256 n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+// a * 2^n, n in [-126, 127].
+inline F16 scale_by_power(F16 a, F16 n) { return {scale_by_power(a.low, n.low), scale_by_power(a.high, n.high)}; }
+
+inline F16 zero_below(F16 a, F16 x, float limit) {
+  const __m256 bound = _mm256_set1_ps(limit);
+  return {_mm256_andnot_ps(_mm256_cmp_ps(x.low, bound, _CMP_LT_OQ), a.low),
+          _mm256_andnot_ps(_mm256_cmp_ps(x.high, bound, _CMP_LT_OQ), a.high)};
+}
+
+inline float sum(F16 a) {
+  const __m256 both = _mm256_add_ps(a.low, a.high);
+  __m128 v = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
+  v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+inline float largest(F16 a) {
+  const __m256 both = _mm256_max_ps(a.low, a.high);
+  __m128 v = _mm_max_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
+  v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+
 inline __m128i load_128(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
 
 inline F16 load_half(const uint16_t* from) {

@@ -9,6 +9,16 @@ inline F16 madd(F16 a, F16 b, F16 c) { return _mm512_fmadd_ps(a, b, c); }
 inline F16 mul(F16 a, F16 b) { return _mm512_mul_ps(a, b); }
 inline F16 sub(F16 a, F16 b) { return _mm512_sub_ps(a, b); }
 
+inline F16 add(F16 a, F16 b) { return _mm512_add_ps(a, b); }
+inline F16 max(F16 a, F16 b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+inline F16 round(F16 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F16 scale_by_power(F16 a, F16 n) { return _mm512_scalef_ps(a, n); }  // a * 2^n
+inline F16 zero_below(F16 a, F16 x, float limit) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), a);
+}
+inline float sum(F16 a) { return _mm512_reduce_add_ps(a); }
+inline float largest(F16 a) { return _mm512_reduce_max_ps(a); }
+
 inline __m256i load_256(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
 inline F16 load_half(const uint16_t* from) { return _mm512_cvtph_ps(load_256(from)); }

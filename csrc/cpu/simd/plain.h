@@ -24,6 +24,13 @@ inline F16 load_bytes(const uint8_t* from) { SPURMIX_EACH(static_cast<float>(fro
 inline F16 madd(F16 a, F16 b, F16 c) { SPURMIX_EACH(a.v[i] * b.v[i] + c.v[i]); }
 inline F16 mul(F16 a, F16 b) { SPURMIX_EACH(a.v[i] * b.v[i]); }
 inline F16 sub(F16 a, F16 b) { SPURMIX_EACH(a.v[i] - b.v[i]); }
+inline F16 add(F16 a, F16 b) { SPURMIX_EACH(a.v[i] + b.v[i]); }
+inline F16 max(F16 a, F16 b) { SPURMIX_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }  // b where either is NaN
+inline F16 round(F16 a) { SPURMIX_EACH((a.v[i] + 12582912.0f) - 12582912.0f); }    // to integers, below 2^22
+inline F16 scale_by_power(F16 a, F16 n) {                                          // a * 2^n, n in [-126, 127]
+  SPURMIX_EACH(a.v[i] * bits_float((float_bits(n.v[i] + 12582912.0f) - 0x4b400000u + 127u) << 23));
+}
+inline F16 zero_below(F16 a, F16 x, float limit) { SPURMIX_EACH(x.v[i] < limit ? 0.0f : a.v[i]); }
 inline F16 pick(Window, Order) { SPURMIX_EACH(0.0f); }
 #undef SPURMIX_EACH
 
@@ -40,6 +47,17 @@ inline void store_half(uint16_t* to, F16 a) {
 template <bool kStream>
 inline void store_bfloat16(uint16_t* to, F16 a) {
   for (int i = 0; i < 16; ++i) to[i] = to_bfloat16(a.v[i]);
+}
+
+inline float sum(F16 a) {
+  for (int n = 8; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) a.v[i] += a.v[i + n];
+  }
+  return a.v[0];
+}
+inline float largest(F16 a) {
+  for (int i = 1; i < 16; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
+  return a.v[0];
 }
 
 inline void finish_streams() {}
