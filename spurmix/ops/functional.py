@@ -437,14 +437,21 @@ class _LossWithGrad(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        (grad,) = ctx.saved_tensors
-        if upstream.dim() == 1:
-            grad = grad * upstream[:, None]
-        elif upstream.item() != 1.0:
-            grad = grad * upstream
-        return grad, None, None, None, None, None
+        # The guard against differentiating twice costs as much as a small loss: only where a graph is being made.
+        return (_scaled_grad_once if torch.is_grad_enabled() else _scaled_grad)(ctx, upstream)
+
+
+def _scaled_grad(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    (grad,) = ctx.saved_tensors
+    if upstream.dim() == 1:
+        grad = grad * upstream[:, None]
+    elif upstream.item() != 1.0:
+        grad = grad * upstream
+    return grad, None, None, None, None, None
+
+
+_scaled_grad_once = torch.autograd.function.once_differentiable(_scaled_grad)
 
 
 def group_counts(

@@ -178,3 +178,39 @@ def test_bad_input(backend: str, call: Any, error: type, text: str) -> None:
     with pytest.raises(error) as caught:
         call(backend)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 8, 9, 40])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("special", [None, math.nan, math.inf, -math.inf])
+def test_gradient_of_the_forward_pass_is_that_of_the_backward_op(
+    classes: int, reduction: str, special: float | None
+) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    logits = 5 * torch.randn(37, classes, generator=generator)
+    label, partner = torch.randint(0, classes, (2, 37), generator=generator)
+    lam = torch.rand(37, generator=generator)
+    if special is not None:
+        logits[20, classes // 2] = special
+    results = []
+    for backend in ("cpu", "reference"):
+        x = logits.clone().requires_grad_()
+        loss = F.mixed_cross_entropy(
+            x, label, partner, lam, reduction=reduction, label_smoothing=0.1 if special is None else 0.0, backend=backend
+        )
+        upstream = torch.linspace(0.5, 2, 37) if reduction == "none" else torch.tensor(3.0)
+        (grad,) = torch.autograd.grad(loss, x, upstream)
+        results.append((loss.detach(), grad))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+def test_backward_twice_and_a_second_derivative() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    y, lam = torch.tensor([0, 1, 2, 0]), torch.rand(4)
+    loss = F.mixed_cross_entropy(x, y, y.flip(0), lam)
+    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (grad,) = torch.autograd.grad(F.mixed_cross_entropy(x, y, y, lam), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        grad.sum().backward()
