@@ -54,6 +54,7 @@ struct MixRows {
   const float* lam;
   void* out;
   Format format;
+  bool stream;  // write past the caches
 };
 void mix_rows(const MixRows& args, int64_t begin, int64_t end);
 
