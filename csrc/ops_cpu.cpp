@@ -128,7 +128,7 @@ void run_mix_images(cpu::MixImages m, int64_t batch) {
   const int64_t threads = torch::stable::get_num_threads(), values = m.channels * m.out_height * m.out_width;
   // Few samples are cut into parts, so that a single one keeps all threads busy too.
   m.parts = batch >= 8 * threads ? 1 : std::min<int64_t>(m.out_height, 4 * threads);
-  m.stream = batch * values * (m.format == cpu::Format::f32 ? 4 : 2) > cpu::stream_threshold();
+  m.stream = batch * values * (m.format == cpu::Format::f32 ? 4 : 2) > cpu::kStreamThreshold;
   const int64_t grain = std::max<int64_t>(1, 16384 * m.parts / values);
   parallel_for(0, batch * m.parts, grain, [&](int64_t begin, int64_t end) { cpu::mix_images(m, begin, end); });
 }

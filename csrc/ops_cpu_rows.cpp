@@ -29,7 +29,7 @@ void mix_rows_into(const Tensor& rows, const Tensor& index, const Tensor& partne
                           data<float>(lam),
                           out.mutable_data_ptr(),
                           format_of(out.scalar_type(), op, "out"),
-                          batch * columns * 4 > cpu::stream_threshold()};
+                          batch * columns * 4 > cpu::kStreamThreshold};
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
   parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) { cpu::mix_rows(m, begin, end); });
 }

@@ -1,9 +1,5 @@
 #include "isa.h"
-#include "kernels.h"
 
-#include <unistd.h>
-
-#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -46,18 +42,6 @@ Isa choose() {
 Isa isa() {
   static const Isa chosen = choose();
   return chosen;
-}
-
-int64_t stream_threshold() {
-  static const int64_t bytes = [] {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-    const int64_t cache = 0;
-#endif
-    return (cache > 0 ? cache : int64_t{16} << 20) / 2;
-  }();
-  return bytes;
 }
 
 const char* isa_name() { return kNames[static_cast<int>(isa())]; }

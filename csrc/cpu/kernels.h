@@ -11,8 +11,9 @@ namespace spurmix::cpu {
 
 enum class Format { f32, f16, bf16, f64 };
 
-// Outputs of more bytes than this are written past the caches, which could not hold them for the reader anyway.
-int64_t stream_threshold();
+// Outputs of more bytes than this are written past the caches, which could not hold a loader's ring of them anyway. A
+// constant, as the C library reports the last-level cache of all sockets together, or nothing, on virtual machines.
+constexpr int64_t kStreamThreshold = int64_t{8} << 20;
 
 // Where `values[k]` first lies outside [0, limit), or -1.
 int64_t first_outside(const int64_t* values, int64_t count, int64_t limit);
