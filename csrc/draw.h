@@ -19,6 +19,8 @@ struct Tables {
   const int64_t *slot, *share, *first, *size, *offsets, *row_of, *threshold, *quantile;
   const int32_t* members32;  // at most one of the two; neither: positions are example numbers
   const int64_t* members64;
+
+  SPURMIX_HD bool has_partners() const { return quantile != threshold; }  // any threshold rows
 };
 
 // Why packed tables were rejected, or null. Constant time: contents are checked where the tables are built.

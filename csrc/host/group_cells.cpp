@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <stdexcept>
 #include <thread>
@@ -18,7 +19,9 @@ int64_t append_key(const Column& column, int64_t first, int64_t count, uint64_t*
   const char* p = column.data + first * column.stride;
   const uint64_t low = static_cast<uint64_t>(column.low);
   for (int64_t i = 0; i < count; ++i, p += column.stride) {
-    const uint64_t digit = static_cast<uint64_t>(*reinterpret_cast<const T*>(p)) - low;
+    T value;
+    std::memcpy(&value, p, sizeof(T));  // fields of packed records are not aligned
+    const uint64_t digit = static_cast<uint64_t>(value) - low;
     if (digit >= column.span) return first + i;
     keys[i] = keys[i] * column.span + digit;
   }
