@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SOURCES := $(shell find csrc kernels -type f) setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test lint bench bench-peers format sanitize clean
 
 # torch first and pinned: an unpinned one would bring gigabytes of CUDA packages. No build isolation for the same reason.
 $(STAMP): $(SOURCES)
@@ -28,6 +28,49 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench --quick
+
+# Peers live apart: torchvision beside a CPU torch breaks what imports it. They keep the torch that is there.
+bench-peers:
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q -c constraints.txt torch numpy setuptools pillow pyyaml huggingface_hub \
+		safetensors packaging
+	.venv-peers/bin/python -m pip install -q --no-deps -r bench/peers.txt
+
+# Kernels without torch, under the address and undefined-behaviour sanitizers: a driver's made-up inputs with every
+# instruction set the machine has, then the tests of _host. Leaks of Python itself are not looked for.
+SANITIZE := build/sanitize
+SANITIZE_FLAGS := -std=c++17 -O1 -g -Wall -pthread -fno-omit-frame-pointer -fsanitize=address,undefined \
+	-fno-sanitize-recover=all -Wno-maybe-uninitialized
+SANITIZE_CASES ?= 5000
+SANITIZE_SEED ?= 1
+SANITIZED := tests/sanitize/driver.cpp csrc/host/group_cells.cpp $(wildcard csrc/cpu/*.cpp)
+HEADERS := $(shell find csrc -name '*.h' -o -name '*.inc')
+
+$(SANITIZE)/%.o: %.cpp $(HEADERS)
+	mkdir -p $(@D)
+	$(CXX) $(SANITIZE_FLAGS) -fPIC -c $< -o $@
+
+$(SANITIZE)/driver: $(SANITIZED:%.cpp=$(SANITIZE)/%.o)
+	$(CXX) $(SANITIZE_FLAGS) $^ -o $@
+
+$(SANITIZE)/_host.so: csrc/host/module.cpp $(SANITIZE)/csrc/host/group_cells.o $(HEADERS) $(STAMP)
+	$(CXX) $(SANITIZE_FLAGS) -fPIC -shared -fvisibility=hidden \
+		$$($(BIN)/python -m pybind11 --includes) csrc/host/module.cpp $(SANITIZE)/csrc/host/group_cells.o -o $@
+
+sanitize:
+	$(MAKE) -j2 $(SANITIZE)/driver $(SANITIZE)/_host.so
+	set -e; for isa in baseline avx2 avx512 avx512bf16; do \
+		SPURMIX_CPU_ISA=$$isa $(SANITIZE)/driver $(SANITIZE_CASES) $(SANITIZE_SEED); \
+	done
+	rm -rf $(SANITIZE)/python
+	mkdir -p $(SANITIZE)/python
+	cp -r spurmix $(SANITIZE)/python
+	rm -f $(SANITIZE)/python/spurmix/*.so  # the tests are for _host alone
+	cp $(SANITIZE)/_host.so $(SANITIZE)/python/spurmix/
+	export PYTHONPATH=$(SANITIZE)/python ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
+	$(BIN)/python -c 'from spurmix import _host; assert "$(SANITIZE)" in _host.__file__, _host.__file__' && \
+	$(BIN)/python -m pytest -p no:cacheprovider tests/core/test_groups.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only -q .

@@ -196,7 +196,13 @@ def test_gradient_of_the_forward_pass_is_that_of_the_backward_op(
     for backend in ("cpu", "reference"):
         x = logits.clone().requires_grad_()
         loss = F.mixed_cross_entropy(
-            x, label, partner, lam, reduction=reduction, label_smoothing=0.1 if special is None else 0.0, backend=backend
+            x,
+            label,
+            partner,
+            lam,
+            reduction=reduction,
+            label_smoothing=0.1 if special is None else 0.0,
+            backend=backend,
         )
         upstream = torch.linspace(0.5, 2, 37) if reduction == "none" else torch.tensor(3.0)
         (grad,) = torch.autograd.grad(loss, x, upstream)
@@ -212,5 +218,5 @@ def test_backward_twice_and_a_second_derivative() -> None:
     first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
     (grad,) = torch.autograd.grad(F.mixed_cross_entropy(x, y, y, lam), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         grad.sum().backward()
