@@ -69,8 +69,8 @@ sanitize:
 	cp $(SANITIZE)/_host.so $(SANITIZE)/python/spurmix/
 	export PYTHONPATH=$(SANITIZE)/python ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
-	$(BIN)/python -c 'from spurmix import _host; assert "$(SANITIZE)" in _host.__file__, _host.__file__' && \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/core/test_groups.py
+	$(BIN)/python -P -c 'from spurmix import _host; assert "$(SANITIZE)" in _host.__file__, _host.__file__' && \
+	$(BIN)/python -P -m pytest -p no:cacheprovider tests/core/test_groups.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only -q .

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Batch:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The seven tensors, in the order of the fields."""
-        return tuple(getattr(self, f.name) for f in fields(self))
+        return self.input, self.label, self.partner_label, self.lam, self.index, self.partner, self.group
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""

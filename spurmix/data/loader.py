@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +15,8 @@ from torch import Tensor
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
-from spurmix.data.prefetch import Prefetcher
-from spurmix.data.ring import batch_buffers
+from spurmix.data.prefetch import Fill, Prefetcher
+from spurmix.data.ring import Ring, batch_buffers, check_pinning
 from spurmix.data.sources import FeatureSource, ImageSource, as_source, as_tensor
 from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
@@ -42,10 +45,18 @@ class MixLoader:
         prefetch: batches made ahead by a background thread; 0 makes them on demand.
         copy: hand out fresh memory each time. Otherwise buffers are reused: a batch stays valid until `prefetch` further
             batches were taken (with prefetch=0, until the next one). Autograd notices a violation: the buffer's version
-            changes when it is refilled.
+            changes when it is refilled. With SPURMIX_DEBUG_RING=1 in the environment when iteration starts, every other
+            use shows too: a batch is overwritten with NaN and the smallest integers as soon as its lifetime ends.
+        pin_memory: pin the buffers, so that batches are copied to a CUDA `device` while the CPU goes on.
 
     Iterating continues at `step` and leaves `step == len(loader)` at the end; iterating again then starts over at 0.
-    `len(loader)` is the number of batches of the whole run.
+    `len(loader)` is the number of batches of the whole run. A loader has one iterator at a time: a new one, `set_step`
+    and `load_state_dict` end the one before, which says so when it is asked for more. After a fork the new process
+    iterates over the loader afresh; what it computes itself needs `torch.set_num_threads(1)`, as always after a fork.
+
+    The background thread runs the op on its own team of as many threads as `torch.get_num_threads()` was where iteration
+    started, and holds no GIL meanwhile. It sleeps while `prefetch` batches are ready; when it wakes during the consumer's
+    own parallel work, both teams share the cores; `torch.set_num_threads` of half of them leaves each its half.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -73,6 +84,7 @@ class MixLoader:
         world_size: int = 1,
         prefetch: int = 2,
         copy: bool = False,
+        pin_memory: bool = False,
     ) -> None:
         self.source: ImageSource | FeatureSource = as_source(source)
         self.groups, self.policy = groups, policy
@@ -92,26 +104,25 @@ class MixLoader:
         validate.sequence_position(self.seed, 0, self.steps * self.batch_size)
         self.dtype = validate.float_dtype(dtype)
         self.device = torch.device(device) if device is not None else torch.device("cpu")
-        self.copy = bool(copy)
+        self.copy, self.pin_memory = bool(copy), bool(pin_memory)
+        if self.pin_memory:
+            check_pinning()
         self.channels_last = bool(channels_last)
         self.augment = augment if augment is not None else NO_AUGMENT
         if not isinstance(self.augment, Augment):
             raise TypeError(f"augment must be an Augment or None, got {type(augment).__name__}")
         self._labels = _label_tensor(groups)
         self._step = 0
-        self._taken = 0  # batches ever handed out; decides the buffer, where step decides the content
-        self._active: Prefetcher | None = None
-        self._ring: list[Batch | None] = []
+        self._active: weakref.ref[Prefetcher] | None = None
+        self._ring: Ring | None = None
         if isinstance(self.source, ImageSource):
             height, width, channels = self.source.shape
             self._shape: tuple[int, ...] = (channels, *self.augment.output_size(height, width))
-            self._fill = self._fill_images
         else:
             if augment is not None or channels_last:
                 name = "augment" if augment is not None else "channels_last"
                 raise ValueError(f"{name} is for images; this source holds features")
             self._shape = self.source.shape
-            self._fill = self._fill_features
 
     @property
     def local_batch_size(self) -> int:
@@ -128,78 +139,92 @@ class MixLoader:
         step = _integer(step, "step", 0)
         if step > self.steps:
             raise ValueError(f"step must lie in [0, {self.steps}], got {step}")
-        self._stop()
+        self._stop("the loader was set to another step; iterate over it again")
         self._step = step
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        self._stop()
+        self._stop("another iterator of the same loader was made since; a loader has one at a time")
         if self._step >= self.steps:
             self._step = 0
-        if not self._ring:
-            size = 2 * self.prefetch + 1
-            self._ring = [None] * size if self.copy else [self._buffers(reusable=True) for _ in range(size)]
-        # Batches a caller still holds from an earlier iteration are the newest `prefetch`: start behind them.
-        self._active = Prefetcher(self._fill, range(self._step, self.steps), self._turned_ring(), self.prefetch)
-        return self._iterate(self._active)
+        if self._ring is None:
+            self._ring = Ring((lambda: None) if self.copy else self._buffers(reusable=True), self.prefetch)
+        debug = os.environ.get("SPURMIX_DEBUG_RING", "0") not in ("", "0")
+        batches = Prefetcher(self._filler(), range(self._step, self.steps), self._ring, self.prefetch, debug)
+        self._active = weakref.ref(batches)
+        return self._iterate(batches)
 
     def _iterate(self, batches: Prefetcher) -> Iterator[Batch]:
+        move = self.device.type != "cpu"
+        waits = self.pin_memory and not self.copy and self.device.type == "cuda"
         try:
             for batch in batches:
-                if batches is not self._active:
-                    return
                 self._step += 1
-                self._taken += 1
-                yield batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
+                if move:
+                    there = batch.to(self.device, non_blocking=True)
+                    if waits:
+                        assert self._ring is not None
+                        self._ring.copied(batch, self.device)
+                    batch = there
+                yield batch
         finally:
             batches.close()
 
-    def _turned_ring(self) -> list[Batch | None]:
-        turn = self._taken % len(self._ring)
-        return self._ring[turn:] + self._ring[:turn]
+    def _stop(self, reason: str) -> None:
+        active = self._active() if self._active is not None else None
+        if active is not None:
+            active.close(reason)
+        self._active = None
 
-    def _stop(self) -> None:
-        if self._active is not None:
-            self._active.close()
-            self._active = None
+    def _buffers(self, reusable: bool) -> partial[Batch]:
+        return partial(
+            batch_buffers,
+            self.local_batch_size,
+            self._shape,
+            self.dtype,
+            self.channels_last,
+            reusable,
+            self.pin_memory,
+        )
 
-    def _buffers(self, reusable: bool) -> Batch:
-        return batch_buffers(self.local_batch_size, self._shape, self.dtype, self.channels_last, reusable)
+    def _filler(self) -> Fill:
+        """What makes a batch, its op and arguments looked up once. The thread keeps it, so it must not keep the loader."""
+        source, labels, tables, augment, seed = self.source, self._labels, self.tables, self.augment, self.seed
+        stride, first, fresh = self.batch_size, self.rank * self.local_batch_size, self._buffers(reusable=False)
+        bump = torch.autograd.graph.increment_version
+        if isinstance(source, ImageSource):
+            mix = implementation("mix_image_batch_out", "auto", source.images.device)
+            fixed = (
+                source.images, labels, tables.packed, tables.members, source.mean, source.std,
+                augment.crop, *augment.scale, *augment.ratio, augment.flip, seed,
+            )  # fmt: skip
 
-    def _start(self, step: int) -> int:
-        return step * self.batch_size + self.rank * self.local_batch_size
+            def fill_images(step: int, buffers: Batch | None) -> Batch:
+                batch = buffers if buffers is not None else fresh()
+                tensors = batch.tensors()
+                mix(*fixed, step * stride + first, None, *tensors)
+                bump(tensors)
+                return batch
 
-    def _fill_images(self, step: int, buffers: Batch | None) -> Batch:
-        batch = buffers if buffers is not None else self._buffers(reusable=False)
-        source, augment = self.source, self.augment
-        assert isinstance(source, ImageSource)
-        op = implementation("mix_image_batch_out", "auto", source.images.device)
-        op(
-            source.images, self._labels, self.tables.packed, self.tables.members, source.mean, source.std,
-            augment.crop, *augment.scale, *augment.ratio, augment.flip, self.seed, self._start(step), None,
-            *batch.tensors(),
-        )  # fmt: skip
-        torch.autograd.graph.increment_version(batch.tensors())
-        return batch
+            return fill_images
 
-    def _fill_features(self, step: int, buffers: Batch | None) -> Batch:
-        batch = buffers if buffers is not None else self._buffers(reusable=False)
-        source = self.source
-        assert isinstance(source, FeatureSource)
-        cpu = source.features.device
-        tables = self.tables
-        implementation("draw_out", "auto", cpu)(
-            tables.packed, tables.members, self.seed, self._start(step), None,
-            batch.index, batch.partner, batch.lam, batch.group,
-        )  # fmt: skip
-        implementation("mix_rows_out", "auto", cpu)(source.features, batch.index, batch.partner, batch.lam, batch.input)
-        batch.label.copy_(self._labels[batch.index])
-        keep = self.tables.keeps_labels
-        batch.partner_label.copy_(batch.label if keep else self._labels[batch.partner])
-        torch.autograd.graph.increment_version(batch.tensors())
-        return batch
+        features, packed, members, keep = source.features, tables.packed, tables.members, tables.keeps_labels
+        draw = implementation("draw_out", "auto", features.device)
+        mix_rows = implementation("mix_rows_out", "auto", features.device)
+
+        def fill_features(step: int, buffers: Batch | None) -> Batch:
+            batch = buffers if buffers is not None else fresh()
+            index, partner, lam = batch.index, batch.partner, batch.lam
+            draw(packed, members, seed, step * stride + first, None, index, partner, lam, batch.group)
+            mix_rows(features, index, partner, lam, batch.input)
+            batch.label.copy_(labels.index_select(0, index))
+            batch.partner_label.copy_(batch.label if keep else labels.index_select(0, partner))
+            bump(batch.tensors())
+            return batch
+
+        return fill_features
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the sequence: groups, policy, seed and global batch size."""

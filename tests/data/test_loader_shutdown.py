@@ -1,0 +1,407 @@
+"""How iteration over a MixLoader ends: errors, break, garbage collection, Ctrl-C, exit, fork; and the ring's debug mode."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spurmix import GroupIndex, MixLoader, policies
+from spurmix.data import ring
+from spurmix.data.batch import Batch
+
+RNG = np.random.default_rng(5)
+GROUPS = GroupIndex(RNG.integers(0, 3, 60), RNG.integers(0, 2, 60))
+FEATURES = RNG.standard_normal((60, 4)).astype(np.float32)
+IMAGES = RNG.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)
+
+
+def loader(source: Any = FEATURES, **options: Any) -> MixLoader:
+    return MixLoader(source, GROUPS, policies.mixup(), 12, **dict(steps=20, seed=1) | options)
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "spurmix-prefetch"]
+
+
+def replace_fill(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
+    """Have `before(step)` run before every batch is made."""
+    real = MixLoader._filler
+
+    def filler(self: MixLoader) -> Any:
+        fill = real(self)
+
+        def checked(step: int, buffers: Any) -> Any:
+            before(step)
+            return fill(step, buffers)
+
+        return checked
+
+    monkeypatch.setattr(MixLoader, "_filler", filler)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Any:
+    yield
+    gc.collect()
+    assert prefetch_threads() == []
+
+
+# ---- within the process
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+def test_an_exception_or_break_in_the_loop_ends_the_thread_and_the_loader_goes_on(prefetch: int) -> None:
+    whole = [b.clone() for b in loader()]
+    batches = loader(prefetch=prefetch)
+    with pytest.raises(KeyError):
+        for k, _ in enumerate(batches):
+            if k == 3:
+                raise KeyError
+    assert prefetch_threads() == []
+    assert batches.step == 4
+    for _ in batches:
+        break
+    assert prefetch_threads() == []
+    for step, batch in enumerate(batches, 5):
+        assert torch.equal(batch.input, whole[step].input)
+
+
+def test_iterators_that_are_dropped_end_their_thread_begun_or_not() -> None:
+    batches = loader()
+    begun = iter(batches)
+    next(begun)
+    del begun
+    assert prefetch_threads() == []
+    not_begun = iter(batches)
+    assert len(prefetch_threads()) == 1
+    del not_begun
+    assert prefetch_threads() == []
+    kept = iter(loader())  # the loader itself is dropped
+    assert len(list(kept)) == 20
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_an_exception_while_filling_is_raised_in_its_turn(prefetch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail = [True]
+
+    def before(step: int) -> None:
+        if step == 3 and fail[0]:
+            raise OSError("disk gone")
+
+    replace_fill(monkeypatch, before)
+    whole = [b.clone() for b in loader(copy=True, steps=3)]
+    batches = loader(prefetch=prefetch)
+    seen = []
+    with pytest.raises(OSError, match="disk gone"):
+        for batch in batches:
+            seen.append(batch.clone())
+    assert [torch.equal(a.input, b.input) for a, b in zip(seen, whole, strict=True)] == [True] * 3
+    assert prefetch_threads() == []
+    fail[0] = False
+    assert sum(1 for _ in batches) == 17
+
+
+def test_a_second_iterator_replaces_the_first_which_says_so() -> None:
+    batches = loader()
+    first = iter(batches)
+    next(first)
+    second = iter(batches)
+    with pytest.raises(RuntimeError, match="another iterator of the same loader"):
+        next(first)
+    assert len(list(second)) == 19
+    third = iter(batches)
+    next(third)
+    batches.set_step(0)
+    with pytest.raises(RuntimeError, match="set to another step"):
+        next(third)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_the_thread_computes_with_the_consumers_number_of_threads(
+    prefetch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    replace_fill(monkeypatch, lambda step: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            list(loader(prefetch=prefetch, steps=2))
+            assert seen == [threads] * 2
+            seen.clear()
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- SPURMIX_DEBUG_RING
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 3])
+@pytest.mark.parametrize("source", [FEATURES, IMAGES], ids=["features", "images"])
+def test_debug_ring_poisons_a_batch_when_its_lifetime_ends_and_not_before(
+    source: Any, prefetch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [b.clone() for b in loader(source)]
+    batches = loader(source, prefetch=prefetch)
+    for debug in ("0", "1", "0", "1"):  # read where iteration starts
+        monkeypatch.setenv("SPURMIX_DEBUG_RING", debug)
+        taken: list[Batch] = []
+        for step, batch in enumerate(batches):
+            taken.append(batch)
+            for held in range(max(0, step - max(1, prefetch) + 1), step + 1):
+                for a, b in zip(taken[held].tensors(), whole[held].tensors(), strict=True):
+                    assert torch.equal(a, b)
+            expired = step - max(1, prefetch)
+            if debug == "1" and expired >= 0:
+                for tensor in taken[expired].tensors():
+                    if tensor.is_floating_point():
+                        assert tensor.isnan().all()
+                    else:
+                        assert (tensor == torch.iinfo(tensor.dtype).min).all()
+        assert len({b.input.data_ptr() for b in taken}) <= 2 * prefetch + 2
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_debug_ring_spares_batches_held_from_an_earlier_iteration_until_their_time(
+    prefetch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPURMIX_DEBUG_RING", "1")
+    batches = loader(prefetch=prefetch)
+    kept = [b for _, b in zip(range(5), batches, strict=False)][-max(1, prefetch) :]
+    copies = [b.clone() for b in kept]
+    again = iter(batches)
+    for k in range(len(kept)):
+        for held, copy in list(zip(kept, copies, strict=True))[k:]:
+            assert torch.equal(held.input, copy.input)
+        next(again)
+        assert kept[k].input.isnan().all()
+
+
+def test_debug_ring_leaves_copies_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPURMIX_DEBUG_RING", "1")
+    assert not any(b.input.isnan().any() for b in list(loader(copy=True)))
+
+
+# ---- pinned memory
+
+
+def test_pinned_memory_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="pin_memory=True needs CUDA"):
+        loader(pin_memory=True)
+    with pytest.raises(ValueError, match="pin_memory=True needs CUDA"):
+        ring.buffer((3,), torch.float32, pin_memory=True)
+
+
+def test_pinned_buffers_are_registered_on_pages_of_their_own_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: dict[int, int] = {}
+    error = [0]
+
+    def register(address: int, size: int, flags: int) -> int:
+        assert address % 4096 == 0
+        registered[address] = size
+        return error[0]
+
+    cudart = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=lambda address: registered.pop(address))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    plain = loader(IMAGES)
+    pinned = loader(IMAGES, pin_memory=True)
+    for a, b in zip(plain, pinned, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+    assert len(registered) == 5 * 7
+    last = b.input.data_ptr()
+    assert registered[last] == b.input.nbytes
+    del pinned
+    assert len(registered) == 7  # those of the batch that is still held
+    del b
+    assert not registered
+    error[0] = 2
+    with pytest.raises(ValueError, match=r"could not pin 4,194,304 bytes \(error 2"):
+        ring.buffer((1 << 20,), torch.float32, pin_memory=True)
+
+
+# ---- exit, Ctrl-C and fork, each in a process of its own
+
+PRELUDE = """
+import gc, os, sys, threading, time, warnings
+import numpy as np, torch
+from spurmix import GroupIndex, MixLoader, policies
+warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork beside threads
+rng = np.random.default_rng(0)
+groups = GroupIndex(rng.integers(0, 2, 64))
+images = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+def loader(batch=64, **options):
+    return MixLoader(images, groups, policies.mixup(), batch, **dict(steps=10**6) | options)
+def slow(seconds, at=0):
+    real = MixLoader._filler
+    def filler(self):
+        fill = real(self)
+        def late(step, buffers):
+            if step >= at:
+                time.sleep(seconds)
+            return fill(step, buffers)
+        return late
+    MixLoader._filler = filler
+"""
+
+
+def start(script: str) -> subprocess.Popen[str]:
+    code = PRELUDE + textwrap.dedent(script)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"hangs: {process.communicate()}")
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("end", ["pass", "sys.exit(0)", "gc.disable(); cycle = [batches]; cycle.append(cycle)"])
+def test_the_interpreter_exits_with_an_active_iterator(prefetch: int, end: str) -> None:
+    script = f"""
+    kept = loader(prefetch={prefetch})
+    batches = iter(kept)
+    for _ in range(3): next(batches)
+    print("done", flush=True)
+    {end}
+    """
+    assert finish(start(script)) == (0, "done\n", "")
+
+
+def test_exit_waits_for_the_batch_being_made() -> None:
+    # Otherwise the thread comes back from its work into an interpreter that is gone.
+    script = """
+    import atexit
+    slow(0.3, at=2)
+    batches = iter(loader())
+    next(batches)
+    atexit._run_exitfuncs()
+    print([t.name for t in threading.enumerate()])
+    """
+    assert finish(start(script)) == (0, "['MainThread']\n", "")
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_ctrl_c_while_waiting_for_a_batch(prefetch: int) -> None:
+    script = f"""
+    slow(1.0, at=2)
+    batches = loader(prefetch={prefetch})
+    try:
+        for batch in batches:
+            if batches.step == 2:
+                print("waiting", flush=True)
+    except KeyboardInterrupt:
+        del batch
+        print("interrupted at", batches.step, len([t for t in threading.enumerate() if "spurmix" in t.name]))
+    next(iter(batches))
+    print("went on to", batches.step)
+    """
+    process = start(script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (0, "interrupted at 2 0\nwent on to 3\n", "")
+
+
+def test_ctrl_c_that_nobody_catches_ends_the_process() -> None:
+    process = start(
+        """
+        slow(0.5, at=2)
+        for k, batch in enumerate(loader()):
+            if k == 1: print("waiting", flush=True)
+        """
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == -signal.SIGINT
+    assert err.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+@pytest.mark.parametrize("exits", ["os._exit(0)", "sys.exit(0)"])
+def test_a_fork_may_iterate_afresh_but_not_go_on(prefetch: int, exits: str) -> None:
+    script = f"""
+    slow(0.01)  # so that the fork finds a batch half made
+    kept = loader(batch=8, prefetch={prefetch}, steps=12)
+    batches = iter(kept)
+    first = next(batches).clone()
+    for round in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                next(batches)
+            except RuntimeError as error:
+                assert "before a fork" in str(error)
+            else:
+                os._exit(2)
+            del batches
+            gc.collect()
+            kept.set_step(0)
+            assert torch.equal(next(iter(kept)).input, first.input)
+            assert sum(1 for _ in kept) == 11
+            {exits}
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+        next(batches)
+    assert sum(1 for _ in batches) == 9
+    print("done")
+    """
+    assert finish(start(script)) == (0, "done\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_that_only_exits_leaves_the_parents_thread_alone() -> None:
+    script = """
+    kept = loader(steps=50)
+    batches = iter(kept)
+    next(batches)
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        next(batches)
+    assert len(list(batches)) == 45
+    print("done")
+    """
+    assert finish(start(script)) == (0, "done\n", "")
+
+
+def test_a_limit_set_by_openmp_holds_in_the_thread_too() -> None:
+    pytest.importorskip("threadpoolctl")
+    script = """
+    import threadpoolctl
+    torch.get_num_threads()
+    seen = []
+    real = MixLoader._filler
+    MixLoader._filler = lambda self: (seen.append(0), lambda step, b, f=real(self): (seen.append(torch.get_num_threads()), f(step, b))[1])[1]
+    for threads in (3, 1):
+        with threadpoolctl.threadpool_limits(threads, user_api="openmp"):
+            assert torch.get_num_threads() == threads
+            seen.clear()
+            list(loader(steps=2))
+            print(seen)
+    """
+    assert finish(start(script)) == (0, "[0, 3, 3]\n[0, 1, 1]\n", "")
