@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
             case = registered.build(context)
             if arguments.quick:
                 case.repeats = min(case.repeats, 101) if case.repeats > 50 else min(case.repeats, 9)
-            new = measure(registered.name, case, budget_s=2.0 if arguments.quick else 8.0)
+            new = measure(registered.name, case, budget_s=2.0 if arguments.quick else 3.0)
             report.show(registered.description, new)
             rows += new
         complete = True

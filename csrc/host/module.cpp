@@ -50,10 +50,11 @@ py::tuple group_cells(const std::vector<py::array>& arrays, const std::vector<in
   if (members.itemsize() == 4 && count > INT32_MAX) throw py::value_error("members must be int64 for so many rows");
   Cells cells;
   void* out = members.mutable_data();
+  const bool narrow = members.itemsize() == 4;  // asks Python, so before the GIL is released
   {
     py::gil_scoped_release release;
-    cells = members.itemsize() == 4 ? group_cells(columns, count, threads, static_cast<int32_t*>(out))
-                                    : group_cells(columns, count, threads, static_cast<int64_t*>(out));
+    cells = narrow ? group_cells(columns, count, threads, static_cast<int32_t*>(out))
+                   : group_cells(columns, count, threads, static_cast<int64_t*>(out));
   }
   return py::make_tuple(to_array(cells.keys), to_array(cells.counts), cells.identity);
 }

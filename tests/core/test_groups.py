@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spurmix import GroupIndex
-from spurmix.core import cells
+from spurmix.core import cells, memory
 from spurmix.core.groups import MIXED
 
 
@@ -133,3 +133,24 @@ def test_ten_million_labels_take_one_array() -> None:
     groups = GroupIndex(labels)
     assert groups.members is not None and groups.members.nbytes == 40_000_000
     assert groups.examples(1)[:3].tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, memory.HUGE_PAGE - 1, memory.HUGE_PAGE, 2 * memory.HUGE_PAGE + 12])
+def test_large_arrays_have_pages_of_their_own(size: int) -> None:
+    array = memory.pages(size)
+    assert array.shape == (size,) and array.flags.writeable and not array.any()
+    assert array.ctypes.data % (memory.HUGE_PAGE if size >= memory.HUGE_PAGE else 4096) == 0 or size == 0
+    array[...] = 7
+    assert memory.empty(size // 4, np.int32).shape == (size // 4,)
+    assert memory.empty(size // 4, np.int32).ctypes.data % (memory.HUGE_PAGE if size >= memory.HUGE_PAGE else 4) == 0
+
+
+def test_no_room_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match="no room"):
+        memory.empty(1 << 59, np.int64)
+
+
+def test_fields_of_packed_records() -> None:
+    rows = np.zeros(100, dtype=[("pad", np.uint8), ("label", np.int64), ("attribute", np.int16)])
+    rows["label"], rows["attribute"] = np.arange(100) % 3, np.arange(100) % 2
+    assert GroupIndex(rows["label"], rows["attribute"]).sizes.tolist() == [17, 17, 16, 17, 17, 16]
