@@ -57,12 +57,26 @@ def gate(contender: Contender, expected: Any, tolerance: float) -> str:
         )
 
 
-def _once(contender: Contender) -> float:
+# A turn of a short contender repeats it for about this long, so that its caches and the clock are its own.
+TURN_S = 2e-3
+
+
+def _turn(contender: Contender, calls: int) -> float:
+    """Seconds of one call, as the mean of `calls`."""
     if contender.seconds is not None:
         return contender.seconds()
     began = time.perf_counter()
-    contender.run()
-    return time.perf_counter() - began
+    for _ in range(calls):
+        contender.run()
+    return (time.perf_counter() - began) / calls
+
+
+def _calls(contender: Contender) -> int:
+    """How many calls make a turn; also warms the contender up."""
+    if contender.seconds is not None:
+        return 1
+    quickest = min(_turn(contender, 1) for _ in range(2))
+    return max(1, min(1000, round(TURN_S / quickest))) if quickest < TURN_S else 1
 
 
 def measure(name: str, case: Case, budget_s: float) -> list[Row]:
@@ -73,13 +87,12 @@ def measure(name: str, case: Case, budget_s: float) -> list[Row]:
     failures = {c.name: "" if c is ours else gate(c, expected, case.tolerance) for c in case.contenders}
     able = [c for c in case.contenders if not failures[c.name]]
     times: dict[str, list[float]] = {c.name: [] for c in able}
-    for contender in able:
-        _once(contender)
+    calls = {c.name: _calls(c) for c in able}
     for _ in range(case.repeats):
         for contender in able:
             taken = times[contender.name]
-            if len(taken) < 3 or sum(taken) < budget_s:
-                taken.append(_once(contender))
+            if len(taken) < 3 or sum(taken) * calls[contender.name] < budget_s:
+                taken.append(_turn(contender, calls[contender.name]))
     base = float(np.median(times[ours.name]))
     rows = []
     for contender in case.contenders:

@@ -66,7 +66,7 @@ def _case(batch: int, classes: int, repeats: int) -> Case:
 @case("loss_256_1000")
 def loss_256_1000(context: Context) -> Case:
     """Forward and backward, 256 samples of 1000 classes."""
-    return _case(256, 1000, 201)
+    return _case(256, 1000, 61)
 
 
 @case("loss_8192_1000")
@@ -78,4 +78,4 @@ def loss_8192_1000(context: Context) -> Case:
 @case("loss_256_2")
 def loss_256_2(context: Context) -> Case:
     """Forward and backward, 256 samples of 2 classes."""
-    return _case(256, 2, 301)
+    return _case(256, 2, 61)

@@ -65,7 +65,7 @@ def _draw(count: int) -> Case:
     if count <= 10**7:
         weights = torch.from_numpy((1 / np.bincount(cells, minlength=4))[cells])
         contenders.append(Contender("torch.multinomial a batch", multinomial, note="with replacement, no partner"))
-    return Case(contenders, items=BATCH, repeats=301)
+    return Case(contenders, items=BATCH, repeats=61)
 
 
 def _register(name: str, count: int, quick: bool) -> None:
