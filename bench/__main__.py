@@ -39,6 +39,14 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
+def _versions(peers: Peers) -> dict[str, str]:
+    try:
+        return peers.versions()
+    except RuntimeError as error:
+        print(f"bench: .venv-peers does not work ({error}); `make bench-peers` repairs it", file=sys.stderr)
+        return {}
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from spurmix.ops import library
 
@@ -50,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     rows: list[Row] = []
     complete = False
     try:
-        libraries = peers.versions()
+        libraries = _versions(peers)
         head = report.header(arguments.threads, libraries)
         print(", ".join(f"{k} {v}" for k, v in head.items() if k != "peers"))
         print(

@@ -170,7 +170,7 @@ Tensor mix_images(const Tensor& images, const Tensor& index, const Tensor& partn
                   const Tensor& mean, const Tensor& std, const OptionalTensor& boxes, const OptionalTensor& flips,
                   int64_t height, int64_t width, ScalarType dtype, bool channels_last) {
   SPURMIX_CHECK(images.dim() == 4, "mix_images: images must be [N, H, W, C]");
-  Tensor out = fresh(images, {index.numel(), images.size(3), height, width}, dtype, channels_last);
+  Tensor out = fresh_images(images, {index.numel(), images.size(3), height, width}, dtype, channels_last);
   mix_images_into(images, index, partner, lam, mean, std, boxes, flips, out, "mix_images");
   return out;
 }
@@ -267,7 +267,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_image_bat
   SPURMIX_CHECK(count >= 0, "mix_image_batch: count must be 0 or more");
   const Crop parameters = crop_of(crop, scale_min, scale_max, ratio_min, ratio_max, flip);
   const auto whole = [&] { return fresh(images, {count}, ScalarType::Long); };
-  const BatchOut out = {fresh(images, {count, images.size(3), height, width}, dtype, channels_last),
+  const BatchOut out = {fresh_images(images, {count, images.size(3), height, width}, dtype, channels_last),
                         whole(),
                         whole(),
                         fresh(images, {count}, ScalarType::Float),

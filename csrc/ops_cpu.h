@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -22,13 +23,14 @@ using OptionalTensor = std::optional<Tensor>;
 
 #define SPURMIX_CHECK(condition, ...) STD_TORCH_CHECK(condition, "spurmix::", __VA_ARGS__)
 
-inline void check(const Tensor& t, const char* op, const char* name, ScalarType type, std::vector<int64_t> shape) {
+inline void check(const Tensor& t, const char* op, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
   SPURMIX_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU");
   SPURMIX_CHECK(t.scalar_type() == type, op, ": ", name, " has the wrong dtype");
   SPURMIX_CHECK(t.dim() == static_cast<int64_t>(shape.size()), op, ": ", name, " has the wrong rank ", t.dim());
-  for (size_t k = 0; k < shape.size(); ++k) {
-    SPURMIX_CHECK(t.size(k) == shape[k], op, ": ", name, " has size ", t.size(k), " in dimension ", k, ", expected ",
-                  shape[k]);
+  int64_t k = 0;
+  for (const int64_t size : shape) {
+    SPURMIX_CHECK(t.size(k) == size, op, ": ", name, " has size ", t.size(k), " in dimension ", k, ", expected ", size);
+    ++k;
   }
   SPURMIX_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
 }
@@ -49,9 +51,21 @@ inline void check_range(const int64_t* values, int64_t count, int64_t limit, con
   SPURMIX_CHECK(at < 0, op, ": ", name, "[", at, "] = ", at < 0 ? 0 : values[at], " is out of range [0, ", limit, ")");
 }
 
-inline Tensor fresh(const Tensor& like, std::vector<int64_t> shape, ScalarType type, bool channels_last = false) {
+// An uninitialised tensor on the device of `like`, by the shim that looks no operator up by name: of a small op's time
+// that search is a good part.
+inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+  int32_t wanted = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.begin(), static_cast<int64_t>(shape.size()),
+                                                   &wanted, nullptr, nullptr, 0, nullptr, &handle));
+  return Tensor(handle);
+}
+
+// An uninitialised batch of images [B, C, h, w].
+inline Tensor fresh_images(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type,
+                           bool channels_last) {
   const MemoryFormat layout = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, layout);
+  return torch::stable::empty({shape.begin(), shape.size()}, type, std::nullopt, like.device(), std::nullopt, layout);
 }
 
 template <class T>

@@ -2,6 +2,8 @@
 // cpu/.
 #include "ops_cpu.h"
 
+#include <cstddef>
+#include <memory>
 #include <tuple>
 
 namespace spurmix {
@@ -96,44 +98,54 @@ void reduce(const T* values, int64_t count, int64_t reduction, T* out) {
   *out = static_cast<T>(reduction == kMean ? sum / static_cast<double>(count) : sum);
 }
 
-struct Loss {
-  cpu::CrossEntropy args;
-  int64_t batch;
-  ScalarType wide;  // of losses: float32, or float64 for float64 logits
-  Tensor each, logsumexp;
-};
+// Whether losses are float64: those of float64 logits are, all others are float32.
+bool is_wide(const Tensor& logits) { return logits.scalar_type() == ScalarType::Double; }
 
-Loss prepare_loss(const Tensor& logits, const Tensor& label, const Tensor& partner_label, const Tensor& lam,
-                  double label_smoothing, const char* op) {
+ScalarType loss_type(const Tensor& logits) { return is_wide(logits) ? ScalarType::Double : ScalarType::Float; }
+
+// The arguments but for the outputs, checked.
+cpu::CrossEntropy loss_arguments(const Tensor& logits, const Tensor& label, const Tensor& partner_label,
+                                 const Tensor& lam, double label_smoothing, const char* op) {
   check_logits(logits, op);
-  const int64_t batch = logits.size(0), classes = logits.size(1);
-  check_labels(label, partner_label, lam, batch, classes, op);
-  const cpu::Format format = format_of(logits.scalar_type(), op, "logits");
-  const ScalarType wide = format == cpu::Format::f64 ? ScalarType::Double : ScalarType::Float;
-  const Tensor each = fresh(logits, {batch}, wide), logsumexp = fresh(logits, {batch}, wide);
-  const cpu::CrossEntropy args = {logits.const_data_ptr(),
-                                  logits.stride(0),
-                                  classes,
-                                  format,
-                                  data<int64_t>(label),
-                                  data<int64_t>(partner_label),
-                                  data<float>(lam),
-                                  label_smoothing,
-                                  each.mutable_data_ptr(),
-                                  logsumexp.mutable_data_ptr()};
-  return {args, batch, wide, each, logsumexp};
+  check_labels(label, partner_label, lam, logits.size(0), logits.size(1), op);
+  return {logits.const_data_ptr(),
+          logits.stride(0),
+          logits.size(1),
+          format_of(logits.scalar_type(), op, "logits"),
+          data<int64_t>(label),
+          data<int64_t>(partner_label),
+          data<float>(lam),
+          label_smoothing,
+          nullptr,
+          nullptr};
 }
 
-Tensor reduced(const Loss& loss, int64_t reduction) {
-  if (reduction == kNone) return loss.each;
-  Tensor out = fresh(loss.each, {}, loss.wide);
-  if (loss.wide == ScalarType::Double) {
-    reduce(data<double>(loss.each), loss.batch, reduction, mutable_data<double>(out));
-  } else {
-    reduce(data<float>(loss.each), loss.batch, reduction, mutable_data<float>(out));
+// A loss for each sample and what is returned of them: themselves, or one number.
+class Losses {
+ public:
+  Losses(const Tensor& logits, int64_t reduction)
+      : batch_(logits.size(0)), reduction_(reduction), wide_(is_wide(logits)) {
+    result_ = reduction == kNone ? fresh(logits, {batch_}, loss_type(logits)) : fresh(logits, {}, loss_type(logits));
+    if (reduction != kNone) scratch_ = std::make_unique<std::byte[]>(batch_ * sizeof(double));
   }
-  return out;
-}
+
+  void* each() const { return scratch_ ? scratch_.get() : result_.mutable_data_ptr(); }
+
+  Tensor reduced() const {
+    if (scratch_ && wide_) {
+      reduce(reinterpret_cast<const double*>(scratch_.get()), batch_, reduction_, mutable_data<double>(result_));
+    } else if (scratch_) {
+      reduce(reinterpret_cast<const float*>(scratch_.get()), batch_, reduction_, mutable_data<float>(result_));
+    }
+    return result_;
+  }
+
+ private:
+  int64_t batch_, reduction_;
+  bool wide_;
+  Tensor result_;
+  std::unique_ptr<std::byte[]> scratch_;
+};
 
 double grad_factor(int64_t reduction, int64_t batch) {
   return reduction == kMean ? 1.0 / static_cast<double>(std::max<int64_t>(1, batch)) : 1.0;
@@ -141,22 +153,32 @@ double grad_factor(int64_t reduction, int64_t batch) {
 
 std::tuple<Tensor, Tensor> mixed_cross_entropy(const Tensor& logits, const Tensor& label, const Tensor& partner_label,
                                                const Tensor& lam, int64_t reduction, double label_smoothing) {
-  const Loss loss = prepare_loss(logits, label, partner_label, lam, label_smoothing, "mixed_cross_entropy");
-  parallel_for(0, loss.batch, loss_grain(loss.args.classes),
-               [&](int64_t begin, int64_t end) { cpu::cross_entropy(loss.args, begin, end); });
-  return {reduced(loss, reduction), loss.logsumexp};
+  cpu::CrossEntropy args = loss_arguments(logits, label, partner_label, lam, label_smoothing, "mixed_cross_entropy");
+  const int64_t batch = logits.size(0);
+  const Losses losses(logits, reduction);
+  const Tensor logsumexp = fresh(logits, {batch}, loss_type(logits));
+  args.loss = losses.each();
+  args.logsumexp = logsumexp.mutable_data_ptr();
+  parallel_for(0, batch, loss_grain(args.classes),
+               [&](int64_t begin, int64_t end) { cpu::cross_entropy(args, begin, end); });
+  return {losses.reduced(), logsumexp};
 }
 
 std::tuple<Tensor, Tensor> mixed_cross_entropy_with_grad(const Tensor& logits, const Tensor& label,
                                                          const Tensor& partner_label, const Tensor& lam,
                                                          int64_t reduction, double label_smoothing) {
-  const Loss loss = prepare_loss(logits, label, partner_label, lam, label_smoothing, "mixed_cross_entropy_with_grad");
-  SPURMIX_CHECK(logits.scalar_type() == loss.wide, "mixed_cross_entropy_with_grad: logits must be float32 or float64");
-  Tensor grad = fresh(logits, {loss.batch, loss.args.classes}, logits.scalar_type());
-  const cpu::CrossEntropyWithGrad args = {loss.args, grad_factor(reduction, loss.batch), grad.mutable_data_ptr()};
-  parallel_for(0, loss.batch, loss_grain(loss.args.classes),
+  const char* op = "mixed_cross_entropy_with_grad";
+  const int64_t batch = logits.size(0);
+  SPURMIX_CHECK(logits.scalar_type() == loss_type(logits), op, ": logits must be float32 or float64");
+  cpu::CrossEntropyWithGrad args = {loss_arguments(logits, label, partner_label, lam, label_smoothing, op),
+                                    grad_factor(reduction, batch), nullptr};
+  const Losses losses(logits, reduction);
+  const Tensor grad = fresh(logits, {batch, args.forward.classes}, logits.scalar_type());
+  args.forward.loss = losses.each();
+  args.grad_logits = grad.mutable_data_ptr();
+  parallel_for(0, batch, loss_grain(args.forward.classes),
                [&](int64_t begin, int64_t end) { cpu::cross_entropy_with_grad(args, begin, end); });
-  return {reduced(loss, reduction), grad};
+  return {losses.reduced(), grad};
 }
 
 Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
@@ -167,9 +189,8 @@ Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, co
   const int64_t batch = logits.size(0), classes = logits.size(1);
   check_labels(label, partner_label, lam, batch, classes, op);
   const cpu::Format format = format_of(logits.scalar_type(), op, "logits");
-  const ScalarType wide = format == cpu::Format::f64 ? ScalarType::Double : ScalarType::Float;
-  check(logsumexp, op, "logsumexp", wide, {batch});
-  SPURMIX_CHECK(grad.is_cpu() && grad.scalar_type() == wide, op, ": grad has the wrong dtype or device");
+  check(logsumexp, op, "logsumexp", loss_type(logits), {batch});
+  SPURMIX_CHECK(grad.is_cpu() && grad.scalar_type() == loss_type(logits), op, ": grad has the wrong dtype or device");
   const bool each = reduction == kNone;
   SPURMIX_CHECK(each ? grad.dim() == 1 && grad.size(0) == batch : grad.numel() == 1, op, ": grad has the wrong shape");
   Tensor out = fresh(logits, {batch, classes}, logits.scalar_type());

@@ -81,7 +81,7 @@ struct CrossEntropy {
 };
 void cross_entropy(const CrossEntropy& args, int64_t begin, int64_t end);
 
-// Items: samples. The same for f32 and f64, and the gradient of each loss times `factor`.
+// Items: samples. The loss of f32 and f64 logits and its gradient times `factor`; logsumexp is not written.
 struct CrossEntropyWithGrad {
   CrossEntropy forward;
   double factor;

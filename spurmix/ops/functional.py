@@ -373,30 +373,32 @@ def mixed_cross_entropy(
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
-    if not _plain_loss_inputs(logits, label, partner_label, lam):
-        logits, label, partner_label, lam = _checked_loss_inputs(logits, label, partner_label, lam)
-    inputs = (logits, label, partner_label, lam, _REDUCTIONS[reduction], float(label_smoothing))
-    if logits.requires_grad and torch.is_grad_enabled() and _takes_grad_along(logits, backend):
-        return _call(_LossWithGrad.apply, *inputs)
-    return _call(implementation("mixed_cross_entropy", backend, logits.device), *inputs)[0]
+    settings = (_REDUCTIONS[reduction], float(label_smoothing))
+    if _takes_grad_along(logits, lam, backend):
+        try:
+            return _LossWithGrad.apply(logits, label, partner_label, lam, *settings)
+        except RuntimeError:  # the kernel took nothing it could not use; below it is named, or put right
+            pass
+    inputs = _checked_loss_inputs(logits, label, partner_label, lam)
+    if _takes_grad_along(inputs[0], inputs[3], backend):
+        return _call(_LossWithGrad.apply, *inputs, *settings)
+    return _call(implementation("mixed_cross_entropy", backend, inputs[0].device), *inputs, *settings)[0]
 
 
-def _plain_loss_inputs(logits: Any, label: Any, partner_label: Any, lam: Any) -> bool:
-    """Whether the inputs are the usual ones: a short cut past the single checks, which cost as much as a small loss."""
-    try:
-        batch, classes = logits.shape
-        return (
-            classes > 0
-            and logits.dtype in _WIDE
-            and label.dtype is partner_label.dtype is torch.int64
-            and lam.dtype is torch.float32
-            and label.shape == partner_label.shape == lam.shape == (batch,)
-            and logits.is_contiguous() and label.is_contiguous() and partner_label.is_contiguous() and lam.is_contiguous()
-            and logits.device == label.device == partner_label.device == lam.device
-            and not lam.requires_grad
-        )  # fmt: skip
-    except (AttributeError, TypeError, ValueError):
-        return False
+def _takes_grad_along(logits: Any, lam: Any, backend: str) -> bool:
+    """Whether the gradient is made in the forward pass: on compiled CPU kernels, outside torch.compile, and not for half
+    types, whose gradient would be rounded before a loss scale is applied."""
+    return (
+        isinstance(logits, Tensor)
+        and isinstance(lam, Tensor)
+        and logits.requires_grad
+        and not lam.requires_grad
+        and (logits.dtype is torch.float32 or logits.dtype is torch.float64)
+        and logits.is_cpu
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and serving("cpu", backend) == "cpu"
+    )
 
 
 def _checked_loss_inputs(logits: Any, label: Any, partner_label: Any, lam: Any) -> tuple[Tensor, ...]:
@@ -414,17 +416,6 @@ def _checked_loss_inputs(logits: Any, label: Any, partner_label: Any, lam: Any) 
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         logits = logits.contiguous()
     return logits, label, partner_label, lam
-
-
-def _takes_grad_along(logits: Tensor, backend: str) -> bool:
-    """Whether the gradient is made in the forward pass: on compiled CPU kernels, outside torch.compile, and not for half
-    types, whose gradient would be rounded before a loss scale is applied."""
-    return (
-        logits.dtype in (torch.float32, torch.float64)
-        and logits.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and serving("cpu", backend) == "cpu"
-    )
 
 
 class _LossWithGrad(torch.autograd.Function):

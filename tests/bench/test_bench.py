@@ -72,6 +72,17 @@ def test_peers_that_are_not_installed_are_named(tmp_path: Path) -> None:
     peers.close()
 
 
+@pytest.mark.parametrize("body", ["exit 3", "sleep 0.3"])
+def test_a_broken_peer_environment_is_an_error_with_a_name(tmp_path: Path, body: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{body}\n")
+    python.chmod(0o755)
+    peers = Peers(1, python=python)
+    with pytest.raises(RuntimeError, match="peers' process ended"):
+        peers.versions()
+    peers.close()
+
+
 def test_results_are_written_whole_and_drawn(tmp_path: Path) -> None:
     head = {"date": "2026-01-01", "device": "a", "isa": "b", "threads": 2, "torch": "c", "peers": {}}
     target = tmp_path / "missing" / "folder" / "cpu.json"
