@@ -23,7 +23,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 #define SPURMIX_CHECK(condition, ...) STD_TORCH_CHECK(condition, "spurmix::", __VA_ARGS__)
 
-inline void check(const Tensor& t, const char* op, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
+inline void check(const Tensor& t, const char* op, const char* name, ScalarType type,
+                  std::initializer_list<int64_t> shape) {
   SPURMIX_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU");
   SPURMIX_CHECK(t.scalar_type() == type, op, ": ", name, " has the wrong dtype");
   SPURMIX_CHECK(t.dim() == static_cast<int64_t>(shape.size()), op, ": ", name, " has the wrong rank ", t.dim());
