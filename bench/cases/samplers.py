@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from bench.context import Context
 from bench.registry import Case, Contender, case
-from spurmix import GroupIndex, functional, policies
+from spurmix import GroupIndex, MixPolicy, functional, policies
 
 BATCH = 256
 SHARES = [0.73, 0.04, 0.01, 0.22]
@@ -84,19 +85,30 @@ _register("draw_1e9", 10**9, False)
 
 def _epoch(count: int) -> Case:
     groups, cells = _groups(count)
-    tables = functional.draw_tables(groups, policies.group_balanced())
     weights = torch.from_numpy((1 / np.bincount(cells, minlength=4))[cells])
+    index, partner, group = (torch.empty(1 << 16, dtype=torch.int64) for _ in range(3))
+    out = (index, partner, torch.empty(1 << 16), group)
 
-    def ours() -> None:
-        for start in range(0, count, 1 << 16):
-            functional.draw(tables, seed=1, start=start, count=min(1 << 16, count - start))
+    def drawing(replacement: bool) -> Callable[[], None]:
+        tables = functional.draw_tables(groups, MixPolicy(replacement=replacement))
+
+        def ours() -> None:
+            for start in range(0, count, 1 << 16):
+                here = min(1 << 16, count - start)
+                functional.draw(tables, seed=1, start=start, count=here, out=[o[:here] for o in out])
+
+        return ours
 
     def weighted() -> None:
         for _ in WeightedRandomSampler(weights, count):  # type: ignore[arg-type]
             pass
 
-    contenders = [Contender("spurmix, 65,536 at a time", ours, "ours"), Contender("WeightedRandomSampler", weighted)]
-    return Case(contenders, items=count, repeats=3)
+    contenders = [
+        Contender("spurmix, with replacement", drawing(True), "ours", note="65,536 at a time"),
+        Contender("spurmix, every example in turn", drawing(False), "own", note="65,536 at a time"),
+        Contender("WeightedRandomSampler", weighted, note="with replacement"),
+    ]
+    return Case(contenders, items=count, repeats=5)
 
 
 @case("epoch_1e6")

@@ -87,6 +87,7 @@ def draw(
     seed: int,
     start: int,
     count: int,
+    out: Sequence[Tensor] | None = None,
     backend: str = "auto",
 ) -> Draw:
     """Samples `start` to `start + count` of the policy's global sequence: a pure function of (seed, sample number).
@@ -96,6 +97,7 @@ def draw(
         policy: see `spurmix.policies`.
         seed: in [0, 2^63).
         start, count: sample numbers, start + count at most 2^63.
+        out: three tensors `[count]` to write into, index, partner and lam; or four, with the group of index, int64.
         backend: "auto", "cpu" or "reference"; all give the same bits.
 
     Returns:
@@ -103,8 +105,21 @@ def draw(
     """
     tables = _prepared(groups, policy)
     validate.sequence_position(seed, start, count)
-    function = implementation("draw", backend, tables.packed.device)
-    return Draw(*_call(function, tables.packed, tables.members, seed, start, count)[:3])
+    device = tables.packed.device
+    if out is None:
+        function = implementation("draw", backend, device)
+        return Draw(*_call(function, tables.packed, tables.members, seed, start, count)[:3])
+    if len(out) not in (3, 4):
+        raise ValueError(f"out must hold index, partner, lam and, if wanted, group, got {len(out)} tensors")
+    for k, name in enumerate(("index", "partner", "lam", "group")[: len(out)]):
+        kind = torch.float32 if name == "lam" else torch.int64
+        validate.output(out[k], (count,), (kind,), device, f"out[{k}] ({name})")
+    group = out[3] if len(out) == 4 else torch.empty_like(out[0])
+    _call(
+        implementation("draw_out", backend, device), tables.packed, tables.members, seed, start, None, *out[:3], group
+    )
+    torch.autograd.graph.increment_version(list(out))
+    return Draw(*out[:3])
 
 
 def _prepared(groups: GroupIndex | DrawTables, policy: MixPolicy | None) -> DrawTables:

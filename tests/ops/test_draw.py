@@ -93,28 +93,63 @@ def random_groups(rng: np.random.Generator, n: int, classes: int, attributes: in
 
 
 @given(
-    st.integers(1, 400),
+    st.integers(1, 4000),
+    st.integers(1, 9),
     st.integers(1, 5),
-    st.integers(1, 4),
     st.integers(0, 2**63 - 1),
     st.integers(0, 2**62),
+    st.integers(0, 700),
+    st.booleans(),
     st.booleans(),
     st.sampled_from(["groups", "classes", "all"]),
 )
 def test_backends_agree_bit_for_bit(
-    n: int, classes: int, attributes: int, seed: int, start: int, replacement: bool, strata: Any
+    n: int,
+    classes: int,
+    attributes: int,
+    seed: int,
+    start: int,
+    count: int,
+    replacement: bool,
+    partners: bool,
+    strata: Any,
 ) -> None:
     rng = np.random.default_rng(n * 7 + classes)
     groups = random_groups(rng, n, classes, attributes)
     partner = rng.random((groups.num_groups, groups.num_groups)) * (rng.random((groups.num_groups, 1)) < 0.7)
-    policy = MixPolicy(strata, partner=partner, lam=Beta(0.3, 1.1), replacement=replacement)
+    policy = MixPolicy(strata, partner=partner if partners else None, lam=Beta(0.3, 1.1), replacement=replacement)
     tables = draw_tables(groups, policy)
-    expected = reference_draw.draw(tables.packed, tables.members, seed, start, 97)
-    actual = torch.ops.spurmix.draw(tables.packed, tables.members, seed, start, 97)
-    for a, b in zip(actual, expected[:4], strict=True):
-        assert torch.equal(a, b)
-    wide = torch.ops.spurmix.draw(tables.packed, tables.members.to(torch.int64), seed, start, 97)
-    assert all(torch.equal(a, b) for a, b in zip(actual, wide, strict=True))
+    # Members of either width, and none: positions themselves.
+    for members in (tables.members, tables.members.to(torch.int64), torch.empty(0, dtype=torch.int32)):
+        expected = reference_draw.draw(tables.packed, members, seed, start, count)
+        actual = torch.ops.spurmix.draw(tables.packed, members, seed, start, count)
+        for a, b in zip(actual, expected[:4], strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_out_is_written_in_place(backend: str, count: int) -> None:
+    groups = GroupIndex([0, 1, 1, 0, 1] * 9)
+    policy = MixPolicy(partner=[[0, 1], [1, 0]], lam=Beta(2))
+    expected = spurmix.draw(groups, policy, seed=4, start=9, count=count, backend=backend)
+    out = [torch.full((count,), 77), torch.full((count,), 77), torch.full((count,), 77.0), torch.full((count,), 77)]
+    for given_out in (out[:3], out):
+        drawn = spurmix.draw(groups, policy, seed=4, start=9, count=count, out=given_out, backend=backend)
+        for a, b, c in zip(drawn, expected, out, strict=False):
+            assert a is c and torch.equal(a, b)
+    assert torch.equal(out[3], torch.from_numpy(groups.group_ids())[expected.index].long())
+
+
+def test_bad_out() -> None:
+    groups = GroupIndex([0, 1])
+    index = torch.empty(3, dtype=torch.int64)
+    for out, error, text in [
+        ([index], ValueError, "got 1 tensors"),
+        ([index, index, index], TypeError, r"out\[2\] \(lam\)"),
+        ([index, index[:2], torch.empty(3)], ValueError, r"out\[1\] \(partner\)"),
+    ]:
+        with pytest.raises(error, match=text):
+            spurmix.draw(groups, policies.erm(), seed=0, start=0, count=3, out=out)
 
 
 def test_the_end_of_the_sequence(backend: str) -> None:
