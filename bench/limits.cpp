@@ -41,11 +41,13 @@ extern "C" void image_limit(const uint8_t* images, const int64_t* index, const i
   });
 }
 
-// Rows [N, bytes]: both rows read, one written; a copy, as the rows of a batch stay in the caches.
+// Rows [N, bytes]: both rows read, one written, to the caches, where the rows of a batch stay. `repeats` times, so that
+// starting threads does not count.
 extern "C" void row_limit(const uint8_t* rows, const int64_t* index, const int64_t* partner, uint8_t* out,
-                          int64_t batch, int64_t bytes, int threads) {
+                          int64_t batch, int64_t bytes, int64_t repeats, int threads) {
   in_threads(batch, threads, [=](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
+    for (int64_t i = 0; i < repeats * (end - begin); ++i) {
+      const int64_t n = begin + i % (end - begin);
       const uint8_t *a = rows + index[n] * bytes, *b = rows + partner[n] * bytes;
       for (int64_t i = 0; i + 32 <= bytes; i += 32) {
         const __m256i v = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + i)),

@@ -56,12 +56,12 @@ def image_limit(images: Tensor, index: Tensor, partner: Tensor, out: Tensor) -> 
     )  # fmt: skip
 
 
-def row_limit(rows: Tensor, index: Tensor, partner: Tensor, out: Tensor) -> None:
-    """rows `[N, D]`, out `[B, D]` of the same dtype."""
+def row_limit(rows: Tensor, index: Tensor, partner: Tensor, out: Tensor, repeats: int = 1) -> None:
+    """rows `[N, D]`, out `[B, D]` of the same dtype; `repeats` times."""
     compiled = library()
     assert compiled is not None
     width = ctypes.c_int64(rows.shape[1] * rows.element_size())
     compiled.row_limit(
         _pointer(rows), _pointer(index), _pointer(partner), _pointer(out), ctypes.c_int64(index.numel()), width,
-        torch.get_num_threads(),
+        ctypes.c_int64(repeats), torch.get_num_threads(),
     )  # fmt: skip

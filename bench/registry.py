@@ -14,7 +14,7 @@ class Contender:
     Attributes:
         name: for the table. run: does the work once; its value is compared with ours, None compares nothing.
         kind: "ours", "peer" or "limit". note: what a reader must know, such as a lam of its own.
-        seconds: runs once and returns the time another process measured; None: `run` is timed here.
+        seconds: runs once and returns its own measurement, as of another process; None: `run` is timed here.
     """
 
     name: str

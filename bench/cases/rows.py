@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,11 @@ def _case(batch: int, dtype: torch.dtype) -> Case:
         weight = lam[:, None]
         return (weight * rows[index] + (1 - weight) * rows[partner]).to(dtype)
 
+    def limit_seconds() -> float:
+        began = time.perf_counter()
+        limits.row_limit(rows, index, partner, copied, repeats=20)
+        return (time.perf_counter() - began) / 20
+
     compiled = torch.compile(
         lambda rows, i, j, lam, out: out.copy_(lam[:, None] * rows[i] + (1 - lam[:, None]) * rows[j]), dynamic=False
     )
@@ -32,10 +39,14 @@ def _case(batch: int, dtype: torch.dtype) -> Case:
     ]
     absent = []
     if limits.library() is not None:
-        contenders.append(Contender("memory limit", lambda: limits.row_limit(rows, index, partner, copied), "limit"))
+        contenders.append(
+            Contender(
+                "memory limit", lambda: limits.row_limit(rows, index, partner, copied), "limit", seconds=limit_seconds
+            )
+        )
     else:
         absent.append("memory limit (no compiler or no AVX2)")
-    return Case(contenders, items=batch, tolerance=1e-5 if dtype == torch.float32 else 4e-2, repeats=101, absent=absent)
+    return Case(contenders, items=batch, tolerance=1e-5 if dtype == torch.float32 else 4e-2, repeats=61, absent=absent)
 
 
 @case("rows_256")
