@@ -79,7 +79,9 @@ class Peers:
         return Contender(name, run, note=note, seconds=lambda: float(self.ask(command="run", peer=peer)["seconds"]))
 
     def close(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait(10)
+        """End the worker: it has nothing to lose. Closing its input would not do while a forked process holds that too."""
+        if self._process is not None:
+            with self._process as process:
+                process.kill()
+            self._process = None
         self._folder.cleanup()

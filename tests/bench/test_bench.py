@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,17 @@ def test_a_broken_peer_environment_is_an_error_with_a_name(tmp_path: Path, body:
     with pytest.raises(RuntimeError, match="peers' process ended"):
         peers.versions()
     peers.close()
+
+
+def test_a_worker_that_hears_nothing_is_ended(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nread line\necho "{\\"versions\\": {}}"\nexec sleep 60\n')
+    python.chmod(0o755)
+    peers = Peers(1, python=python)
+    assert peers.versions() == {}
+    began = time.perf_counter()
+    peers.close()
+    assert time.perf_counter() - began < 20 and not peers.folder.exists()
 
 
 def test_results_are_written_whole_and_drawn(tmp_path: Path) -> None:
