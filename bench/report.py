@@ -49,7 +49,7 @@ def _cpu_name() -> str:
 
 def show(description: str, rows: list[Row]) -> None:
     """Print one case's rows."""
-    print(f"\n{rows[0].case}: {description}")
+    print(f"\n{rows[0].case}: {description}", flush=True)
     for row in rows:
         if row.median_ms is None:
             print(f"  {row.contender:<46} {row.note}")
