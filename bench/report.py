@@ -94,6 +94,10 @@ SHOWN = {
 }
 
 
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def plot(folder: Path = RESULTS, target: Path = PLOT) -> Path:
     """Draw the newest results: each contender's time over ours, one panel a case.
 
@@ -127,7 +131,9 @@ def plot(folder: Path = RESULTS, target: Path = PLOT) -> Path:
         bars = axis.barh(
             [r["contender"] for r in rows], [r["ratio"] for r in rows], color=[colours[r["kind"]] for r in rows]
         )
-        axis.bar_label(bars, [f"{r['ratio']:.2g}  ({r['median_ms']:.3g} ms)" for r in rows], padding=3, fontsize=7)
+        axis.bar_label(
+            bars, [f"{_short(r['ratio'])}  ({_short(r['median_ms'])} ms)" for r in rows], padding=3, fontsize=7
+        )
         axis.set_xscale("log")
         axis.set_xlim(0.3, most * 6)
         axis.axvline(1, color="#1b7f5c", linewidth=0.8)
@@ -136,7 +142,9 @@ def plot(folder: Path = RESULTS, target: Path = PLOT) -> Path:
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1, 0].set_xlabel("time, as a multiple of spurmix's (median)", fontsize=8)
     figure.suptitle(
-        f"{run['device']}, {run['isa']}, {run['threads']} threads, torch {run['torch']}, {run['date']}", fontsize=9
+        "dark green: spurmix; light green: part of it, or with more to do; grey: the limit; yellow: peers\n"
+        f"{run['device']}, {run['isa']}, {run['threads']} threads, torch {run['torch']}, {run['date']}",
+        fontsize=9,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}")
