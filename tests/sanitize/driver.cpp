@@ -315,7 +315,7 @@ void draw_case() {
   args.tables.members32 = kind == 1 ? members32.data() : nullptr;
   args.tables.members64 = kind == 2 ? members64.data() : nullptr;
   args.seed = rng.bits() >> 1;
-  const int64_t count = rng.one_in(2) ? rng.in(0, 5) : rng.in(0, 300);
+  const int64_t count = rng.one_in(2) ? rng.in(0, 5) : rng.in(0, 900);
   args.start = rng.one_in(2) ? static_cast<uint64_t>(rng.in(0, 1000)) : (rng.bits() >> rng.in(1, 40));
   args.start = std::min(args.start, static_cast<uint64_t>(INT64_MAX) - static_cast<uint64_t>(count));
   Array<int64_t> index(count), partner(count), group(count);
