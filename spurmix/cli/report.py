@@ -70,11 +70,11 @@ def draw(
     axes.axvline(raw, color=GREY, linestyle="--", label=f"raw data: {raw:.3f}")
     axes.set_xlim(0, 1.1)
     axes.set_xlabel("correlation of class and background left after mixing")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "audit.png")
 
-    figure = Figure(figsize=(9, 5.2))
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
     mean, std = source.mean.view(1, -1, 1, 1), source.std.view(1, -1, 1, 1)
     pixels = (sample.input * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     for k, axes in enumerate(figure.subplots(2, 8).flat):
@@ -82,7 +82,6 @@ def draw(
         axes.imshow(pixels[k])
         axes.set_title(f"{lam:.2f} of class {y}\n{1 - lam:.2f} of class {z}", fontsize=8)
         axes.axis("off")
-    figure.subplots_adjust(hspace=0.0)
     _save(figure, out / "samples.png")
 
 
