@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton kernels are imported: their tests interpret them
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from spurmix.ops import library

@@ -40,7 +40,7 @@ def _options(
 def versions() -> dict[str, str]:
     """Versions of what matters here, "absent" where a package is not installed."""
     found = {"spurmix": __version__, "python": platform.python_version()}
-    for name in ("numpy", "torch", "transformers", "accelerate", "onnx", "onnxruntime", "scikit-learn"):
+    for name in ("numpy", "torch", "triton", "transformers", "accelerate", "onnx", "onnxruntime", "scikit-learn"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -67,6 +67,9 @@ def info() -> None:
         names = sorted({s.split("(", 1)[0] for s in schema.SCHEMAS if "_out(" not in s and "_backward(" not in s})
         for name in names:
             table.add_row(f"op {name} on the CPU", backends.serving())
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none is seen"
+        table.add_row("GPU", gpu)
+        table.add_row("all ops on a GPU", backends.serving("cuda"))
         if backends.serving() == "cpu":
             from spurmix import _C
 

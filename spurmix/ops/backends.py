@@ -10,7 +10,7 @@ import torch
 
 from spurmix.ops import library
 
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "triton")
 
 _ops: Any = torch.ops.spurmix
 
@@ -19,7 +19,8 @@ def requested(backend: str) -> str:
     """`backend`, or what SPURMIX_BACKEND pins where it is "auto".
 
     Raises:
-        ValueError: for a backend that does not exist, and for "cpu" where the compiled kernels are not there.
+        ValueError: for a backend that does not exist.
+        RuntimeError: for "cpu" where the compiled kernels are not there, and "triton" where Triton is not installed.
     """
     source = "backend"
     if backend == "auto":
@@ -28,6 +29,8 @@ def requested(backend: str) -> str:
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "cpu" and library.COMPILED_CPU != "ok":
         raise RuntimeError(f"{source}='cpu': the compiled kernels are not in use ({library.COMPILED_CPU})")
+    if backend == "triton" and not library.HAS_TRITON:
+        raise RuntimeError(f"{source}='triton' needs the package 'triton': pip install triton")
     return backend
 
 
@@ -38,12 +41,18 @@ def implementation(name: str, backend: str, device: torch.device) -> Callable[..
         return library.REFERENCE[name]
     if chosen == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
+    if chosen == "triton":
+        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError("backend='triton' needs tensors on a GPU, or TRITON_INTERPRET=1 to interpret on the CPU")
+        return library.triton_kernel(name)
     return getattr(_ops, name).default
 
 
 def serving(device: str = "cpu", backend: str = "auto") -> str:
-    """The backend that a request means for a device type: "cpu" or "reference"."""
+    """The backend that a request means for a device type: "cpu", "triton" or "reference"."""
     chosen = requested(backend)
     if chosen != "auto":
         return chosen
+    if device == "cuda":
+        return "triton" if library.HAS_TRITON else "reference"
     return "cpu" if device == "cpu" and library.COMPILED_CPU == "ok" else "reference"

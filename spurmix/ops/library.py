@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -132,16 +134,20 @@ def _rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _rows_gradients(ctx, grad, ctx.needs_input_grad)
+
+
+def _rows_gradients(ctx: Any, grad: Tensor, needed: tuple[bool, ...]) -> tuple[Any, ...]:
     rows, index, partner, lam = ctx.saved_tensors
     wide = torch.promote_types(rows.dtype, torch.float32)
     grad, weight = grad.to(wide), lam.to(wide)[:, None]
     grad_rows = grad_lam = None
-    if ctx.needs_input_grad[0]:
+    if needed[0]:
         grad_rows = torch.zeros(rows.shape, dtype=wide, device=rows.device)
         grad_rows = (
             grad_rows.index_add(0, index, weight * grad).index_add(0, partner, (1 - weight) * grad).to(rows.dtype)
         )
-    if ctx.needs_input_grad[3]:
+    if needed[3]:
         grad_lam = (grad * (rows[index].to(wide) - rows[partner].to(wide))).sum(dim=1).to(lam.dtype)
     return grad_rows, None, None, grad_lam, None
 
@@ -160,6 +166,61 @@ def _loss_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return grad_logits, None, None, None, None, None
 
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether Triton is installed; it is imported on first use."""
+
+
+class _Rows(torch.autograd.Function):
+    """mix_rows on a pinned backend: its kernel, with the gradient all backends share."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        _rows_setup(ctx, inputs, None)  # type: ignore[arg-type]  # the output is not looked at
+        return kernel(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, *_rows_gradients(ctx, grad, ctx.needs_input_grad[1:])
+
+
+class _Loss(torch.autograd.Function):
+    """mixed_cross_entropy on a pinned backend, whose kernels make both passes."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: dict[str, Callable[..., Any]], *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = kernels["mixed_cross_entropy"](*inputs)
+        ctx.kernels = kernels
+        _loss_setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+        logits, logsumexp, *rest = ctx.saved_tensors
+        backward = ctx.kernels["mixed_cross_entropy_backward"]
+        return None, backward(grad, logits, logsumexp, *rest, ctx.reduction, ctx.label_smoothing), *[None] * 5
+
+
+def triton_kernel(name: str) -> Callable[..., Any]:
+    """The Triton implementation of an op, differentiable like the op. The first call compiles, for seconds."""
+    from spurmix.kernels.launch import KERNELS
+
+    if name == "mix_rows":
+        return functools.partial(_Rows.apply, KERNELS[name])
+    if name == "mixed_cross_entropy":
+        return functools.partial(_Loss.apply, KERNELS)
+    return KERNELS[name]
+
+
+def _on_gpu(name: str) -> Callable[..., Any]:
+    def run(*args: Any, **options: Any) -> Any:
+        from spurmix.kernels.launch import KERNELS
+
+        return KERNELS[name](*args, **options)
+
+    return run
+
+
 def _load_compiled() -> str:
     """Load the compiled CPU kernels; "ok" or why they are not there."""
     status = str(_build_stamp.status().get("_C", "missing"))
@@ -176,6 +237,8 @@ for _schema in SCHEMAS:
     _library.define(_schema)
 for _name, _function in REFERENCE.items():
     _library.impl(_name, _function, "CompositeExplicitAutograd")
+    if HAS_TRITON and torch.version.cuda is not None:
+        _library.impl(_name, _on_gpu(_name), "CUDA")
 for _schema in SCHEMAS:
     _name = _schema.split("(", 1)[0]
     torch.library.register_fake(f"spurmix::{_name}", _FAKE.get(_name, _fake_nothing), lib=_library)

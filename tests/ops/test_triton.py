@@ -1,0 +1,223 @@
+"""Triton kernels in the interpreter against the reference, and compiled for three GPU generations without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spurmix import Beta, GroupIndex, MixPolicy
+from spurmix.ops import backends, library, reference
+from spurmix.ops import functional as F
+from spurmix.ops.tables import draw_tables
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+TOLERANCE: dict[torch.dtype, dict[str, float]] = {
+    torch.float64: dict(rtol=1e-12, atol=1e-12),
+    torch.float32: dict(rtol=3e-6, atol=3e-6),
+    torch.float16: dict(rtol=2.0**-10, atol=2.0**-10),
+    torch.bfloat16: dict(rtol=2.0**-7, atol=2.0**-7),
+}
+
+
+def close(actual: Any, expected: Any) -> None:
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, equal_nan=True, **TOLERANCE[expected.dtype])
+
+
+def pairs(rng: np.random.Generator, n: int, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    index, partner = (torch.from_numpy(rng.integers(0, n, batch)) for _ in range(2))
+    lam = torch.from_numpy(rng.random(batch).astype(np.float32))
+    lam[::3] = 1.0
+    return index, partner, lam
+
+
+@settings(max_examples=12)
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 6),
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 2**62),
+    st.integers(0, 300),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["groups", "classes", "all"]),
+)
+def test_draws_are_equal_bit_for_bit(
+    n: int, groups: int, seed: int, start: int, count: int, replacement: bool, partners: bool, strata: Any
+) -> None:
+    rng = np.random.default_rng(n)
+    index = GroupIndex(rng.integers(0, groups, n), rng.integers(0, 3, n))
+    weights = rng.random((index.num_groups,) * 2) * (rng.random((index.num_groups, 1)) < 0.7)
+    policy = MixPolicy(strata, partner=weights if partners else None, lam=Beta(0.4), replacement=replacement)
+    tables = draw_tables(index, policy)
+    for members in (tables.members, torch.empty(0, dtype=torch.int32)):
+        expected = reference.draw(tables.packed, members, seed, start, count, torch.tensor([3]))
+        kernel = F.implementation("draw", "triton", tables.packed.device)
+        for a, b in zip(kernel(tables.packed, members, seed, start, count, torch.tensor([3])), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_mix_images(dtype: torch.dtype, last: bool, channels: int, rng: np.random.Generator) -> None:
+    store = torch.from_numpy(rng.integers(0, 256, (14, 7, 13, channels), dtype=np.uint8))[::2]  # a view
+    mean, std = torch.rand(channels), torch.rand(channels) + 0.5
+    for batch, size, crop, flip in ((4, (7, 13), False, False), (3, (7, 13), False, True), (3, (40, 33), True, True),
+                                    (1, (1, 1), True, False), (0, (7, 13), False, False)):  # fmt: skip
+        index, partner, lam = pairs(rng, 7, batch)
+        boxes = torch.from_numpy(rng.uniform(-3, 9, (batch, 2, 4)).astype(np.float32)) if crop else None
+        flips = torch.from_numpy(rng.integers(0, 2, (batch, 2))).bool() if flip else None
+        arguments: Any = dict(mean=mean, std=std, boxes=boxes, flips=flips, size=size, dtype=dtype, channels_last=last)
+        expected = F.mix_images(store, index, partner, lam, **arguments, backend="reference")
+        actual = F.mix_images(store, index, partner, lam, **arguments, backend="triton")
+        close(actual, expected)
+        assert actual.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_mix_image_batch(dtype: torch.dtype, augmented: bool, keep: bool, rng: np.random.Generator) -> None:
+    store = torch.from_numpy(rng.integers(0, 256, (60, 9, 11, 3), dtype=np.uint8))
+    labels = torch.from_numpy(rng.integers(0, 3, 60).astype(np.uint8))
+    groups = GroupIndex(labels.numpy().astype(np.int64), rng.integers(0, 2, 60))
+    partner = np.ones((groups.num_groups,) * 2)
+    tables = draw_tables(groups, MixPolicy(partner=partner, lam=Beta(0.5), labels="keep" if keep else "mix"))
+    augment = F.Augment(crop=True, flip=True, size=(6, 5)) if augmented else None
+    arguments: Any = dict(seed=5, start=2**41, count=9, mean=0.4, std=0.3, augment=augment, dtype=dtype)
+    for last in (False, True):
+        expected = F.mix_image_batch(store, labels, tables, **arguments, channels_last=last, backend="reference")
+        actual = F.mix_image_batch(store, labels, tables, **arguments, channels_last=last, backend="triton")
+        for name, a, b in zip(expected._fields, actual, expected, strict=True):
+            if name == "input":
+                # Crop boxes agree to 1e-3 pixel, not to the bit.
+                torch.testing.assert_close(a, b, atol=2e-2 if augmented else TOLERANCE[dtype]["atol"], rtol=1e-2)
+            else:
+                assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+def test_rows_and_labels(dtype: torch.dtype, rng: np.random.Generator) -> None:
+    table = torch.from_numpy(rng.standard_normal((10, 2100))).to(dtype)
+    for width, batch in ((2100, 3), (1, 1), (17, 0)):
+        index, partner, lam = pairs(rng, 5, batch)
+        close(
+            F.mix_rows(table[::2, :width], index, partner, lam, backend="triton"),
+            F.mix_rows(table[::2, :width], index, partner, lam, backend="reference"),
+        )
+        for out in (torch.float32, dtype):
+            expected = F.mix_labels(index, partner, lam, 5, dtype=out, backend="reference")
+            close(F.mix_labels(index, partner, lam, 5, dtype=out, backend="triton"), expected)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradient(dtype: torch.dtype, reduction: str, smoothing: float, rng: np.random.Generator) -> None:
+    for batch, classes in ((1, 1), (5, 2), (3, 5000)):
+        logits = torch.from_numpy(rng.standard_normal((batch, classes)) * 5).to(dtype)
+        if classes > 1:
+            logits[0, 0] = -torch.inf
+        label, partner, lam = pairs(rng, classes, batch)
+        label[0], partner[0] = classes - 1, classes - 1
+        found = []
+        for backend in ("reference", "triton"):
+            x = logits.clone().requires_grad_()
+            options: Any = dict(reduction=reduction, label_smoothing=smoothing if classes > 5 else 0.0, backend=backend)
+            loss = F.mixed_cross_entropy(x, label, partner, lam, **options)
+            if not (classes > 5 and smoothing):
+                loss.backward(torch.full_like(loss, 0.7))
+            found.append((loss.detach(), x.grad))
+        close(found[1][0], found[0][0])
+        if found[0][1] is not None:
+            close(found[1][1], found[0][1])
+
+
+def test_gradcheck(rng: np.random.Generator) -> None:
+    rows = torch.from_numpy(rng.standard_normal((5, 3))).requires_grad_()
+    index, partner, lam = pairs(rng, 5, 4)
+    assert torch.autograd.gradcheck(lambda r: F.mix_rows(r, index, partner, lam, backend="triton"), (rows,))
+    label, other, weight = pairs(rng, 3, 5)
+    assert torch.autograd.gradcheck(
+        lambda x: F.mixed_cross_entropy(x, label, other, weight, label_smoothing=0.1, backend="triton"), (rows,)
+    )
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+def test_group_counts(dtype: torch.dtype, rng: np.random.Generator) -> None:
+    for batch, classes, groups in ((1, 1, 1), (9, 5, 3), (4, 2500, 40)):
+        logits = torch.from_numpy(rng.integers(-2, 3, (batch, classes))).to(dtype)  # with ties
+        logits[0, classes // 2] = torch.nan
+        logits[-1] = -torch.inf
+        label = torch.from_numpy(rng.integers(0, min(classes, 3), batch))
+        group = torch.from_numpy(rng.integers(-1, groups, batch))
+        member = torch.from_numpy(rng.random((batch, groups)) < 0.4)
+        for chosen in (group, member):
+            expected = F.group_counts(logits, label, chosen, groups, backend="reference")
+            assert torch.equal(F.group_counts(logits, label, chosen, groups, backend="triton"), expected)
+
+
+def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
+    store, lam = torch.zeros(4, 2, 2, 3, dtype=torch.uint8), torch.ones(2)
+    for bad in (4, -1, 2**62):
+        index = torch.tensor([0, bad])
+        out = torch.zeros(2, 3, 2, 2)
+        with pytest.raises(IndexError, match="mix_images: an index or class id is out of range"):
+            F.mix_images(store, index, index, lam, out=out, backend="triton")
+        assert out[0].isfinite().all() and out[1].isnan().all()
+        for call in (
+            lambda i: F.mix_rows(torch.zeros(4, 3), i, i, lam, backend="triton"),
+            lambda i: F.mix_labels(i, i, lam, 4, backend="triton"),
+            lambda i: F.mixed_cross_entropy(torch.zeros(2, 4), i, i, lam, backend="triton"),
+            lambda i: F.group_counts(torch.zeros(2, 4), i * 0, i - (i < 0).long(), 4, backend="triton"),
+        ):
+            with pytest.raises(IndexError, match="out of range"):
+                call(index)
+    tables = draw_tables(GroupIndex([0, 1, 1]), MixPolicy())
+    for damage in (lambda t: t[:-1], lambda t: torch.cat([t, t[:1]]), lambda t: t + 1):
+        kernel = F.implementation("draw", "triton", torch.device("cpu"))
+        with pytest.raises(IndexError, match="tables are damaged"):
+            kernel(damage(tables.packed.clone()), tables.members, 0, 0, 4)
+
+
+def test_where_triton_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, index, lam = torch.zeros(2, 3), torch.tensor([0]), torch.ones(1)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="needs tensors on a GPU"):
+        F.mix_rows(rows, index, index, lam, backend="triton")
+    assert backends.serving("cuda") == "triton" and backends.serving("cpu") == "cpu"
+    monkeypatch.setattr(library, "HAS_TRITON", False)
+    with pytest.raises(RuntimeError, match="needs the package 'triton'"):
+        F.mix_rows(rows, index, index, lam, backend="triton")
+    assert backends.serving("cuda") == "reference"
+    monkeypatch.setenv("SPURMIX_BACKEND", "triton")
+    with pytest.raises(RuntimeError, match="SPURMIX_BACKEND='triton'"):
+        F.mix_rows(rows, index, index, lam)
+
+
+def test_sizes_beyond_the_kernels_are_refused() -> None:
+    store, lam = torch.zeros(1, 2, 2, 1, dtype=torch.uint8), torch.ones(1)
+    zero, boxes = torch.tensor([0]), torch.zeros(1, 2, 4)
+    with pytest.raises(ValueError, match="at most 32767"):
+        F.mix_images(store, zero, zero, lam, boxes=boxes, size=(1, 32768), backend="triton")
+
+
+def test_compiles_for_gpus_without_spills() -> None:
+    """In a process of its own: here the kernels are interpreted."""
+    script = Path(__file__).with_name("compile_triton.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.split("\n")[:-1]
+    assert len(lines) == 3 * 14, done.stdout
+    assert all(line.endswith("STACK:0") for line in lines), done.stdout
