@@ -53,6 +53,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if library.COMPILED_CPU != "ok":
         print(f"bench: the compiled kernels are not in use: {library.COMPILED_CPU}", file=sys.stderr)
         return 1
+    suffix = "-quick" if arguments.quick else "-part" if arguments.case else ""
+    target = arguments.json or report.RESULTS / f"cpu-{arguments.threads}{suffix}.json"
+    try:
+        report.check_writable(target)
+    except OSError as error:
+        print(f"bench: results cannot be written to {target}: {error.strerror}", file=sys.stderr)
+        return 2
     torch.set_num_threads(arguments.threads)
     peers = Peers(arguments.threads)
     rows: list[Row] = []
@@ -83,8 +90,6 @@ def _run(arguments: argparse.Namespace) -> int:
         peers.close()
     if not complete:
         return 130
-    suffix = "-quick" if arguments.quick else "-part" if arguments.case else ""
-    target = arguments.json or report.RESULTS / f"cpu-{arguments.threads}{suffix}.json"
     report.save(head, rows, target)
     print(f"\nwritten: {target}, {target.with_suffix('.csv').name}")
     failed = [r for r in rows if r.note.startswith(("gate", "failed"))]

@@ -72,6 +72,13 @@ def write(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError where `write` could not write, before minutes are spent on what to write; makes the folder."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}")
+    write(probe, "")
+    probe.unlink()
+
+
 def save(head: dict[str, Any], rows: list[Row], path: Path) -> None:
     """Rows and header as JSON at `path`, and the rows as CSV beside it."""
     write(path, json.dumps({**head, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")

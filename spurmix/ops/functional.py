@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
@@ -73,6 +74,14 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
         raise (IndexError if "out of range" in text else ValueError)(text) from None
 
 
+def _transformable(backend: str) -> str:
+    """The reference inside torch.func's transforms (grad, jvp, vmap) and forward-mode AD: kernels have no rules for them."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
+        return "reference"
+    return backend
+
+
 def _into(out: Tensor, function: Callable[..., Any], *args: Any) -> Tensor:
     """Run an `_out` op (or the reference, whose result is copied) and mark `out` as changed for autograd."""
     _call(function, *args, out)
@@ -98,7 +107,7 @@ def draw(
         seed: in [0, 2^63).
         start, count: sample numbers, start + count at most 2^63.
         out: three tensors `[count]` to write into, index, partner and lam; or four, with the group of index, int64.
-        backend: "auto", "cpu" or "reference"; all give the same bits.
+        backend: "auto", "cpu", "triton" or "reference"; all give the same bits.
 
     Returns:
         Draw(index, partner, lam). Without partner, partner = index and lam = 1.
@@ -306,6 +315,7 @@ def mix_rows(
         validate.no_grad_input(rows=rows, lam=lam)
         return _into(out, implementation("mix_rows_out", backend, rows.device), rows, index, partner, lam)
     kind = validate.float_dtype(dtype if dtype is not None else rows.dtype, allowed=_WIDE)
+    backend = _transformable(backend)
     return _call(implementation("mix_rows", backend, rows.device), rows, index, partner, lam, kind)
 
 
@@ -389,6 +399,7 @@ def mixed_cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
     settings = (_REDUCTIONS[reduction], float(label_smoothing))
+    backend = _transformable(backend)
     if _takes_grad_along(logits, lam, backend):
         try:
             return _LossWithGrad.apply(logits, label, partner_label, lam, *settings)

@@ -220,3 +220,27 @@ def test_backward_twice_and_a_second_derivative() -> None:
     (grad,) = torch.autograd.grad(F.mixed_cross_entropy(x, y, y, lam), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         grad.sum().backward()
+
+
+def test_transforms_and_forward_mode(rng: np.random.Generator) -> None:
+    """torch.func and forward-mode AD, which kernels have no rules for, get the reference: never a silent zero."""
+    logits, *rest = batch(rng, 5, 4, torch.float64)
+    tangent = torch.from_numpy(rng.standard_normal((5, 4)))
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return F.mixed_cross_entropy(x, *rest)
+
+    x = logits.clone().requires_grad_()
+    loss(x).backward()
+    assert x.grad is not None
+    torch.testing.assert_close(torch.func.grad(loss)(logits), x.grad)
+    torch.testing.assert_close(torch.func.jvp(loss, (logits,), (tangent,))[1], (x.grad * tangent).sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = loss(torch.autograd.forward_ad.make_dual(logits, tangent))
+        slope = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(slope, (x.grad * tangent).sum())
+    assert torch.func.hessian(loss)(logits).shape == (5, 4, 5, 4)
+    stacked = torch.stack([logits, logits + 1])
+    torch.testing.assert_close(torch.vmap(loss)(stacked), torch.stack([loss(s) for s in stacked]))
+    rows = torch.func.grad(lambda r: F.mix_rows(r, rest[0][:2], rest[1][:2], rest[2][:2]).sum())(logits)
+    assert float(rows.sum()) == pytest.approx(8.0)
