@@ -34,6 +34,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     cores = os.cpu_count() or 1
     if arguments.threads < 1:
         parser.error(f"--threads must be 1 or more, got {arguments.threads}")
+    if arguments.json is not None and arguments.json.suffix != ".json":
+        parser.error(f"--json must name a file that ends in .json, got {str(arguments.json)!r}")
     if arguments.threads > cores:
         parser.error(f"--threads {arguments.threads}: this machine has {cores} cores; figures would mean nothing")
     return arguments
@@ -42,7 +44,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 def _versions(peers: Peers) -> dict[str, str]:
     try:
         return peers.versions()
-    except RuntimeError as error:
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
         print(f"bench: .venv-peers does not work ({error}); `make bench-peers` repairs it", file=sys.stderr)
         return {}
 
@@ -74,7 +76,11 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         context = Context(arguments.threads, arguments.quick, peers, libraries)
         for registered in selected(arguments.case, arguments.quick):
-            case = registered.build(context)
+            try:
+                case = registered.build(context)
+            except RuntimeError as error:  # of the peers' process
+                print(f"\n{registered.name}: not measured: {error}", file=sys.stderr)
+                continue
             if arguments.quick:
                 case.repeats = min(case.repeats, 101) if case.repeats > 50 else min(case.repeats, 9)
             new = measure(registered.name, case, budget_s=2.0 if arguments.quick else 3.0)

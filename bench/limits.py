@@ -36,7 +36,8 @@ def library() -> ctypes.CDLL | None:
         FOLDER.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
         flags = ["-O3", "-std=c++17", "-mavx2", "-shared", "-fPIC", "-pthread"]
-        subprocess.run([compiler, *flags, str(SOURCE), "-o", str(partial)], check=True)
+        if subprocess.run([compiler, *flags, str(SOURCE), "-o", str(partial)]).returncode:
+            return None  # it has said why
         partial.replace(target)
     return ctypes.CDLL(str(target))
 

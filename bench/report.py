@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -74,6 +75,8 @@ def write(path: Path, text: str) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise OSError where `write` could not write, before minutes are spent on what to write; makes the folder."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     probe = path.with_name(f".{path.name}.{os.getpid()}")
     write(probe, "")
     probe.unlink()

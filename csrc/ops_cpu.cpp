@@ -118,7 +118,7 @@ void image_output(cpu::MixImages* m, const Tensor& out, int64_t batch, const cha
   SPURMIX_CHECK(m->format != cpu::Format::f64, op, ": out must be float32, float16 or bfloat16");
   m->channels_last = is_channels_last(out, op);
   m->out = out.mutable_data_ptr();
-  if (m->boxes == nullptr) {
+  if (m->boxes == nullptr && batch > 0) {  // no boxes of no samples are null too
     SPURMIX_CHECK(m->out_height == m->height && m->out_width == m->width, op,
                   ": another size than the images' needs boxes");
   }

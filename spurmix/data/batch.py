@@ -39,6 +39,10 @@ class Batch:
         """The batch on `device`."""
         return Batch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
 
+    def handles(self) -> Batch:
+        """Other tensors on the same memory: what a consumer asks of them (`requires_grad_`, `.grad`) stays with them."""
+        return Batch(*(t.detach() for t in self.tensors()))
+
     def clone(self) -> Batch:
         """A copy in memory of its own, which the loader will not reuse."""
         return Batch(*(t.clone() for t in self.tensors()))

@@ -168,6 +168,8 @@ class MixLoader:
                         assert self._ring is not None
                         self._ring.copied(batch, self.device)
                     batch = there
+                else:
+                    batch = batch.handles()
                 yield batch
         finally:
             batches.close()

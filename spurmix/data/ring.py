@@ -75,15 +75,22 @@ def batch_buffers(
         layout = torch.channels_last if last else torch.contiguous_format
         return torch.empty(extents, dtype=kind, memory_format=layout, pin_memory=pin_memory)
 
-    values = make((batch, *shape), dtype, channels_last)
-    label, partner_label, index, partner, group = (make((batch,), torch.int64) for _ in range(5))
-    return Batch(values, label, partner_label, make((batch,), torch.float32), index, partner, group)
+    with torch.inference_mode(False):  # buffers outlive the mode of whoever asks for the first batch
+        values = make((batch, *shape), dtype, channels_last)
+        label, partner_label, index, partner, group = (make((batch,), torch.int64) for _ in range(5))
+        return Batch(values, label, partner_label, make((batch,), torch.float32), index, partner, group)
 
 
 def poison(batch: Batch) -> None:
-    """Overwrite a batch with NaN and the smallest integers, so that whoever still uses it notices."""
+    """Overwrite a batch with NaN and the smallest integers, so that whoever still uses it notices.
+
+    By NumPy, in this thread alone: torch's own threads are not there after a fork.
+    """
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     for tensor in batch.tensors():
-        tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
+        bits = tensor.view(integers[tensor.itemsize]).numpy()
+        bits.fill(-1 if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)  # all bits set are a NaN
+    torch.autograd.graph.increment_version(batch.tensors())
 
 
 class Ring:

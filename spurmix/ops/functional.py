@@ -17,6 +17,7 @@ from spurmix.core.policy import MixPolicy
 from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.backends import implementation, serving
+from spurmix.ops.library import differentiable_loss_gradient
 from spurmix.ops.reference import MEAN, NONE, SUM
 from spurmix.ops.tables import DrawTables, draw_tables
 
@@ -123,6 +124,7 @@ def draw(
     for k, name in enumerate(("index", "partner", "lam", "group")[: len(out)]):
         kind = torch.float32 if name == "lam" else torch.int64
         validate.output(out[k], (count,), (kind,), device, f"out[{k}] ({name})")
+    validate.apart(out)
     group = out[3] if len(out) == 4 else torch.empty_like(out[0])
     _call(
         implementation("draw_out", backend, device), tables.packed, tables.members, seed, start, None, *out[:3], group
@@ -373,7 +375,7 @@ def mixed_cross_entropy(
     label_smoothing: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Cross entropy of mixed samples, without dense targets; differentiable once, in `logits`.
+    """Cross entropy of mixed samples, without dense targets; differentiable in `logits`, again by the reference.
 
     Equivalent to::
 
@@ -400,27 +402,32 @@ def mixed_cross_entropy(
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
     settings = (_REDUCTIONS[reduction], float(label_smoothing))
     backend = _transformable(backend)
-    if _takes_grad_along(logits, lam, backend):
+    if _takes_grad_along(logits, label, partner_label, lam, backend=backend):
         try:
             return _LossWithGrad.apply(logits, label, partner_label, lam, *settings)
         except RuntimeError:  # the kernel took nothing it could not use; below it is named, or put right
             pass
     inputs = _checked_loss_inputs(logits, label, partner_label, lam)
-    if _takes_grad_along(inputs[0], inputs[3], backend):
+    if _takes_grad_along(*inputs, backend=backend):
         return _call(_LossWithGrad.apply, *inputs, *settings)
     return _call(implementation("mixed_cross_entropy", backend, inputs[0].device), *inputs, *settings)[0]
 
 
-def _takes_grad_along(logits: Any, lam: Any, backend: str) -> bool:
+def _takes_grad_along(logits: Any, label: Any, partner_label: Any, lam: Any, *, backend: str) -> bool:
     """Whether the gradient is made in the forward pass: on compiled CPU kernels, outside torch.compile, and not for half
     types, whose gradient would be rounded before a loss scale is applied."""
     return (
         isinstance(logits, Tensor)
+        and isinstance(label, Tensor)
+        and isinstance(partner_label, Tensor)
         and isinstance(lam, Tensor)
         and logits.requires_grad
         and not lam.requires_grad
         and (logits.dtype is torch.float32 or logits.dtype is torch.float64)
         and logits.is_cpu
+        and label.is_cpu
+        and partner_label.is_cpu
+        and lam.is_cpu
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and serving("cpu", backend) == "cpu"
@@ -450,25 +457,28 @@ class _LossWithGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         loss, grad = torch.ops.spurmix.mixed_cross_entropy_with_grad.default(*inputs)
-        ctx.save_for_backward(grad)
+        ctx.save_for_backward(grad, *inputs[:4])
+        ctx.settings = inputs[4:]
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        # The guard against differentiating twice costs as much as a small loss: only where a graph is being made.
-        return (_scaled_grad_once if torch.is_grad_enabled() else _scaled_grad)(ctx, upstream)
+        grad, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a graph of the gradient is wanted
+            grad = differentiable_loss_gradient(upstream, *inputs, *ctx.settings)
+        elif upstream.dim() == 1:
+            grad = grad * upstream[:, None]
+        elif not _is_one(upstream):
+            grad = grad * upstream
+        return grad, None, None, None, None, None
 
 
-def _scaled_grad(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-    (grad,) = ctx.saved_tensors
-    if upstream.dim() == 1:
-        grad = grad * upstream[:, None]
-    elif upstream.item() != 1.0:
-        grad = grad * upstream
-    return grad, None, None, None, None, None
-
-
-_scaled_grad_once = torch.autograd.function.once_differentiable(_scaled_grad)
+def _is_one(upstream: Tensor) -> bool:
+    """Whether a scalar is known to be 1; of fake and batched tensors nothing is known."""
+    try:
+        return type(upstream) is Tensor and upstream.item() == 1.0
+    except RuntimeError:
+        return False
 
 
 def group_counts(

@@ -158,8 +158,17 @@ def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
     ctx.save_for_backward(logits, output[1], label, partner_label, lam)
 
 
+def differentiable_loss_gradient(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+    """The gradient of mixed_cross_entropy as a function that can be differentiated again, by the reference."""
+    loss = reference.mixed_cross_entropy(logits, *rest)[0]
+    return torch.autograd.grad(loss, logits, grad, create_graph=True)[0]
+
+
 def _loss_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     logits, logsumexp, label, partner_label, lam = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        settings = (label, partner_label, lam, ctx.reduction, ctx.label_smoothing)
+        return differentiable_loss_gradient(grad, logits, *settings), None, None, None, None, None
     grad_logits = torch.ops.spurmix.mixed_cross_entropy_backward(
         grad, logits, logsumexp, label, partner_label, lam, ctx.reduction, ctx.label_smoothing
     )
@@ -194,8 +203,9 @@ class _Loss(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            return None, *_loss_backward(ctx, grad, _)
         logits, logsumexp, *rest = ctx.saved_tensors
         backward = ctx.kernels["mixed_cross_entropy_backward"]
         return None, backward(grad, logits, logsumexp, *rest, ctx.reduction, ctx.label_smoothing), *[None] * 5

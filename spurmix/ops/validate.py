@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,6 +47,14 @@ def output(
     if out.requires_grad:
         raise ValueError(f"{name} must not require grad: the op overwrites it")
     return out
+
+
+def apart(out: Sequence[Tensor]) -> None:
+    """Check that no two of several dense outputs share memory."""
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, k) for k, t in enumerate(out) if t.numel())
+    for (_, end, k), (begin, _, other) in pairwise(spans):
+        if begin < end:
+            raise ValueError(f"out[{max(k, other)}] shares memory with out[{min(k, other)}]")
 
 
 def same_device(device: torch.device, **tensors: Tensor | None) -> None:

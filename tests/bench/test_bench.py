@@ -122,6 +122,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         (("--threads", "0"), "--threads must be 1 or more, got 0"),
         (("--threads", "100000"), "this machine has"),
         (("--case", "nothing"), "matches no case"),
+        (("--json", "results.csv"), "--json must name a file that ends in .json"),
         (("--json", "/proc/nowhere/x.json"), "results cannot be written to /proc/nowhere/x.json"),
     ],
 )

@@ -233,6 +233,44 @@ def test_pinned_buffers_are_registered_on_pages_of_their_own_and_released(monkey
         ring.buffer((1 << 20,), torch.float32, pin_memory=True)
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_what_a_consumer_does_to_a_batch_stays_with_it(
+    prefetch: int, debug: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPURMIX_DEBUG_RING", debug)
+    batches = loader(IMAGES, prefetch=prefetch)
+    with torch.inference_mode():
+        next(iter(batches))
+    batches.set_step(0)
+    weight = torch.ones(3 * 6 * 5, requires_grad=True)
+    for batch in batches:
+        assert not batch.input.requires_grad and batch.input.grad is None
+        batch.input.requires_grad_()
+        (batch.input.flatten(1) @ weight).sum().backward()
+        assert batch.input.grad is not None and bool((batch.input.grad == 1).all())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_iterates_with_the_debug_ring() -> None:
+    code = """
+import os, numpy as np, torch
+from spurmix import GroupIndex, MixLoader, policies
+images = np.zeros((60, 64, 64, 3), dtype=np.uint8)
+torch.randn(1 << 20).exp()  # torch's threads are running
+loader = MixLoader(images, GroupIndex(np.arange(60) % 2), policies.erm(), 32, steps=9)
+batches = iter(loader)
+next(batches)
+child = os.fork()
+if child == 0:
+    os._exit(0 if sum(1 for _ in loader) == 8 else 3)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    environment = {**os.environ, "SPURMIX_DEBUG_RING": "1"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, timeout=60)
+    assert done.returncode == 0
+
+
 # ---- exit, Ctrl-C and fork, each in a process of its own
 
 PRELUDE = """

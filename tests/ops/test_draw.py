@@ -146,6 +146,7 @@ def test_bad_out() -> None:
     for out, error, text in [
         ([index], ValueError, "got 1 tensors"),
         ([index, index, index], TypeError, r"out\[2\] \(lam\)"),
+        ([index, index, torch.empty(3)], ValueError, r"out\[1\] shares memory with out\[0\]"),
         ([index, index[:2], torch.empty(3)], ValueError, r"out\[1\] \(partner\)"),
     ]:
         with pytest.raises(error, match=text):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spurmix import _C
 from spurmix.ops import functional as F
 
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512", "avx512bf16"]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
@@ -211,15 +216,64 @@ def test_gradient_of_the_forward_pass_is_that_of_the_backward_op(
         torch.testing.assert_close(ours, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
 
 
-def test_backward_twice_and_a_second_derivative() -> None:
+def test_backward_twice() -> None:
     x = torch.randn(4, 3, requires_grad=True)
     y, lam = torch.tensor([0, 1, 2, 0]), torch.rand(4)
     loss = F.mixed_cross_entropy(x, y, y.flip(0), lam)
     first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
-    (grad,) = torch.autograd.grad(F.mixed_cross_entropy(x, y, y, lam), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
-        grad.sum().backward()
+    each = torch.autograd.grad(loss, x, torch.arange(3.0), is_grads_batched=True)[0]
+    torch.testing.assert_close(each, torch.arange(3.0)[:, None, None] * first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_gradient_penalty_counts(dtype: torch.dtype, reduction: str, rng: np.random.Generator) -> None:
+    logits, *rest = batch(rng, 6, 4, dtype)
+    found = []
+    for backend in ("reference", "cpu", "triton"):
+        x = (logits / 5).requires_grad_()
+        loss = F.mixed_cross_entropy(x, *rest, reduction=reduction, backend=backend).sum()
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        (loss + 100 * grad.pow(2).sum()).backward()
+        found.append(x.grad)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+def test_labels_on_another_device_are_named() -> None:
+    x, y, lam = torch.randn(2, 3, requires_grad=True), torch.tensor([0, 1]), torch.rand(2)
+    for inputs in ((y.to("meta"), y, lam), (y, y.to("meta"), lam), (y, y, lam.to("meta"))):
+        with pytest.raises(ValueError, match="meta"):
+            F.mixed_cross_entropy(x, *inputs)
+
+
+def test_smoothing_keeps_its_digits_beside_large_logits(backend: str, rng: np.random.Generator) -> None:
+    logits = torch.from_numpy(rng.integers(-4, 5, (20, 40)).astype(np.float32))
+    for classes in (5, 40):
+        x, y = logits[:, :classes].contiguous(), torch.zeros(20, dtype=torch.int64)
+        for leaf in (False, True):
+            plain, far = (v.clone().requires_grad_(leaf) for v in (x, x + 2**17))
+            losses = [F.mixed_cross_entropy(v, y, label_smoothing=0.3, backend=backend) for v in (plain, far)]
+            torch.testing.assert_close(losses[0], losses[1], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS[: INSTRUCTION_SETS.index(_C.isa()) + 1])
+def test_an_infinite_logit_on_every_instruction_set(isa: str) -> None:
+    code = """
+import torch
+from spurmix import functional as F
+for dtype in (torch.float32, torch.bfloat16):
+    for classes in (3, 40):
+        x = torch.zeros(20, classes, dtype=dtype)
+        x[3, 0] = torch.inf
+        for leaf in (False, True):
+            loss = F.mixed_cross_entropy(x.clone().requires_grad_(leaf), torch.full((20,), 2), reduction="none")
+            assert loss[3] == torch.inf and loss.isfinite().sum() == 19, (dtype, classes, loss)
+"""
+    environment = {**os.environ, "SPURMIX_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_transforms_and_forward_mode(rng: np.random.Generator) -> None:
