@@ -17,7 +17,7 @@ from spurmix.core.policy import MixPolicy
 from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.backends import implementation, serving
-from spurmix.ops.library import differentiable_loss_gradient
+from spurmix.ops.loss_with_grad import LossWithGrad
 from spurmix.ops.reference import MEAN, NONE, SUM
 from spurmix.ops.tables import DrawTables, draw_tables
 
@@ -404,12 +404,12 @@ def mixed_cross_entropy(
     backend = _transformable(backend)
     if _takes_grad_along(logits, label, partner_label, lam, backend=backend):
         try:
-            return _LossWithGrad.apply(logits, label, partner_label, lam, *settings)
+            return LossWithGrad.apply(logits, label, partner_label, lam, *settings)
         except RuntimeError:  # the kernel took nothing it could not use; below it is named, or put right
             pass
     inputs = _checked_loss_inputs(logits, label, partner_label, lam)
     if _takes_grad_along(*inputs, backend=backend):
-        return _call(_LossWithGrad.apply, *inputs, *settings)
+        return _call(LossWithGrad.apply, *inputs, *settings)
     return _call(implementation("mixed_cross_entropy", backend, inputs[0].device), *inputs, *settings)[0]
 
 
@@ -449,36 +449,6 @@ def _checked_loss_inputs(logits: Any, label: Any, partner_label: Any, lam: Any) 
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         logits = logits.contiguous()
     return logits, label, partner_label, lam
-
-
-class _LossWithGrad(torch.autograd.Function):
-    """mixed_cross_entropy whose forward pass makes the gradient too; the backward pass scales it."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        loss, grad = torch.ops.spurmix.mixed_cross_entropy_with_grad.default(*inputs)
-        ctx.save_for_backward(grad, *inputs[:4])
-        ctx.settings = inputs[4:]
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        grad, *inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a graph of the gradient is wanted
-            grad = differentiable_loss_gradient(upstream, *inputs, *ctx.settings)
-        elif upstream.dim() == 1:
-            grad = grad * upstream[:, None]
-        elif not _is_one(upstream):
-            grad = grad * upstream
-        return grad, None, None, None, None, None
-
-
-def _is_one(upstream: Tensor) -> bool:
-    """Whether a scalar is known to be 1; of fake and batched tensors nothing is known."""
-    try:
-        return type(upstream) is Tensor and upstream.item() == 1.0
-    except RuntimeError:
-        return False
 
 
 def group_counts(
