@@ -140,7 +140,8 @@ inline void check_label_pairs(const Tensor& label, const Tensor& partner_label, 
 inline void check_logits(const Tensor& logits, const char* op) {
   SPURMIX_CHECK(SPURMIX_HERE(logits) && logits.dim() == 2 && logits.size(1) >= 1, op, ": logits must be [B, C] ",
                 SPURMIX_WHERE);
-  SPURMIX_CHECK(logits.size(1) == 1 || logits.stride(1) == 1, op, ": each row of logits must be contiguous");
+  SPURMIX_CHECK(logits.numel() == 0 || logits.size(1) == 1 || logits.stride(1) == 1, op,
+                ": each row of logits must be contiguous");
 }
 
 inline void check_sequence(int64_t seed, int64_t start, int64_t count, const char* op) {

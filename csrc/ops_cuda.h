@@ -16,7 +16,8 @@
 namespace spurmix {
 
 inline void cuda_check(int code, const char* op) {
-  SPURMIX_CHECK(code == cudaSuccess, op, ": CUDA error ", code, ": ", cudaGetErrorString(static_cast<cudaError_t>(code)));
+  SPURMIX_CHECK(code == cudaSuccess, op, ": CUDA error ", code, ": ",
+                cudaGetErrorString(static_cast<cudaError_t>(code)));
 }
 
 // The flag of a device, in its memory: bits of launch.h. Allocated once, zero.

@@ -108,9 +108,8 @@ std::tuple<Tensor, Tensor> mixed_cross_entropy(const Tensor& logits, const Tenso
   const Tensor loss = fresh(logits, {}, loss_type(logits));
   // The mean of no losses is NaN, as torch has it.
   const double factor = reduction == kMean && batch == 0 ? std::nan("") : loss_factor(reduction, batch);
-  device.launched(cuda::reduce_loss(each.const_data_ptr(), batch, factor,
-                                    is_wide(logits) ? Format::f64 : Format::f32, loss.mutable_data_ptr(),
-                                    device.stream()));
+  device.launched(cuda::reduce_loss(each.const_data_ptr(), batch, factor, is_wide(logits) ? Format::f64 : Format::f32,
+                                    loss.mutable_data_ptr(), device.stream()));
   return {loss, logsumexp};
 }
 
@@ -118,11 +117,8 @@ Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, co
                                     const Tensor& label, const Tensor& partner_label, const Tensor& lam,
                                     int64_t reduction, double label_smoothing) {
   const char* op = "mixed_cross_entropy_backward";
-  cuda::CrossEntropyBackward args = {loss_arguments(logits, label, partner_label, lam, label_smoothing, op),
-                                     nullptr,
-                                     0,
-                                     loss_factor(reduction, logits.size(0)),
-                                     nullptr};
+  cuda::CrossEntropyBackward args = {loss_arguments(logits, label, partner_label, lam, label_smoothing, op), nullptr, 0,
+                                     loss_factor(reduction, logits.size(0)), nullptr};
   check_loss_gradient(grad, logits, logsumexp, reduction, op);
   const OnDevice device(logits, op);
   Tensor out = fresh(logits, {args.forward.batch, args.forward.classes}, logits.scalar_type());

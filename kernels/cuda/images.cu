@@ -99,11 +99,13 @@ int choose(const MixImages& m, void* stream) {
   if (size < int64_t{1} << 31 && stores) {
     if (!crops && !flips && aligned(16)) {
       const int c = m.channels;
-      if (c == 3 && m.channels_last) return run<Path::vectors3, kFormat, kDraws>(m, static_cast<int>(size / 16), stream);
+      if (c == 3 && m.channels_last)
+        return run<Path::vectors3, kFormat, kDraws>(m, static_cast<int>(size / 16), stream);
       if (c == 1 || (m.channels_last && (c == 2 || c == 4))) {
         return run<Path::vectors4, kFormat, kDraws>(m, static_cast<int>(size / 16), stream);
       }
-      if (c == 3 && pixels % 16 == 0) return run<Path::planes, kFormat, kDraws>(m, static_cast<int>(pixels / 16), stream);
+      if (c == 3 && pixels % 16 == 0)
+        return run<Path::planes, kFormat, kDraws>(m, static_cast<int>(pixels / 16), stream);
     }
     // Tables of column taps must fit in the shared memory that every block may have.
     if (m.channels == 3 && aligned(4) && m.out_width <= 2048) {

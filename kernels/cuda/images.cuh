@@ -87,8 +87,7 @@ __device__ __forceinline__ void draw_into(const MixImages& m, int64_t at, bool w
   }
   if (m.crop.enabled && threadIdx.x % kWarp == 0 && threadIdx.x / kWarp >= 1 && threadIdx.x / kWarp <= 2) {
     const uint32_t side = threadIdx.x / kWarp - 1;
-    set_box(s, static_cast<int>(side),
-            crop_box(sample_words(m.sequence.seed, n, 2 + side), m.crop, m.height, m.width));
+    set_box(s, static_cast<int>(side), crop_box(sample_words(m.sequence.seed, n, 2 + side), m.crop, m.height, m.width));
   }
 }
 

@@ -35,8 +35,8 @@ struct Labels {
   int64_t *label, *partner_label;  // [B]
 };
 
-// Images [N, H, W, C] of which pairs are mixed. Either `sequence` draws the pairs, their crops and flips, and `drawn` and
-// `labels` are written; or index, partner, lam and, where not null, boxes [B, 2] and flips [B, 2] say.
+// Images [N, H, W, C] of which pairs are mixed. Either `sequence` draws the pairs, their crops and flips, and `drawn`
+// and `labels` are written; or index, partner, lam and, where not null, boxes [B, 2] and flips [B, 2] say.
 struct MixImages {
   const uint8_t* images;  // on the device, or in pinned host memory
   int64_t image_stride, total;

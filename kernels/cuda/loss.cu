@@ -244,7 +244,8 @@ template <Format kFormat>
 int forward(const CrossEntropy& m, void* stream) {
   constexpr int64_t kRows = kThreads / kWarp;
   if (m.classes < kLong) {
-    return launch(cross_entropy_kernel<kFormat, kWarp, kThreads>, (m.batch + kRows - 1) / kRows, kThreads, 0, stream, m);
+    return launch(cross_entropy_kernel<kFormat, kWarp, kThreads>, (m.batch + kRows - 1) / kRows, kThreads, 0, stream,
+                  m);
   }
   return launch(cross_entropy_kernel<kFormat, kLongThreads, kLongThreads>, m.batch, kLongThreads, 0, stream, m);
 }
@@ -258,7 +259,8 @@ int backward(const CrossEntropyBackward& m, void* stream) {
     return wanted < 1 << 20 ? wanted : int64_t{1} << 20;
   };
   const bool wide = f.classes % kWidth == 0 && f.row_stride % kWidth == 0 &&
-                    reinterpret_cast<uintptr_t>(f.logits) % 16 == 0 && reinterpret_cast<uintptr_t>(m.grad_logits) % 16 == 0;
+                    reinterpret_cast<uintptr_t>(f.logits) % 16 == 0 &&
+                    reinterpret_cast<uintptr_t>(m.grad_logits) % 16 == 0;
   if (wide) {
     return launch(cross_entropy_backward_kernel<kFormat, kWidth>, blocks(f.classes / kWidth), kThreads, 0, stream, m);
   }

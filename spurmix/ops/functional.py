@@ -14,9 +14,10 @@ from torch.autograd import forward_ad
 
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
-from spurmix.ops import validate
+from spurmix.ops import flags, validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.backends import implementation, serving
+from spurmix.ops.flags import check
 from spurmix.ops.loss_with_grad import LossWithGrad
 from spurmix.ops.reference import MEAN, NONE, SUM
 from spurmix.ops.tables import DrawTables, draw_tables
@@ -26,6 +27,7 @@ __all__ = [
     "Draw",
     "DrawTables",
     "MixedImages",
+    "check",
     "draw",
     "draw_tables",
     "group_counts",
@@ -67,12 +69,15 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     if torch.compiler.is_compiling():
         return function(*args)
     try:
-        return function(*args)
+        result = function(*args)
     except RuntimeError as error:
         _, mark, text = str(error).splitlines()[0].partition("spurmix::")
         if not mark:
             raise
         raise (IndexError if "out of range" in text else ValueError)(text) from None
+    if torch.cuda.is_initialized():
+        flags.after_call(args)
+    return result
 
 
 def _transformable(backend: str) -> str:
@@ -108,7 +113,7 @@ def draw(
         seed: in [0, 2^63).
         start, count: sample numbers, start + count at most 2^63.
         out: three tensors `[count]` to write into, index, partner and lam; or four, with the group of index, int64.
-        backend: "auto", "cpu", "triton" or "reference"; all give the same bits.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; all give the same bits.
 
     Returns:
         Draw(index, partner, lam). Without partner, partner = index and lam = 1.
@@ -176,7 +181,7 @@ def mix_images(
         ((x / 255 - mean) / std).permute(0, 3, 1, 2).to(dtype)
 
     Args:
-        images: uint8 `[N, H, W, C]`, each image contiguous.
+        images: uint8 `[N, H, W, C]`, each image contiguous; for indices on a GPU also in pinned memory of the host.
         index, partner: int64 `[B]` in [0, N); lam: float32 `[B]`, weight of index.
         mean, std: per channel, `[C]`, in units of 0 to 1; a number serves all channels.
         boxes: float32 `[B, 2, 4]`: top, left, height, width in pixels of the crop of index and partner, rounded to 2^-16.
@@ -194,7 +199,7 @@ def mix_images(
         TypeError, ValueError: naming the argument. IndexError: for an index outside [0, N), before any read.
     """
     validate.images(images)
-    device = images.device
+    device = validate.store_device(images, index)
     _, rows, columns, channels = images.shape
     index, partner, lam = _mixing_rows(index, partner, lam, device)
     batch = index.shape[0]
@@ -247,15 +252,15 @@ def mix_image_batch(
         mix_images(images, index, partner, lam, mean=mean, std=std), labels[index], labels[partner]
 
     Args:
-        images: uint8 `[N, H, W, C]`, each image contiguous.
+        images: uint8 `[N, H, W, C]`, each image contiguous; for tables on a GPU also in pinned memory of the host.
         labels: integers `[N]`.
-        tables: from `draw_tables(groups, policy)`, on the device of the images.
+        tables: from `draw_tables(groups, policy)`, on the device of the labels and of the output.
         augment: random resized crop and flip, see `Augment`; their randomness is part of the draw.
         out: seven tensors to write into, in the order of `MixedImages`.
         Others as in `mix_images` and `draw`.
     """
     validate.images(images)
-    device = images.device
+    device = validate.store_device(images, tables.packed)
     total, rows, columns, channels = images.shape
     validate.tensor(labels, "labels", validate.INTEGERS, (total,))
     validate.same_device(device, labels=labels, tables=tables.packed)

@@ -42,7 +42,7 @@ struct Fiber {
 };
 
 struct Warp {
-  int64_t arrived;       // lanes, over all shuffles so far
+  int64_t arrived;        // lanes, over all shuffles so far
   uint64_t value[2][32];  // of this shuffle and the one before
 };
 
@@ -80,7 +80,7 @@ T exchange(T value, int mask) {
   const int lane = block.current % 32;
   Fiber& fiber = block.fibers[block.current];
   Warp& warp = block.warps[block.current / 32];
-  uint64_t(&slots)[32] = warp.value[fiber.shuffles % 2];
+  uint64_t (&slots)[32] = warp.value[fiber.shuffles % 2];
   slots[lane] = 0;
   std::memcpy(&slots[lane], &value, sizeof value);
   ++warp.arrived;
@@ -146,7 +146,8 @@ T __ldg(const T* at) {
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = uint64_t{b} << 32 | a;
   uint32_t out = 0;
-  for (int k = 0; k < 4; ++k) out |= static_cast<uint32_t>(bytes >> (8 * ((selector >> (4 * k)) & 7)) & 0xff) << (8 * k);
+  for (int k = 0; k < 4; ++k)
+    out |= static_cast<uint32_t>(bytes >> (8 * ((selector >> (4 * k)) & 7)) & 0xff) << (8 * k);
   return out;
 }
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
