@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from spurmix.core.groups import GroupIndex
 from spurmix.data.sources import as_source
-from spurmix.train.metrics import Evaluation, evaluate_logits
+from spurmix.train.metrics import Cells, Evaluation, evaluate_logits
 from spurmix.train.models import device_of, logits_of
 
 
@@ -42,6 +43,9 @@ def evaluate(
     *,
     batch_size: int = 256,
     train_groups: GroupIndex | None = None,
+    membership: Any = None,
+    cell_names: Sequence[str] | None = None,
+    min_group_size: int = 1,
     device: torch.device | str | None = None,
 ) -> Evaluation:
     """Accuracy of each group with 95% Wilson intervals, worst group, average and adjusted average.
@@ -51,12 +55,21 @@ def evaluate(
         source: images or features, as for `MixLoader`.
         groups: the groups of the same examples.
         train_groups: groups whose sizes weigh the adjusted average; default: the evaluated groups' own.
+        membership: bool `[N, K]`, cells that may overlap, such as the 16 of CivilComments (identity mentioned x label).
+            The worst group is then the worst cell; the adjusted average remains one over `groups`. cell_names: K names.
+        min_group_size: groups (cells) of fewer examples are reported, but do not decide the worst group.
 
     Raises:
-        ValueError: where source and groups differ in length, a label has no logit, or logits are not finite.
+        TypeError: for a membership matrix that is not boolean.
+        ValueError: where lengths differ, a label has no logit, logits are not finite, or no group is large enough.
     """
     source = as_source(source)
     if len(source) != groups.num_examples:
         raise ValueError(f"source has {len(source)} examples, the groups have {groups.num_examples}")
+    if membership is not None:  # before the model works for minutes
+        Cells.of(membership, cell_names, groups.num_examples)
     logits = predict(model, source, batch_size=batch_size, device=device)
-    return evaluate_logits(logits, groups, train_groups=train_groups)
+    return evaluate_logits(
+        logits, groups, train_groups=train_groups, membership=membership, cell_names=cell_names,
+        min_group_size=min_group_size,
+    )  # fmt: skip
