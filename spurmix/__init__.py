@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spurmix.core.groups import GroupIndex
     from spurmix.core.lam import Beta, Fixed, InverseCDF, Uniform
     from spurmix.core.policy import MixPolicy
-    from spurmix.data.batch import Batch
+    from spurmix.data.batch import Batch, TokenPairs, Tokens
     from spurmix.data.loader import MixLoader
     from spurmix.data.sources import FeatureSource, ImageSource
     from spurmix.deploy.export import export_onnx
@@ -35,6 +35,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "MixLoader": ("spurmix.data.loader", "MixLoader"),
     "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
     "Predictor": ("spurmix.deploy.predictor", "Predictor"),
+    "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
+    "Tokens": ("spurmix.data.batch", "Tokens"),
     "Uniform": ("spurmix.core.lam", "Uniform"),
     "draw": ("spurmix.ops.functional", "draw"),
     "evaluate": ("spurmix.train.evaluate", "evaluate"),
@@ -56,6 +58,8 @@ __all__ = [
     "MixLoader",
     "MixPolicy",
     "Predictor",
+    "TokenPairs",
+    "Tokens",
     "Uniform",
     "__version__",
     "draw",

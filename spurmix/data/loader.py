@@ -15,12 +15,12 @@ from torch import Tensor
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
+from spurmix.data.fill import Stream, fill_features, fill_images
 from spurmix.data.prefetch import Fill, Prefetcher
 from spurmix.data.ring import Ring, batch_buffers, check_pinning
 from spurmix.data.sources import FeatureSource, ImageSource, as_source, as_tensor
 from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
-from spurmix.ops.backends import implementation
 from spurmix.ops.tables import draw_tables
 
 
@@ -192,41 +192,11 @@ class MixLoader:
         )
 
     def _filler(self) -> Fill:
-        """What makes a batch, its op and arguments looked up once. The thread keeps it, so it must not keep the loader."""
-        source, labels, tables, augment, seed = self.source, self._labels, self.tables, self.augment, self.seed
-        stride, first, fresh = self.batch_size, self.rank * self.local_batch_size, self._buffers(reusable=False)
-        bump = torch.autograd.graph.increment_version
-        if isinstance(source, ImageSource):
-            mix = implementation("mix_image_batch_out", "auto", source.images.device)
-            fixed = (
-                source.images, labels, tables.packed, tables.members, source.mean, source.std,
-                augment.crop, *augment.scale, *augment.ratio, augment.flip, seed,
-            )  # fmt: skip
-
-            def fill_images(step: int, buffers: Batch | None) -> Batch:
-                batch = buffers if buffers is not None else fresh()
-                tensors = batch.tensors()
-                mix(*fixed, step * stride + first, None, *tensors)
-                bump(tensors)
-                return batch
-
-            return fill_images
-
-        features, packed, members, keep = source.features, tables.packed, tables.members, tables.keeps_labels
-        draw = implementation("draw_out", "auto", features.device)
-        mix_rows = implementation("mix_rows_out", "auto", features.device)
-
-        def fill_features(step: int, buffers: Batch | None) -> Batch:
-            batch = buffers if buffers is not None else fresh()
-            index, partner, lam = batch.index, batch.partner, batch.lam
-            draw(packed, members, seed, step * stride + first, None, index, partner, lam, batch.group)
-            mix_rows(features, index, partner, lam, batch.input)
-            batch.label.copy_(labels.index_select(0, index))
-            batch.partner_label.copy_(batch.label if keep else labels.index_select(0, partner))
-            bump(batch.tensors())
-            return batch
-
-        return fill_features
+        first, fresh = self.rank * self.local_batch_size, self._buffers(reusable=False)
+        stream = Stream(self.tables, self._labels, self.seed, self.batch_size, first)
+        if isinstance(self.source, ImageSource):
+            return fill_images(self.source, stream, self.augment, fresh)
+        return fill_features(self.source, stream, fresh)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the sequence: groups, policy, seed and global batch size."""
