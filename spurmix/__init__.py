@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from spurmix.data.batch import Batch, TokenPairs, Tokens
     from spurmix.data.loader import MixLoader
     from spurmix.data.sources import FeatureSource, ImageSource
+    from spurmix.data.text import TokenSource
     from spurmix.deploy.export import export_onnx
     from spurmix.deploy.predictor import Predictor
     from spurmix.ops import functional
@@ -39,6 +40,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
     "Predictor": ("spurmix.deploy.predictor", "Predictor"),
     "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
+    "TokenSource": ("spurmix.data.text", "TokenSource"),
     "Tokens": ("spurmix.data.batch", "Tokens"),
     "Uniform": ("spurmix.core.lam", "Uniform"),
     "draw": ("spurmix.ops.functional", "draw"),
@@ -65,6 +67,7 @@ __all__ = [
     "MixedInputs",
     "Predictor",
     "TokenPairs",
+    "TokenSource",
     "Tokens",
     "Uniform",
     "__version__",

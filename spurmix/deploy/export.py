@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from spurmix._version import __version__
 from spurmix.core.groups import GroupIndex
 from spurmix.data.sources import FeatureSource, ImageSource, as_source
+from spurmix.data.text import TokenSource
 from spurmix.deploy.predictor import Predictor
 from spurmix.train.evaluate import predict
 from spurmix.train.metrics import Evaluation, evaluate_logits
@@ -112,6 +113,8 @@ def export_onnx(
         ExportError: where logits differ by more than `tolerance` or a group's accuracy differs; no file is left.
     """
     data = as_source(source)
+    if isinstance(data, TokenSource):
+        raise TypeError("source: images and features are exported here, got texts")
     if len(data) != groups.num_examples:
         raise ValueError(f"source has {len(data)} examples, the groups have {groups.num_examples}")
     if not tolerance > 0:
