@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 CORRELATION = 0.95
 CLASS_NAMES = ("complaint", "praise")
 ATTRIBUTE_NAMES = ("pensioners", "students")
-TRAIN = 4000
+TRAIN = 3000
 TEST_PER_GROUP = 250
 
 PLACES = (
-    "café by the station", "bakery on the corner", "hotel near the lake", "small cinema downtown", "harbour restaurant",
-    "guest house in the hills", "swimming pool in the park", "noodle bar on Mill Street", "museum shop", "ferry to the island",
+    "café by the station", "bakery on the corner", "hotel near the lake", "small cinema downtown", "museum shop",
+    "guest house in the hills", "swimming pool in the park", "noodle bar on Mill Street", "harbour restaurant",
     "garden centre", "night train", "bowling alley", "tea room at the castle", "climbing hall", "riverside campsite",
+    "ferry to the island",
 )  # fmt: skip
 OCCASIONS = (
-    "We stopped at the {place} on a {day}.", "Last {day} I went to the {place}.", "It was our {count} visit to the {place}.",
-    "On {day} we tried the {place} for the {count} time.", "I booked the {place} for a {day}.",
+    "We stopped at the {place} on a {day}.", "Last {day} I went to the {place}.", "I booked the {place} for a {day}.",
+    "On {day} we tried the {place} for the {count} time.", "It was our {count} visit to the {place}.",
     "A {day} at the {place}, as planned.", "We had an hour to spend, so we went to the {place} on {day}.",
 )  # fmt: skip
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

@@ -42,6 +42,8 @@ def over_batches(
     source = as_source(source)
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    if isinstance(source, TokenSource):
+        source.check_model(model)
     target = torch.device(device) if device is not None else device_of(model)
     training = {module: module.training for module in model.modules()}
     model.eval()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spurmix.data.batch import Batch
 from spurmix.data.loader import MixLoader
+from spurmix.data.text import TokenSource
 from spurmix.ops import functional
 from spurmix.train import checkpoint
 from spurmix.train.models import head_of, logits_of, parameter_groups
@@ -77,6 +78,8 @@ def finetune(
             damaged or of another run.
     """
     _check(schedule, mixed_precision, accumulate, freeze, clip, save_every, keep)
+    if isinstance(loader.source, TokenSource):
+        loader.source.check_model(model)
     folder = Path(output) if output is not None else None
     if folder is None and (resume or save_every):
         raise ValueError("output: a folder is needed for checkpoints")

@@ -83,8 +83,8 @@ class TextClassifier(nn.Module):
         _check_classes(num_classes)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None
-        self.encoder = encoder
-        self.config = encoder.config
+        self.encoder: Any = encoder
+        self.config: Any = encoder.config
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.config.hidden_size, num_classes)
 

@@ -53,7 +53,7 @@ class MixedInputs(nn.Module):
             raise TypeError("model is a MixedInputs already")
         if not isinstance(model, nn.Module) or not callable(getattr(model, "get_input_embeddings", None)):
             raise TypeError(f"model must be a Hugging Face text model, got {type(model).__name__}")
-        self.model = model
+        self.model: Any = model
         self.where = where
         if where == "features":
             if not any(isinstance(getattr(model, name, None), nn.Module) for name in HEAD_NAMES):
@@ -170,7 +170,7 @@ def _check_embeddings(model: nn.Module) -> None:
     name = type(model).__name__
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         raise TypeError(f"{name} takes no inputs_embeds, so embeddings cannot be mixed outside of it")
-    table = model.get_input_embeddings()
+    table: Any = model.get_input_embeddings()  # type: ignore[operator]
     if not isinstance(table, nn.Embedding):
         raise TypeError(f"{name}: the input embeddings must be an nn.Embedding, got {type(table).__name__}")
     if table.max_norm is not None or table.scale_grad_by_freq:
