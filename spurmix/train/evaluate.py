@@ -47,7 +47,7 @@ def over_batches(
     target = torch.device(device) if device is not None else device_of(model)
     training = {module: module.training for module in model.modules()}
     model.eval()
-    batches = _reading_order(source).split(batch_size)
+    batches = reading_order(source).split(batch_size)
     result: Tensor | None = None
     try:
         with torch.inference_mode():
@@ -64,7 +64,7 @@ def over_batches(
     return result
 
 
-def _reading_order(source: Source) -> Tensor:
+def reading_order(source: Source) -> Tensor:
     """Example numbers in the order to read them: texts by length."""
     if isinstance(source, TokenSource):
         return torch.from_numpy(np.argsort(source.lengths, kind="stable"))

@@ -78,13 +78,13 @@ class TextClassifier(nn.Module):
         dropout: of the pooled feature.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: int, *, dropout: float = 0.1) -> None:
+    def __init__(self, encoder: Any, num_classes: int, *, dropout: float = 0.1) -> None:
         super().__init__()
         _check_classes(num_classes)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None
-        self.encoder: Any = encoder
-        self.config: Any = encoder.config
+        self.encoder = encoder
+        self.config = encoder.config
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.config.hidden_size, num_classes)
 
