@@ -176,6 +176,16 @@ def test_buckets_change_neither_who_is_drawn_nor_balance(bucket: int) -> None:
         assert b.label.tolist() == LABELS[b.index].tolist()
 
 
+def test_bucketed_batches_keep_the_order_of_the_sequence() -> None:
+    """Sorted by length, the last of several ranks would get all the long texts."""
+    samples = list(zip(*(t.tolist() for t in F.draw(GROUPS, policies.mixup(), seed=4, start=0, count=48)), strict=True))
+    assert len(set(samples)) == 48
+    for batch, _ in zip(loader(bucket=4), range(4), strict=False):
+        rows = zip(batch.index.tolist(), batch.partner.tolist(), batch.lam.tolist(), strict=True)
+        places = [samples.index(row) for row in rows]
+        assert places == sorted(places)
+
+
 def texts_lengths(batch: Any) -> torch.Tensor:
     return torch.maximum(batch.input.mask.sum(1), batch.input.partner_mask.sum(1))
 
