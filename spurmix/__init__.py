@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from spurmix.train import models
     from spurmix.train.evaluate import evaluate
     from spurmix.train.finetune import finetune
+    from spurmix.train.head import extract_features, retrain_head
+    from spurmix.train.text import MixedInputs
 
 # Public name -> (module, attribute or None for the module itself); loaded on first use (PEP 562).
 _PUBLIC: dict[str, tuple[str, str | None]] = {
@@ -34,6 +36,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "ImageSource": ("spurmix.data.sources", "ImageSource"),
     "InverseCDF": ("spurmix.core.lam", "InverseCDF"),
     "MixLoader": ("spurmix.data.loader", "MixLoader"),
+    "MixedInputs": ("spurmix.train.text", "MixedInputs"),
     "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
     "Predictor": ("spurmix.deploy.predictor", "Predictor"),
     "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
@@ -43,10 +46,12 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "draw": ("spurmix.ops.functional", "draw"),
     "evaluate": ("spurmix.train.evaluate", "evaluate"),
     "export_onnx": ("spurmix.deploy.export", "export_onnx"),
+    "extract_features": ("spurmix.train.head", "extract_features"),
     "finetune": ("spurmix.train.finetune", "finetune"),
     "functional": ("spurmix.ops.functional", None),
     "models": ("spurmix.train.models", None),
     "policies": ("spurmix.core.policies", None),
+    "retrain_head": ("spurmix.train.head", "retrain_head"),
 }
 
 __all__ = [
@@ -59,6 +64,7 @@ __all__ = [
     "InverseCDF",
     "MixLoader",
     "MixPolicy",
+    "MixedInputs",
     "Predictor",
     "TokenPairs",
     "TokenSource",
@@ -68,10 +74,12 @@ __all__ = [
     "draw",
     "evaluate",
     "export_onnx",
+    "extract_features",
     "finetune",
     "functional",
     "models",
     "policies",
+    "retrain_head",
 ]
 
 
