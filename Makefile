@@ -44,7 +44,7 @@ SANITIZE_FLAGS := -std=c++17 -O1 -g -Wall -pthread -fno-omit-frame-pointer -fsan
 	-fno-sanitize-recover=all -Wno-maybe-uninitialized
 SANITIZE_CASES ?= 5000
 SANITIZE_SEED ?= 1
-SANITIZED := tests/sanitize/driver.cpp csrc/host/group_cells.cpp $(wildcard csrc/cpu/*.cpp)
+SANITIZED := tests/sanitize/driver.cpp csrc/host/group_cells.cpp csrc/host/tokens.cpp $(wildcard csrc/cpu/*.cpp)
 HEADERS := $(shell find csrc -name '*.h' -o -name '*.inc')
 
 $(SANITIZE)/%.o: %.cpp $(HEADERS)
@@ -54,9 +54,10 @@ $(SANITIZE)/%.o: %.cpp $(HEADERS)
 $(SANITIZE)/driver: $(SANITIZED:%.cpp=$(SANITIZE)/%.o)
 	$(CXX) $(SANITIZE_FLAGS) $^ -o $@
 
-$(SANITIZE)/_host.so: csrc/host/module.cpp $(SANITIZE)/csrc/host/group_cells.o $(HEADERS) $(STAMP)
+HOST_OBJECTS := $(SANITIZE)/csrc/host/group_cells.o $(SANITIZE)/csrc/host/tokens.o
+$(SANITIZE)/_host.so: csrc/host/module.cpp $(HOST_OBJECTS) $(HEADERS) $(STAMP)
 	$(CXX) $(SANITIZE_FLAGS) -fPIC -shared -fvisibility=hidden \
-		$$($(BIN)/python -m pybind11 --includes) csrc/host/module.cpp $(SANITIZE)/csrc/host/group_cells.o -o $@
+		$$($(BIN)/python -m pybind11 --includes) csrc/host/module.cpp $(HOST_OBJECTS) -o $@
 
 sanitize:
 	$(MAKE) -j2 $(SANITIZE)/driver $(SANITIZE)/_host.so

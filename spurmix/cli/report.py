@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from spurmix.data.batch import Batch
 from spurmix.data.sources import ImageSource
@@ -76,6 +77,7 @@ def draw(
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     mean, std = source.mean.view(1, -1, 1, 1), source.std.view(1, -1, 1, 1)
+    assert isinstance(sample.input, Tensor)
     pixels = (sample.input * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     for k, axes in enumerate(figure.subplots(2, 8).flat):
         lam, y, z = float(sample.lam[k]), int(sample.label[k]), int(sample.partner_label[k])

@@ -15,12 +15,13 @@ from torch import Tensor
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
+from spurmix.data.fill import Stream, fill_features, fill_images, fill_tokens
 from spurmix.data.prefetch import Fill, Prefetcher
-from spurmix.data.ring import Ring, batch_buffers, check_pinning
+from spurmix.data.ring import Ring, batch_buffers, check_pinning, token_buffers
 from spurmix.data.sources import FeatureSource, ImageSource, as_source, as_tensor
+from spurmix.data.text import TokenSource
 from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
-from spurmix.ops.backends import implementation
 from spurmix.ops.tables import draw_tables
 
 
@@ -31,7 +32,7 @@ class MixLoader:
     number of processes; rank r of w yields the r-th of w equal contiguous parts. Resuming needs one integer.
 
     Args:
-        source: `ImageSource`, `FeatureSource`, or an array or tensor of uint8 images / float features.
+        source: `ImageSource`, `FeatureSource`, `TokenSource`, or an array or tensor of uint8 images / float features.
         groups: the `GroupIndex` of the same examples.
         policy: see `spurmix.policies`.
         batch_size: global batch size, a multiple of `world_size`.
@@ -48,6 +49,10 @@ class MixLoader:
             changes when it is refilled. With SPURMIX_DEBUG_RING=1 in the environment when iteration starts, every other
             use shows too: a batch is overwritten with NaN and the smallest integers as soon as its lifetime ends.
         pin_memory: pin the buffers, so that batches are copied to a CUDA `device` while the CPU goes on.
+        bucket: texts only: within each window of `bucket` batches, samples are handed to batches by length, so that less
+            is padding. Who is drawn in a window does not change, hence windows of whole schedule periods are balanced
+            exactly, their single batches are not. Everything stays a function of (seed, step); a last window that the
+            run's end cuts short holds what the run would draw anyway.
 
     Iterating continues at `step` and leaves `step == len(loader)` at the end; iterating again then starts over at 0.
     `len(loader)` is the number of batches of the whole run. A loader has one iterator at a time: a new one, `set_step`
@@ -85,8 +90,9 @@ class MixLoader:
         prefetch: int = 2,
         copy: bool = False,
         pin_memory: bool = False,
+        bucket: int = 1,
     ) -> None:
-        self.source: ImageSource | FeatureSource = as_source(source)
+        self.source = as_source(source)
         self.groups, self.policy = groups, policy
         self.batch_size = _integer(batch_size, "batch_size", 1)
         self.world_size = _integer(world_size, "world_size", 1)
@@ -111,17 +117,25 @@ class MixLoader:
         self.augment = augment if augment is not None else NO_AUGMENT
         if not isinstance(self.augment, Augment):
             raise TypeError(f"augment must be an Augment or None, got {type(augment).__name__}")
+        self.bucket = _integer(bucket, "bucket", 1)
         self._labels = _label_tensor(groups)
         self._step = 0
         self._active: weakref.ref[Prefetcher] | None = None
         self._ring: Ring | None = None
+        self._fill: Fill | None = None  # of `batch`
+        text = isinstance(self.source, TokenSource)
+        if self.bucket > 1 and not text:
+            raise ValueError("bucket is for texts, whose lengths differ")
+        if text and self.dtype != torch.float32:
+            raise ValueError(f"dtype is for images and features, got {self.dtype}; token ids are int64")
         if isinstance(self.source, ImageSource):
             height, width, channels = self.source.shape
             self._shape: tuple[int, ...] = (channels, *self.augment.output_size(height, width))
-        else:
-            if augment is not None or channels_last:
-                name = "augment" if augment is not None else "channels_last"
-                raise ValueError(f"{name} is for images; this source holds features")
+            return
+        if augment is not None or channels_last:
+            name = "augment" if augment is not None else "channels_last"
+            raise ValueError(f"{name} is for images; this source holds {'texts' if text else 'features'}")
+        if isinstance(self.source, FeatureSource):
             self._shape = self.source.shape
 
     @property
@@ -145,12 +159,26 @@ class MixLoader:
     def __len__(self) -> int:
         return self.steps
 
+    def batch(self, step: int) -> Batch:
+        """Batch number `step` of the run, 0 to len(loader) - 1, in fresh memory; iteration goes on where it was.
+
+        Raises:
+            IndexError: for a step outside the run.
+        """
+        step = _integer(step, "step", 0)
+        if step >= self.steps:
+            raise IndexError(f"step must lie in [0, {self.steps}), got {step}")
+        if self._fill is None:
+            self._fill = self._filler()
+        batch = self._fill(step, None)
+        return batch if self.device.type == "cpu" else batch.to(self.device)
+
     def __iter__(self) -> Iterator[Batch]:
         self._stop("another iterator of the same loader was made since; a loader has one at a time")
         if self._step >= self.steps:
             self._step = 0
         if self._ring is None:
-            self._ring = Ring((lambda: None) if self.copy else self._buffers(reusable=True), self.prefetch)
+            self._ring = Ring((lambda: None) if self.copy else self._ring_buffers(), self.prefetch)
         debug = os.environ.get("SPURMIX_DEBUG_RING", "0") not in ("", "0")
         batches = Prefetcher(self._filler(), range(self._step, self.steps), self._ring, self.prefetch, debug)
         self._active = weakref.ref(batches)
@@ -166,7 +194,7 @@ class MixLoader:
                     there = batch.to(self.device, non_blocking=True)
                     if waits:
                         assert self._ring is not None
-                        self._ring.copied(batch, self.device)
+                        self._ring.copied(self.device)
                     batch = there
                 else:
                     batch = batch.handles()
@@ -180,6 +208,14 @@ class MixLoader:
             active.close(reason)
         self._active = None
 
+    def _ring_buffers(self) -> partial[Batch]:
+        if isinstance(self.source, TokenSource):
+            return partial(self._token_buffers(reusable=True), self.source.width(self.source.longest))
+        return self._buffers(reusable=True)
+
+    def _token_buffers(self, reusable: bool) -> partial[Batch]:
+        return partial(token_buffers, batch=self.local_batch_size, reusable=reusable, pin_memory=self.pin_memory)
+
     def _buffers(self, reusable: bool) -> partial[Batch]:
         return partial(
             batch_buffers,
@@ -192,50 +228,30 @@ class MixLoader:
         )
 
     def _filler(self) -> Fill:
-        """What makes a batch, its op and arguments looked up once. The thread keeps it, so it must not keep the loader."""
-        source, labels, tables, augment, seed = self.source, self._labels, self.tables, self.augment, self.seed
-        stride, first, fresh = self.batch_size, self.rank * self.local_batch_size, self._buffers(reusable=False)
-        bump = torch.autograd.graph.increment_version
-        if isinstance(source, ImageSource):
-            mix = implementation("mix_image_batch_out", "auto", source.images.device)
-            fixed = (
-                source.images, labels, tables.packed, tables.members, source.mean, source.std,
-                augment.crop, *augment.scale, *augment.ratio, augment.flip, seed,
-            )  # fmt: skip
-
-            def fill_images(step: int, buffers: Batch | None) -> Batch:
-                batch = buffers if buffers is not None else fresh()
-                tensors = batch.tensors()
-                mix(*fixed, step * stride + first, None, *tensors)
-                bump(tensors)
-                return batch
-
-            return fill_images
-
-        features, packed, members, keep = source.features, tables.packed, tables.members, tables.keeps_labels
-        draw = implementation("draw_out", "auto", features.device)
-        mix_rows = implementation("mix_rows_out", "auto", features.device)
-
-        def fill_features(step: int, buffers: Batch | None) -> Batch:
-            batch = buffers if buffers is not None else fresh()
-            index, partner, lam = batch.index, batch.partner, batch.lam
-            draw(packed, members, seed, step * stride + first, None, index, partner, lam, batch.group)
-            mix_rows(features, index, partner, lam, batch.input)
-            batch.label.copy_(labels.index_select(0, index))
-            batch.partner_label.copy_(batch.label if keep else labels.index_select(0, partner))
-            bump(batch.tensors())
-            return batch
-
-        return fill_features
+        local = self.local_batch_size
+        stream = Stream(self.tables, self._labels, self.seed, self.batch_size, self.rank * local)
+        if isinstance(self.source, TokenSource):
+            fresh_tokens = self._token_buffers(reusable=False)
+            return fill_tokens(self.source, stream, local, self.bucket, self.steps, fresh_tokens)
+        fresh = self._buffers(reusable=False)
+        if isinstance(self.source, ImageSource):
+            return fill_images(self.source, stream, self.augment, fresh)
+        return fill_features(self.source, stream, fresh)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the sequence: groups, policy, seed and global batch size."""
-        return {
+        """What decides the sequence: groups, policy, seed and global batch size; of texts, tokens and buckets as well."""
+        sequence = {
             "groups": self.groups.fingerprint(),
             "policy": self.tables.fingerprint,
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
+        if isinstance(self.source, TokenSource):
+            sequence["tokens"] = self.source.fingerprint()
+            # A last window that is cut short depends on where the run ends.
+            cut = self.bucket > 1 and self.steps % self.bucket
+            sequence["bucket"] = f"{self.bucket} of {self.steps}" if cut else self.bucket
+        return sequence
 
     def state_dict(self) -> dict[str, Any]:
         """{"step": batches handed out, "fingerprint": {...}}; the same on every rank, and for any number of ranks."""

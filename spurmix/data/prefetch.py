@@ -14,7 +14,7 @@ from spurmix.data.batch import Batch
 from spurmix.data.ring import Ring
 
 Fill = Callable[[int, Batch | None], Batch]
-"""fill(step, buffers) -> batch: make batch number `step`, in `buffers` or (None) in fresh memory."""
+"""fill(step, buffers) -> batch: make batch number `step`, in `buffers` (or a part of them) or (None) in fresh memory."""
 
 _FAILED = "making a batch failed; iterate over the loader again"
 
@@ -29,7 +29,7 @@ class _Shared:
         self.fill = fill
         self.steps = steps
         self.free: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self.ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self.ready: queue.SimpleQueue[tuple[Batch, Batch | None] | BaseException] = queue.SimpleQueue()
         self.stopped = False
         self.process = os.getpid()
         self.threads = torch.get_num_threads()
@@ -44,7 +44,7 @@ def _produce(shared: _Shared) -> None:
         if shared.stopped:
             return
         try:
-            shared.ready.put(shared.fill(step, buffers))
+            shared.ready.put((shared.fill(step, buffers), buffers))
         except BaseException as error:
             shared.ready.put(error)
             return
@@ -117,7 +117,8 @@ class Prefetcher(Iterator[Batch]):
         if self._position == len(shared.steps):
             raise StopIteration
         if self._thread is None:
-            batch = self._make(self._ring.take_back())
+            buffers = self._ring.take_back()
+            batch = self._make(buffers)
         else:
             item = shared.ready.get()
             if isinstance(item, BaseException):
@@ -126,9 +127,9 @@ class Prefetcher(Iterator[Batch]):
                     raise item
                 finally:
                     del item  # its traceback holds this frame
-            batch = item
+            batch, buffers = item
             shared.free.put(self._ring.take_back())
-        self._ring.hand_out(batch)
+        self._ring.hand_out(buffers)
         self._position += 1
         return batch
 

@@ -1,4 +1,4 @@
-"""Sources: where the loader reads examples from. Tensors, NumPy arrays and memory maps, never copied."""
+"""Sources of images and features: tensors, NumPy arrays and memory maps, never copied. Texts stand in `text.py`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurmix.data.text import TokenSource
 from spurmix.ops import functional, validate
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -124,16 +125,16 @@ class FeatureSource:
         return f"FeatureSource({len(self):,} examples of {self.shape[0]} features)"
 
 
-Source = ImageSource | FeatureSource
+Source = ImageSource | FeatureSource | TokenSource
 
 
 def as_source(source: Any) -> Source:
-    """`source` itself, or an array of uint8 images / float features wrapped.
+    """`source` itself (`ImageSource`, `FeatureSource`, `TokenSource`), or an array of uint8 images / float features wrapped.
 
     Raises:
         TypeError: for anything else.
     """
-    if isinstance(source, (ImageSource, FeatureSource)):
+    if isinstance(source, (ImageSource, FeatureSource, TokenSource)):
         return source
     values = as_tensor(source, "source")
     if values.dtype == torch.uint8:
