@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +48,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def gpu_state(torch: Any) -> str:
+    """The current GPU: its name, capability and free memory; or why there is none."""
+    if not torch.cuda.is_available():
+        return "none is seen" if torch.version.cuda else "none is seen (this torch is built without CUDA)"
+    free, total = torch.cuda.mem_get_info()
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    name, gib = torch.cuda.get_device_name(), 2**30
+    return f"{name}, compute capability {capability}, {free / gib:.1f} of {total / gib:.1f} GiB free"
+
+
 @app.command()
 def info() -> None:
     """Show backends, the state of the compiled modules, and versions."""
@@ -66,10 +76,8 @@ def info() -> None:
 
         names = sorted({s.split("(", 1)[0] for s in schema.SCHEMAS if "_out(" not in s and "_backward(" not in s})
         for name in names:
-            table.add_row(f"op {name} on the CPU", backends.serving())
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none is seen"
-        table.add_row("GPU", gpu)
-        table.add_row("all ops on a GPU", backends.serving("cuda"))
+            table.add_row(f"op {name}", f"CPU: {backends.serving(op=name)}, GPU: {backends.serving('cuda', op=name)}")
+        table.add_row("GPU", gpu_state(torch))
         if backends.serving() == "cpu":
             from spurmix import _C
 
@@ -103,7 +111,7 @@ def main() -> None:
         app(standalone_mode=True)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("SPURMIX_TRACEBACK"):
             raise
         print(f"spurmix: {error}", file=sys.stderr)

@@ -33,40 +33,49 @@ class Stream:
     first: int
 
 
-def fill_images(source: ImageSource, stream: Stream, augment: Augment, fresh: Callable[[], Batch]) -> Fill:
-    """Batches of images, each in one pass."""
-    mix = implementation("mix_image_batch_out", "auto", source.images.device)
-    tables, stride, first = stream.tables, stream.batch_size, stream.first
+Write = Callable[[int, Tensor | None, Batch], None]
+"""write(start, counter, batch): the samples from `start` on, plus the number in `counter` where given, into a batch."""
+
+
+def image_writer(source: ImageSource, stream: Stream, augment: Augment) -> Write:
+    """Batches of images, each in one pass; a pinned source's on the device of the stream's tables."""
+    tables, labels = stream.tables, stream.labels
+    device = tables.packed.device
+    mix = implementation("mix_image_batch_out", "auto", device)
     fixed = (
-        source.images, stream.labels, tables.packed, tables.members, source.mean, source.std,
+        source.images, labels, tables.packed, tables.members, source.mean.to(device), source.std.to(device),
         augment.crop, *augment.scale, *augment.ratio, augment.flip, stream.seed,
     )  # fmt: skip
 
-    def fill(step: int, buffers: Batch | None) -> Batch:
-        batch = buffers if buffers is not None else fresh()
-        tensors = batch.tensors()
-        mix(*fixed, step * stride + first, None, *tensors)
-        torch.autograd.graph.increment_version(tensors)
-        return batch
+    def write(start: int, counter: Tensor | None, batch: Batch) -> None:
+        mix(*fixed, start, counter, *batch.tensors())
 
-    return fill
+    return write
 
 
-def fill_features(source: FeatureSource, stream: Stream, fresh: Callable[[], Batch]) -> Fill:
+def feature_writer(source: FeatureSource, stream: Stream) -> Write:
     """Batches of mixed rows."""
     features, labels, keep = source.features, stream.labels, stream.tables.keeps_labels
     packed, members, seed = stream.tables.packed, stream.tables.members, stream.seed
-    stride, first = stream.batch_size, stream.first
     draw = implementation("draw_out", "auto", features.device)
     mix_rows = implementation("mix_rows_out", "auto", features.device)
 
-    def fill(step: int, buffers: Batch | None) -> Batch:
-        batch = buffers if buffers is not None else fresh()
+    def write(start: int, counter: Tensor | None, batch: Batch) -> None:
         index, partner, lam = batch.index, batch.partner, batch.lam
-        draw(packed, members, seed, step * stride + first, None, index, partner, lam, batch.group)
+        draw(packed, members, seed, start, counter, index, partner, lam, batch.group)
         mix_rows(features, index, partner, lam, batch.input)
         batch.label.copy_(labels.index_select(0, index))
         batch.partner_label.copy_(batch.label if keep else labels.index_select(0, partner))
+
+    return write
+
+
+def fill_by(write: Write, stream: Stream, fresh: Callable[[], Batch]) -> Fill:
+    """Batch number `step` by a writer."""
+
+    def fill(step: int, buffers: Batch | None) -> Batch:
+        batch = buffers if buffers is not None else fresh()
+        write(step * stream.batch_size + stream.first, None, batch)
         torch.autograd.graph.increment_version(batch.tensors())
         return batch
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
-from spurmix.data.fill import Stream, fill_features, fill_images, fill_tokens
+from spurmix.data.fill import Stream, Write, feature_writer, fill_by, fill_tokens, image_writer
+from spurmix.data.gpu import SideStream, StaticBatch
 from spurmix.data.prefetch import Fill, Prefetcher
 from spurmix.data.ring import Ring, batch_buffers, check_pinning, token_buffers
-from spurmix.data.sources import FeatureSource, ImageSource, as_source, as_tensor
+from spurmix.data.sources import FeatureSource, ImageSource, Source, as_source, as_tensor
 from spurmix.data.text import TokenSource
-from spurmix.ops import validate
+from spurmix.ops import flags, validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.tables import draw_tables
 
@@ -38,7 +39,11 @@ class MixLoader:
         batch_size: global batch size, a multiple of `world_size`.
         seed: of the sequence, in [0, 2^63).
         steps: batches in the run; or `epochs`: passes over N samples, rounded up to whole batches. Default: one epoch.
-        device: where batches are delivered.
+        device: where batches are delivered; default: where the source is. A source on a GPU is mixed there, on the
+            consumer's current stream. For a GPU, a pinned source (`ImageSource.pinned()`) is read by the GPU's kernels,
+            and any other is mixed on the CPU and its batches are copied, both on a stream of their own, ahead of the
+            consumer. Work on a batch queued on other streams than the current one must be waited for before the batch's
+            lifetime ends.
         dtype: float32, float16 or bfloat16 of the input.
         channels_last: memory format of image inputs.
         augment: `Augment` for images, or None.
@@ -48,7 +53,8 @@ class MixLoader:
             batches were taken (with prefetch=0, until the next one). Autograd notices a violation: the buffer's version
             changes when it is refilled. With SPURMIX_DEBUG_RING=1 in the environment when iteration starts, every other
             use shows too: a batch is overwritten with NaN and the smallest integers as soon as its lifetime ends.
-        pin_memory: pin the buffers, so that batches are copied to a CUDA `device` while the CPU goes on.
+        pin_memory: pin the buffers of batches that are mixed on the CPU, so that they are copied to a CUDA `device`
+            while the CPU goes on; default: where they are copied to one.
         bucket: texts only: within each window of `bucket` batches, samples are handed to batches by length, so that less
             is padding. Who is drawn in a window does not change, hence windows of whole schedule periods are balanced
             exactly, their single batches are not. Everything stays a function of (seed, step); a last window that the
@@ -89,7 +95,7 @@ class MixLoader:
         world_size: int = 1,
         prefetch: int = 2,
         copy: bool = False,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
         bucket: int = 1,
     ) -> None:
         self.source = as_source(source)
@@ -109,8 +115,11 @@ class MixLoader:
         self.steps = _steps(steps, epochs, groups.num_examples, self.batch_size)
         validate.sequence_position(self.seed, 0, self.steps * self.batch_size)
         self.dtype = validate.float_dtype(dtype)
-        self.device = torch.device(device) if device is not None else torch.device("cpu")
-        self.copy, self.pin_memory = bool(copy), bool(pin_memory)
+        self.device = _delivery_device(self.source, device)
+        self._reads_host = self.device.type == "cuda" and self.source.device.type == "cpu" and _is_pinned(self.source)
+        self._made_on = self.device if self._reads_host else self.source.device
+        copied = self.device.type == "cuda" and self._made_on.type == "cpu"
+        self.copy, self.pin_memory = bool(copy), copied if pin_memory is None else bool(pin_memory)
         if self.pin_memory:
             check_pinning()
         self.channels_last = bool(channels_last)
@@ -118,7 +127,8 @@ class MixLoader:
         if not isinstance(self.augment, Augment):
             raise TypeError(f"augment must be an Augment or None, got {type(augment).__name__}")
         self.bucket = _integer(bucket, "bucket", 1)
-        self._labels = _label_tensor(groups)
+        self._labels = _label_tensor(groups).to(self._made_on)
+        self._tables = self.tables.to(self._made_on)
         self._step = 0
         self._active: weakref.ref[Prefetcher] | None = None
         self._ring: Ring | None = None
@@ -177,30 +187,45 @@ class MixLoader:
         self._stop("another iterator of the same loader was made since; a loader has one at a time")
         if self._step >= self.steps:
             self._step = 0
+        on_gpu = self._made_on.type == "cuda"
         if self._ring is None:
-            self._ring = Ring((lambda: None) if self.copy else self._ring_buffers(), self.prefetch)
+            make = (lambda: None) if self.copy else self._ring_buffers()
+            # What a side stream makes ahead of the consumer is kept as long as it takes to be asked for, and then as ever.
+            self._ring = Ring(make, self.prefetch + self._ahead * self._reads_host, ahead=not on_gpu)
         debug = os.environ.get("SPURMIX_DEBUG_RING", "0") not in ("", "0")
-        batches = Prefetcher(self._filler(), range(self._step, self.steps), self._ring, self.prefetch, debug)
+        threads = 0 if on_gpu else self.prefetch
+        batches = Prefetcher(self._filler(), range(self._step, self.steps), self._ring, threads, debug)
         self._active = weakref.ref(batches)
         return self._iterate(batches)
 
+    @property
+    def _ahead(self) -> int:
+        """Batches that a side stream makes or copies ahead."""
+        return max(1, self.prefetch) if self._reads_host else 1
+
     def _iterate(self, batches: Prefetcher) -> Iterator[Batch]:
-        move = self.device.type != "cpu"
-        waits = self.pin_memory and not self.copy and self.device.type == "cuda"
+        delivered: Iterator[Batch] = batches
+        if self.device.type == "cuda" and (self._reads_host or self._made_on.type == "cpu"):
+            delivered = SideStream(batches if self._reads_host else self._copied(batches), self.device, self._ahead)
+        elif self._made_on != self.device:
+            delivered = self._copied(batches)
         try:
-            for batch in batches:
+            for batch in delivered:
                 self._step += 1
-                if move:
-                    there = batch.to(self.device, non_blocking=True)
-                    if waits:
-                        assert self._ring is not None
-                        self._ring.copied(self.device)
-                    batch = there
-                else:
-                    batch = batch.handles()
-                yield batch
+                yield batch.handles()
+            flags.check(self.device)
         finally:
             batches.close()
+
+    def _copied(self, batches: Prefetcher) -> Iterator[Batch]:
+        """Batches on the device they are delivered to; the buffers they come from are kept until they were copied."""
+        waits = self.pin_memory and not self.copy and self.device.type == "cuda"
+        for batch in batches:
+            there = batch.to(self.device, non_blocking=True)
+            if waits:
+                assert self._ring is not None
+                self._ring.copied(self.device)
+            yield there
 
     def _stop(self, reason: str) -> None:
         active = self._active() if self._active is not None else None
@@ -224,19 +249,46 @@ class MixLoader:
             self.dtype,
             self.channels_last,
             reusable,
-            self.pin_memory,
+            self.pin_memory and self._made_on.type == "cpu",
+            self._made_on,
         )
 
+    @property
+    def _stream(self) -> Stream:
+        return Stream(self._tables, self._labels, self.seed, self.batch_size, self.rank * self.local_batch_size)
+
+    def _writer(self) -> Write:
+        if isinstance(self.source, ImageSource):
+            return image_writer(self.source, self._stream, self.augment)
+        assert isinstance(self.source, FeatureSource)
+        return feature_writer(self.source, self._stream)
+
     def _filler(self) -> Fill:
-        local = self.local_batch_size
-        stream = Stream(self.tables, self._labels, self.seed, self.batch_size, self.rank * local)
         if isinstance(self.source, TokenSource):
             fresh_tokens = self._token_buffers(reusable=False)
-            return fill_tokens(self.source, stream, local, self.bucket, self.steps, fresh_tokens)
-        fresh = self._buffers(reusable=False)
-        if isinstance(self.source, ImageSource):
-            return fill_images(self.source, stream, self.augment, fresh)
-        return fill_features(self.source, stream, fresh)
+            return fill_tokens(self.source, self._stream, self.local_batch_size, self.bucket, self.steps, fresh_tokens)
+        return fill_by(self._writer(), self._stream, self._buffers(reusable=False))
+
+    def static_batch(self) -> StaticBatch:
+        """Buffers that a call refills with the next batch, from the present `step` on, its number kept on the device: a
+        CUDA graph that captures the call makes the next batch at each replay. Iteration goes on by itself.
+
+        Raises:
+            ValueError: for texts, whose shapes differ, and batches that are made elsewhere than delivered.
+        """
+        if isinstance(self.source, TokenSource):
+            raise ValueError("static_batch: texts differ in length, so their batches have no fixed shape")
+        if self._made_on != self.device:
+            raise ValueError(
+                f"static_batch: batches are made on {self._made_on} and copied to {self.device}; move the source there "
+                "(source.to) or pin it (source.pinned())"
+            )
+        write, first = self._writer(), self.rank * self.local_batch_size
+        buffers = self._buffers(reusable=True)()
+        step = self._step if self._step < self.steps else 0
+        return StaticBatch(
+            buffers, lambda counter, batch: write(first, counter, batch), self.device, self.batch_size, step
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the sequence: groups, policy, seed and global batch size; of texts, tokens and buckets as well."""
@@ -288,6 +340,23 @@ def _integer(value: Any, name: str, low: int) -> int:
     if number < low:
         raise ValueError(f"{name} must be {low} or more, got {number}")
     return number
+
+
+def _delivery_device(source: Source, device: torch.device | str | None) -> torch.device:
+    """Where batches go, with the number of a GPU filled in."""
+    wanted = torch.device(device) if device is not None else source.device
+    if wanted.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device: {wanted} was asked for, but CUDA is not available here")
+        if wanted.index is None:
+            wanted = torch.device("cuda", torch.cuda.current_device())
+    if source.device.type == "cuda" and source.device != wanted:
+        raise ValueError(f"device: batches are to go to {wanted}, but the source is on {source.device}; move it there")
+    return wanted
+
+
+def _is_pinned(source: Source) -> bool:
+    return isinstance(source, ImageSource) and source.images.is_pinned()
 
 
 def _steps(steps: int | None, epochs: float | None, examples: int, batch_size: int) -> int:

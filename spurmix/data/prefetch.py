@@ -87,7 +87,8 @@ def _stop(shared: _Shared, thread: threading.Thread | None) -> None:
 
 
 class Prefetcher(Iterator[Batch]):
-    """Batches of `steps`, made up to `prefetch` ahead of the one that is asked for; 0 makes them on demand.
+    """Batches of `steps`, made by a thread up to `prefetch` ahead of the one that is asked for; 0 makes them on demand,
+    in the caller's thread (`prefetch` is not the ring's then: a batch lives as long as the ring says).
 
     Raises:
         RuntimeError: for a batch asked for after `close`, or in a process forked from the one that made the iterator.

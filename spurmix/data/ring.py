@@ -16,6 +16,8 @@ from torch import Tensor
 from spurmix.core import memory
 from spurmix.data.batch import Batch, TokenPairs
 
+_CPU = torch.device("cpu")
+
 
 def buffer(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False, pin_memory: bool = False) -> Tensor:
     """An uninitialised CPU tensor for reuse: page-aligned and advised for huge pages when large, pinned on request.
@@ -67,12 +69,12 @@ def batch_buffers(
     channels_last: bool,
     reusable: bool,
     pin_memory: bool = False,
+    device: torch.device = _CPU,
 ) -> Batch:
-    """Buffers of one batch whose input has `shape`; `reusable` ones are worth huge pages."""
-
+    """Buffers of one batch whose input has `shape`; `reusable` ones on the CPU are worth huge pages."""
     with torch.inference_mode(False):  # buffers outlive the mode of whoever asks for the first batch
-        values = _make((batch, *shape), dtype, reusable, pin_memory, channels_last)
-        lam, rest = _small_buffers(batch, reusable, pin_memory)
+        values = _make((batch, *shape), dtype, reusable, pin_memory, channels_last, device)
+        lam, rest = _small_buffers(batch, reusable, pin_memory, device)
         return Batch(values, rest[0], rest[1], lam, *rest[2:])
 
 
@@ -95,45 +97,59 @@ def narrowed(batch: Batch, width: int) -> Batch:
 
 
 def _make(
-    extents: tuple[int, ...], kind: torch.dtype, reusable: bool, pin_memory: bool, channels_last: bool = False
+    extents: tuple[int, ...],
+    kind: torch.dtype,
+    reusable: bool,
+    pin_memory: bool,
+    channels_last: bool = False,
+    device: torch.device = _CPU,
 ) -> Tensor:
-    if reusable:
+    if reusable and device.type == "cpu":
         return buffer(extents, kind, channels_last, pin_memory)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(extents, dtype=kind, memory_format=layout, pin_memory=pin_memory)
+    return torch.empty(extents, dtype=kind, memory_format=layout, pin_memory=pin_memory, device=device)
 
 
-def _small_buffers(batch: int, reusable: bool, pin_memory: bool) -> tuple[Tensor, list[Tensor]]:
+def _small_buffers(
+    batch: int, reusable: bool, pin_memory: bool, device: torch.device = _CPU
+) -> tuple[Tensor, list[Tensor]]:
     """lam, and the five int64 vectors of a batch."""
-    vectors = [_make((batch,), torch.int64, reusable, pin_memory) for _ in range(5)]
-    return _make((batch,), torch.float32, reusable, pin_memory), vectors
+    lam, *vectors = (
+        _make((batch,), kind, reusable, pin_memory, device=device) for kind in (torch.float32, *[torch.int64] * 5)
+    )
+    return lam, vectors
 
 
 def poison(batch: Batch) -> None:
     """Overwrite a batch with NaN, the smallest integers and True, so that whoever still uses it notices.
 
-    By NumPy, in this thread alone: torch's own threads are not there after a fork.
+    On the CPU by NumPy, in this thread alone: torch's own threads are not there after a fork.
     """
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     for tensor in batch.tensors():
         if tensor.dtype == torch.bool:
-            tensor.numpy().fill(True)
-            continue
-        bits = tensor.view(integers[tensor.itemsize]).numpy()
-        bits.fill(-1 if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)  # all bits set are a NaN
+            bits, value = tensor, 1
+        else:  # all bits set are a NaN
+            bits = tensor.view(integers[tensor.itemsize])
+            value = -1 if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
+        if bits.is_cpu:
+            bits.numpy().fill(value)
+        else:
+            bits.fill_(value)
     torch.autograd.graph.increment_version(batch.tensors())
 
 
 class Ring:
     """2 P + 1 buffers for `prefetch` = P: P that the consumer may still use, P that are ready, one that is being filled.
 
-    With P = 0 there is one, the consumer's until the next batch is asked for. `make` may return None: the ring then
-    hands out nothing to write into, and only counts.
+    With P = 0 there is one, the consumer's until the next batch is asked for. Where nothing is made ahead (`ahead` False,
+    on a GPU's stream), there are only the consumer's P. `make` may return None: the ring then hands out nothing to write
+    into, and only counts.
     """
 
-    def __init__(self, make: Callable[[], Batch | None], prefetch: int) -> None:
+    def __init__(self, make: Callable[[], Batch | None], prefetch: int, ahead: bool = True) -> None:
         self._make = make
-        self._buffers = [make() for _ in range(2 * prefetch + 1)]
+        self._buffers = [make() for _ in range(2 * prefetch + 1 if ahead else max(1, prefetch))]
         self._size, self._lifetime = len(self._buffers), max(1, prefetch)
         self._reused = self._buffers[0] is not None
         self._held: deque[Batch | None] = deque(self._buffers[: self._lifetime])  # the consumer's, oldest first

@@ -124,6 +124,11 @@ class TokenSource:
         return self.offsets.size - 1
 
     @property
+    def device(self) -> torch.device:
+        """Where the ids are: always the CPU."""
+        return torch.device("cpu")
+
+    @property
     def lengths(self) -> OffsetArray:
         """Tokens of each text, as it is kept, int64 `[N]`."""
         whole = np.diff(self.offsets)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spurmix.core.groups import GroupIndex
 from spurmix.data.sources import Source, as_source
 from spurmix.data.text import TokenSource
+from spurmix.ops.flags import check
 from spurmix.train.metrics import Cells, Evaluation, evaluate_logits
 from spurmix.train.models import device_of, logits_of
 from spurmix.train.progress import bar
@@ -57,6 +58,7 @@ def over_batches(
                     with torch.inference_mode(False):  # a tensor like any other
                         result = torch.empty((len(source), *part.shape[1:]))
                 result[index] = part
+        check(target)
     finally:
         for module, mode in training.items():
             module.training = mode

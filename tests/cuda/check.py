@@ -44,9 +44,9 @@ def main() -> None:
     tables = draw_tables(GroupIndex([0, 1, 0]), MixPolicy())
     two, lam = torch.zeros(2, dtype=torch.int64), torch.ones(2)
     refused("must be on a GPU", "draw", tables.packed, tables.members, 0, 0, 4)
-    refused("must be on a GPU", "mix_rows", torch.zeros(2, 3), two, two, lam, torch.float32)
+    refused("on a GPU", "mix_rows", torch.zeros(2, 3), two, two, lam, torch.float32)
     refused("must be on a GPU", "mix_labels", two, two, lam, 3, torch.float32)
-    refused("must be on a GPU", "mixed_cross_entropy", torch.zeros(2, 3), two, two, lam, 1, 0.0)
+    refused("on a GPU", "mixed_cross_entropy", torch.zeros(2, 3), two, two, lam, 1, 0.0)
     refused("must be [B, C] on a GPU", "group_counts", torch.zeros(2), two, two, torch.zeros(1, 2, dtype=torch.int64))
     refused("num_classes must be 1 or more", "mix_labels", two, two, lam, 0, torch.float32)
     refused(
