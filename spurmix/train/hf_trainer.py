@@ -158,12 +158,8 @@ class _Steps(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """The epoch that is iterated over next; the Trainer calls it here where it has wrapped the sampler to skip."""
         self.epoch = epoch
-
-    @property
-    def batch_sampler(self) -> _Steps:
-        """Where the Trainer looks for what to tell the epoch, below whatever wraps a batch sampler."""
-        return self
 
     def __len__(self) -> int:
         return self.length
