@@ -115,7 +115,7 @@ def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, where: str
     pairs = MixLoader(TokenSource.from_lists(ROWS, pad_multiple=1), GROUPS, policies.mixup(), BATCH, seed=7).batch(0)
     logits = MixedInputs(start.train(), where)(pairs.input).logits
     own = F.mixed_cross_entropy(logits, pairs.label, pairs.partner_label, pairs.lam, label_smoothing=0.1)
-    assert loss == pytest.approx(float(own), abs=1e-6)
+    assert loss == pytest.approx(float(own.detach()), abs=1e-6)
     if where == "embeddings":
         table, lam = start.get_input_embeddings().weight, inputs["lam"][:, None, None]
         first = table[inputs["input_ids"]] * inputs["attention_mask"][..., None]
@@ -127,7 +127,7 @@ def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, where: str
             torch.nn.functional.cross_entropy(logits, inputs[name], reduction="none", label_smoothing=0.1)
             for name in ("labels", "partner_labels")
         ]
-        assert loss == pytest.approx(float((weight * terms[0] + (1 - weight) * terms[1]).mean()), abs=1e-5)
+        assert loss == pytest.approx(float((weight * terms[0] + (1 - weight) * terms[1]).mean().detach()), abs=1e-5)
     logged = [row["loss"] for row in run.state.log_history if "loss" in row]
     assert logged == pytest.approx([loss for _, loss in run.seen], abs=1e-3)
 
