@@ -135,9 +135,8 @@ def read_civilcomments(
         where.fail(row, "split", f"must be one of {', '.join(SPLITS)}, got {table['split'][row]!r}")
     toxicity = where.shares(table, "toxicity", required=True)
     mentioned: NDArray[np.bool_] = np.stack([where.shares(table, name) >= THRESHOLD for name in wanted], axis=1)
-    chosen: NDArray[np.bool_] = (
-        mentioned.any(axis=1) if attribute == "any" else where.shares(table, attribute) >= THRESHOLD
-    )
+    any_of_them: NDArray[np.bool_] = np.logical_or.reduce(mentioned, axis=1)
+    chosen = any_of_them if attribute == "any" else where.shares(table, attribute) >= THRESHOLD
     keep = np.flatnonzero(~empty)
     if keep.size == 0:
         raise ValueError(f"{file}: all comments are empty")

@@ -122,6 +122,7 @@ class MixLoader:
         self._step = 0
         self._active: weakref.ref[Prefetcher] | None = None
         self._ring: Ring | None = None
+        self._fill: Fill | None = None  # of `batch`
         text = isinstance(self.source, TokenSource)
         if self.bucket > 1 and not text:
             raise ValueError("bucket is for texts, whose lengths differ")
@@ -157,6 +158,20 @@ class MixLoader:
 
     def __len__(self) -> int:
         return self.steps
+
+    def batch(self, step: int) -> Batch:
+        """Batch number `step` of the run, 0 to len(loader) - 1, in fresh memory; iteration goes on where it was.
+
+        Raises:
+            IndexError: for a step outside the run.
+        """
+        step = _integer(step, "step", 0)
+        if step >= self.steps:
+            raise IndexError(f"step must lie in [0, {self.steps}), got {step}")
+        if self._fill is None:
+            self._fill = self._filler()
+        batch = self._fill(step, None)
+        return batch if self.device.type == "cpu" else batch.to(self.device)
 
     def __iter__(self) -> Iterator[Batch]:
         self._stop("another iterator of the same loader was made since; a loader has one at a time")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,6 +99,17 @@ class MixedInputs(nn.Module):
             return self.model(**first, **options)
         return self.model(*inputs, **options)
 
+    def through(self, outer: nn.Module) -> MixedInputs:
+        """The same, but calling `outer`, which holds the model: DistributedDataParallel or a compiled model."""
+        if not any(module is self.model for module in outer.modules()):
+            raise ValueError(f"outer: {type(outer).__name__} does not hold the model")
+        view = copy.copy(self)
+        view.__dict__["_called"] = outer  # not a submodule
+        return view
+
+    def _run(self, **options: Any) -> Any:
+        return self.__dict__.get("_called", self.model)(**options)
+
     def _check(self, ids: Tensor) -> None:
         if self._longest is not None and ids.shape[1] > self._longest:
             raise ValueError(
@@ -110,7 +122,7 @@ class MixedInputs(nn.Module):
             raise IndexError(
                 f"ids must lie in [0, {rows}), the model's vocabulary; got {int(ids.min())} to {int(ids.max())}"
             )
-        return self.model(input_ids=ids, attention_mask=mask.long(), **options)
+        return self._run(input_ids=ids, attention_mask=mask.long(), **options)
 
     def _embeddings(self, pairs: TokenPairs, options: dict[str, Any]) -> Any:
         table = self.model.get_input_embeddings()
@@ -135,7 +147,7 @@ class MixedInputs(nn.Module):
         scale = getattr(table, "embed_scale", None)
         if scale is not None:
             mixed = mixed * scale
-        return self.model(inputs_embeds=mixed, attention_mask=attended.long(), **options)
+        return self._run(inputs_embeds=mixed, attention_mask=attended.long(), **options)
 
     def _features(self, pairs: TokenPairs, options: dict[str, Any]) -> Any:
         size = len(pairs)

@@ -198,6 +198,15 @@ def test_buckets_shorten_batches_and_come_in_mixed_order() -> None:
     assert np.argsort(other).tolist() != np.argsort(widths[10]).tolist()
 
 
+@pytest.mark.parametrize("bucket", [1, 4])
+def test_any_batch_can_be_asked_for(bucket: int) -> None:
+    batches = loader(bucket=bucket)
+    whole = [b.clone() for b in loader(bucket=bucket)]
+    for step in (9, 0, 5, 5, 4):
+        made = batches.batch(step)
+        assert all(torch.equal(a, b) for a, b in zip(made.tensors(), whole[step].tensors(), strict=True))
+
+
 @pytest.mark.parametrize("at", [0, 1, 3, 4, 9])
 @pytest.mark.parametrize("bucket", [1, 4])
 def test_resume_at_any_step(at: int, bucket: int) -> None:
