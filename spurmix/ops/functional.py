@@ -5,18 +5,22 @@ Indices and class ids are data, so the kernels check them, before any read: the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.backends import implementation, serving
+from spurmix.ops.calls import call as _call
+from spurmix.ops.calls import into as _into
+from spurmix.ops.calls import transformable as _transformable
+from spurmix.ops.embedding_grad import GradientBuffer
+from spurmix.ops.embeddings import mix_bert_embeddings, mix_embeddings
 from spurmix.ops.loss_with_grad import LossWithGrad
 from spurmix.ops.reference import MEAN, NONE, SUM
 from spurmix.ops.tables import DrawTables, draw_tables
@@ -25,10 +29,13 @@ __all__ = [
     "Augment",
     "Draw",
     "DrawTables",
+    "GradientBuffer",
     "MixedImages",
     "draw",
     "draw_tables",
     "group_counts",
+    "mix_bert_embeddings",
+    "mix_embeddings",
     "mix_image_batch",
     "mix_images",
     "mix_labels",
@@ -60,34 +67,6 @@ class MixedImages(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # a field, not the method of tuple
     partner: Tensor
     group: Tensor
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a kernel; what it rejects raises IndexError (an index out of range) or ValueError on every backend."""
-    if torch.compiler.is_compiling():
-        return function(*args)
-    try:
-        return function(*args)
-    except RuntimeError as error:
-        _, mark, text = str(error).splitlines()[0].partition("spurmix::")
-        if not mark:
-            raise
-        raise (IndexError if "out of range" in text else ValueError)(text) from None
-
-
-def _transformable(backend: str) -> str:
-    """The reference inside torch.func's transforms (grad, jvp, vmap) and forward-mode AD: kernels have no rules for them."""
-    compiling = torch.compiler.is_compiling()
-    if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
-        return "reference"
-    return backend
-
-
-def _into(out: Tensor, function: Callable[..., Any], *args: Any) -> Tensor:
-    """Run an `_out` op (or the reference, whose result is copied) and mark `out` as changed for autograd."""
-    _call(function, *args, out)
-    torch.autograd.graph.increment_version(out)
-    return out
 
 
 def draw(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spurmix import _build_stamp
-from spurmix.ops import reference
+from spurmix.ops import library_text, reference
 from spurmix.ops.schema import SCHEMAS
 
 _library = torch.library.Library("spurmix", "DEF")
@@ -61,6 +61,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "mixed_cross_entropy_with_grad": reference.mixed_cross_entropy_with_grad,
     "mixed_cross_entropy_backward": reference.mixed_cross_entropy_backward,
     "group_counts": reference.group_counts,
+    **library_text.REFERENCE,
 }
 
 
@@ -125,6 +126,7 @@ _FAKE = {
     "mixed_cross_entropy": _fake_cross_entropy,
     "mixed_cross_entropy_with_grad": _fake_cross_entropy_with_grad,
     "mixed_cross_entropy_backward": _fake_cross_entropy_backward,
+    **library_text.FAKE,
 }
 
 
@@ -254,6 +256,8 @@ for _schema in SCHEMAS:
     torch.library.register_fake(f"spurmix::{_name}", _FAKE.get(_name, _fake_nothing), lib=_library)
 torch.library.register_autograd("spurmix::mix_rows", _rows_backward, setup_context=_rows_setup, lib=_library)
 torch.library.register_autograd("spurmix::mixed_cross_entropy", _loss_backward, setup_context=_loss_setup, lib=_library)
+for _name, (_setup, _backward) in library_text.AUTOGRAD.items():
+    torch.library.register_autograd(f"spurmix::{_name}", _backward, setup_context=_setup, lib=_library)
 
 COMPILED_CPU: str = _load_compiled()
 """Whether the compiled CPU kernels serve `torch.ops.spurmix`: "ok", or what is wrong and how to build them."""
