@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spurmix.train.evaluate import evaluate
     from spurmix.train.finetune import finetune
     from spurmix.train.head import extract_features, retrain_head
+    from spurmix.train.hf_trainer import MixTrainer
     from spurmix.train.text import MixedInputs
 
 # Public name -> (module, attribute or None for the module itself); loaded on first use (PEP 562).
@@ -37,6 +38,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "InverseCDF": ("spurmix.core.lam", "InverseCDF"),
     "MixLoader": ("spurmix.data.loader", "MixLoader"),
     "MixedInputs": ("spurmix.train.text", "MixedInputs"),
+    "MixTrainer": ("spurmix.train.hf_trainer", "MixTrainer"),
     "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
     "Predictor": ("spurmix.deploy.predictor", "Predictor"),
     "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
@@ -64,6 +66,7 @@ __all__ = [
     "InverseCDF",
     "MixLoader",
     "MixPolicy",
+    "MixTrainer",
     "MixedInputs",
     "Predictor",
     "TokenPairs",

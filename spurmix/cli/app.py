@@ -90,19 +90,37 @@ def info() -> None:
     Console().print(table)
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def _demo(
     out: Annotated[Path, typer.Option(help="Folder for the report, the pictures and model.onnx.")] = Path("demo-out"),
     policy: Annotated[str, typer.Option(help="Policy that debiases.")] = "balance_attributes",
-    model: Annotated[str, typer.Option(help='"small" or "resnet50".')] = "small",
+    task: Annotated[str, typer.Option(help='"images" or "text".')] = "images",
+    model: Annotated[
+        str | None, typer.Option(help='"small" or "resnet50" for images, "minilm" for text; default: the first.')
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of data, weights and draws.", min=0)] = 0,
-    pretrain_epochs: Annotated[float, typer.Option(help="Passes of plain training.", min=0.01)] = 4.0,
-    debias_epochs: Annotated[float, typer.Option(help="Passes of debiasing.", min=0.01)] = 12.0,
+    pretrain_epochs: Annotated[
+        float | None, typer.Option(help="Passes of plain training; default: what suits the task.", min=0.01)
+    ] = None,
+    debias_epochs: Annotated[float | None, typer.Option(help="Passes of debiasing.", min=0.01)] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Text: fine-tune the whole encoder on mixed embeddings, not its head alone.")
+    ] = False,
 ) -> None:
-    """Pre-train a biased model on real images, debias it, export it to ONNX, and report accuracy per group."""
-    from spurmix.cli.demo import run
+    """Pre-train a biased model, debias it, export it to ONNX, and report accuracy per group."""
+    epochs = (pretrain_epochs, debias_epochs)
+    if task == "text":
+        from spurmix.cli import demo_text
 
-    run(out, policy=policy, model_name=model, seed=seed, epochs=(pretrain_epochs, debias_epochs))
+        demo_text.run(out, policy=policy, model_name=model or "minilm", seed=seed, epochs=epochs, full=full)
+        return
+    if task != "images":
+        raise ValueError(f"--task must be images or text, got {task!r}")
+    if full:
+        raise ValueError("--full is for --task text; of images the whole model is always fine-tuned")
+    from spurmix.cli import demo
+
+    demo.run(out, policy=policy, model_name=model or "small", seed=seed, epochs=epochs)
 
 
 def main() -> None:

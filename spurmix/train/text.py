@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,16 @@ from spurmix.ops import functional
 from spurmix.train.models import HEAD_NAMES, head_layer
 
 Where = Literal["embeddings", "features"]
+
+# Embedding blocks that compute dropout(LayerNorm(word + position + type)), by the last package and class of their type.
+_BLOCKS = {
+    ("bert", "BertEmbeddings"),
+    ("camembert", "CamembertEmbeddings"),
+    ("distilbert", "Embeddings"),
+    ("electra", "ElectraEmbeddings"),
+    ("roberta", "RobertaEmbeddings"),
+    ("xlm_roberta", "XLMRobertaEmbeddings"),
+}
 
 
 class MixedInputs(nn.Module):
@@ -26,8 +38,11 @@ class MixedInputs(nn.Module):
     where padding embeds to nothing (a position of one text alone keeps that text's embedding times its weight), and a
     text of weight 0 has no say in the attention mask, so that lam = 1 gives the unmixed model's logits. With
     where="features" both texts are encoded, and what the last layer of the head takes is mixed: twice the work, but no
-    mixed embedding is ever seen. Everything else goes to the model as it came: `Tokens`, a mapping of its keyword
-    arguments, or ids; so do pairs whose lam is 1 throughout.
+    mixed embedding is ever seen. The embedding block of BERT's kin (positions, types, LayerNorm) is computed in the same
+    pass, and the table's gradient lies in memory that is used again, see `functional.mix_bert_embeddings`.
+
+    Everything else goes to the model as it came: `Tokens`, a mapping of its keyword arguments, or ids; so do pairs whose
+    lam is 1 throughout.
 
     Parameters, `state_dict`, attributes such as `config` and methods such as `save_pretrained` are those of the inner
     model.
@@ -63,6 +78,7 @@ class MixedInputs(nn.Module):
             _check_embeddings(model)
         self._positions = _positions_after_padding(model)
         self._longest = _longest(model, self._positions)
+        self._buffer = functional.GradientBuffer()
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -83,6 +99,17 @@ class MixedInputs(nn.Module):
             return self.model(**first, **options)
         return self.model(*inputs, **options)
 
+    def through(self, outer: nn.Module) -> MixedInputs:
+        """The same, but calling `outer`, which holds the model: DistributedDataParallel or a compiled model."""
+        if not any(module is self.model for module in outer.modules()):
+            raise ValueError(f"outer: {type(outer).__name__} does not hold the model")
+        view = copy.copy(self)
+        view.__dict__["_called"] = outer  # not a submodule
+        return view
+
+    def _run(self, **options: Any) -> Any:
+        return self.__dict__.get("_called", self.model)(**options)
+
     def _check(self, ids: Tensor) -> None:
         if self._longest is not None and ids.shape[1] > self._longest:
             raise ValueError(
@@ -95,7 +122,7 @@ class MixedInputs(nn.Module):
             raise IndexError(
                 f"ids must lie in [0, {rows}), the model's vocabulary; got {int(ids.min())} to {int(ids.max())}"
             )
-        return self.model(input_ids=ids, attention_mask=mask.long(), **options)
+        return self._run(input_ids=ids, attention_mask=mask.long(), **options)
 
     def _embeddings(self, pairs: TokenPairs, options: dict[str, Any]) -> Any:
         table = self.model.get_input_embeddings()
@@ -103,14 +130,24 @@ class MixedInputs(nn.Module):
         attended = (pairs.mask & (lam > 0)) | (pairs.partner_mask & (lam < 1))
         if self._positions is not None and "position_ids" not in options:
             options = {**options, "position_ids": attended.cumsum(1) * attended + self._positions}
-        mixed = functional.mix_embeddings(
-            table.weight, pairs.ids, pairs.partner_ids, pairs.lam, pairs.mask, pairs.partner_mask,
-            padding_idx=table.padding_idx,
-        )  # fmt: skip
+        lookups = (pairs.ids, pairs.partner_ids, pairs.lam, pairs.mask, pairs.partner_mask)
+        gradient: dict[str, Any] = {"padding_idx": table.padding_idx, "grad_buffer": self._buffer}
+        block = _embedding_block(self.model)
+        if block is not None and not torch.compiler.is_compiling():
+            types = getattr(block, "token_type_embeddings", None)
+            norm = block.LayerNorm
+            mixed = functional.mix_bert_embeddings(
+                table.weight, block.position_embeddings.weight, None if types is None else types.weight,
+                norm.weight, norm.bias, *lookups, position_ids=options.get("position_ids"),
+                token_type_ids=options.get("token_type_ids"), eps=norm.eps, **gradient,
+            )  # fmt: skip
+            with _result(block, block.dropout(mixed)):
+                return self.model(inputs_embeds=mixed, attention_mask=attended.long(), **options)
+        mixed = functional.mix_embeddings(table.weight, *lookups, **gradient)
         scale = getattr(table, "embed_scale", None)
         if scale is not None:
             mixed = mixed * scale
-        return self.model(inputs_embeds=mixed, attention_mask=attended.long(), **options)
+        return self._run(inputs_embeds=mixed, attention_mask=attended.long(), **options)
 
     def _features(self, pairs: TokenPairs, options: dict[str, Any]) -> Any:
         size = len(pairs)
@@ -140,9 +177,38 @@ class MixedInputs(nn.Module):
                 raise
             return getattr(inner, name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffer": functional.GradientBuffer()}  # memory is nobody else's
+
     def named_parameters(self, prefix: str = "", *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """The inner model's parameters by the inner model's names."""
         return self.model.named_parameters(prefix, *args, **options)
+
+
+def _embedding_block(model: Any) -> Any:
+    """The block that the model's embedding table stands in, where `mix_bert_embeddings` computes the same, else None."""
+    table = model.get_input_embeddings()
+    if type(table) is not nn.Embedding:
+        return None
+    for module in model.modules():
+        kind = type(module)
+        if (*kind.__module__.split(".")[-2:-1], kind.__name__) in _BLOCKS and module.word_embeddings is table:
+            absolute = getattr(module, "position_embedding_type", "absolute") == "absolute"
+            return module if absolute and type(module.LayerNorm) is nn.LayerNorm else None
+    return None
+
+
+@contextmanager
+def _result(module: nn.Module, value: Tensor) -> Iterator[None]:
+    """Whatever `module` is called with, it returns `value`."""
+    before = module.__dict__.get("forward")
+    module.forward = lambda *_, **__: value
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
