@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include <array>
+#include <atomic>
 #include <mutex>
 
 #include "ops_cuda.h"
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int kDevices = 64;
 std::mutex mutex;
-std::array<uint32_t*, kDevices> flags = {};
+std::array<std::atomic<uint32_t*>, kDevices> flags = {};
 
 // cudaSuccess once the device's flag is there.
 cudaError_t make_flag(int device) {
