@@ -71,6 +71,7 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         self.train_source = _token_source(self.train_dataset, groups, self.processing_class, self.model)
         self.train_source.check_model(self.model)
         self._mixed = MixedInputs(self.model, where)
+        self._through: tuple[nn.Module, MixedInputs] | None = None
         self._loader(1)
 
     def _loader(self, epochs: int) -> tuple[MixLoader, int]:
@@ -120,7 +121,11 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         """What mixes for `model`, the Trainer's own or what it was wrapped in, such as DistributedDataParallel."""
         if self._mixed.model is not self.model:  # one of model_init, or unwrapped again
             self._mixed = MixedInputs(self.model, self.where)
-        return self._mixed if model is self.model else self._mixed.through(model)
+        if model is self.model:
+            return self._mixed
+        if self._through is None or self._through[0] is not model:
+            self._through = (model, self._mixed.through(model))
+        return self._through[1]
 
 
 class _Batches(Dataset[dict[str, Tensor]]):
@@ -158,12 +163,8 @@ class _Steps(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """The epoch that is iterated over next; the Trainer calls it here where it has wrapped the sampler to skip."""
         self.epoch = epoch
-
-    @property
-    def batch_sampler(self) -> _Steps:
-        """Where the Trainer looks for what to tell the epoch, below whatever wraps a batch sampler."""
-        return self
 
     def __len__(self) -> int:
         return self.length

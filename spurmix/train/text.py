@@ -142,7 +142,7 @@ class MixedInputs(nn.Module):
                 token_type_ids=options.get("token_type_ids"), eps=norm.eps, **gradient,
             )  # fmt: skip
             with _result(block, block.dropout(mixed)):
-                return self.model(inputs_embeds=mixed, attention_mask=attended.long(), **options)
+                return self._run(inputs_embeds=mixed, attention_mask=attended.long(), **options)
         mixed = functional.mix_embeddings(table.weight, *lookups, **gradient)
         scale = getattr(table, "embed_scale", None)
         if scale is not None:

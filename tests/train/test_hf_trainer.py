@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import difflib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
@@ -78,7 +81,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 def trainer(folder: Path, dataset: Any = None, cls: type = Recorder, **options: Any) -> Any:
     names = ("groups", "policy", "bucket", "where", "eval_dataset", "compute_loss_func", "processing_class", "model")
     own: dict[str, Any] = {name: options.pop(name) for name in names if name in options}
-    own = dict(model=model(), groups=GROUPS, policy=policies.balance_attributes()) | own
+    own = dict(model=model(), groups=GROUPS, policy=policies.mixup()) | own
     return cls(args=arguments(folder, **options), train_dataset=dataset if dataset is not None else Texts(), **own)
 
 
@@ -98,7 +101,7 @@ def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, where: str
     start = copy.deepcopy(run.model)
     run.train()
     assert len(run.seen) == 7
-    drawn = F.draw(GROUPS, policies.balance_attributes(), seed=7, start=0, count=7 * BATCH)
+    drawn = F.draw(GROUPS, policies.mixup(), seed=7, start=0, count=7 * BATCH)
     for k, (inputs, _) in enumerate(run.seen):
         part = slice(k * BATCH, (k + 1) * BATCH)
         assert torch.equal(inputs["index"], drawn.index[part])
@@ -112,12 +115,10 @@ def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, where: str
             assert [i[m].tolist() for i, m in zip(ids, mask, strict=True)] == [ROWS[n] for n in rows.tolist()]
     # The first loss, before any step: by our wrapper and by the embeddings written out.
     inputs, loss = run.seen[0]
-    pairs = MixLoader(
-        TokenSource.from_lists(ROWS, pad_multiple=1), GROUPS, policies.balance_attributes(), BATCH, seed=7
-    ).batch(0)
+    pairs = MixLoader(TokenSource.from_lists(ROWS, pad_multiple=1), GROUPS, policies.mixup(), BATCH, seed=7).batch(0)
     logits = MixedInputs(start.train(), where)(pairs.input).logits
     own = F.mixed_cross_entropy(logits, pairs.label, pairs.partner_label, pairs.lam, label_smoothing=0.1)
-    assert loss == pytest.approx(float(own), abs=1e-6)
+    assert loss == pytest.approx(float(own.detach()), abs=1e-6)
     if where == "embeddings":
         table, lam = start.get_input_embeddings().weight, inputs["lam"][:, None, None]
         first = table[inputs["input_ids"]] * inputs["attention_mask"][..., None]
@@ -129,7 +130,7 @@ def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, where: str
             torch.nn.functional.cross_entropy(logits, inputs[name], reduction="none", label_smoothing=0.1)
             for name in ("labels", "partner_labels")
         ]
-        assert loss == pytest.approx(float((weight * terms[0] + (1 - weight) * terms[1]).mean()), abs=1e-5)
+        assert loss == pytest.approx(float((weight * terms[0] + (1 - weight) * terms[1]).mean().detach()), abs=1e-5)
     logged = [row["loss"] for row in run.state.log_history if "loss" in row]
     assert logged == pytest.approx([loss for _, loss in run.seen], abs=1e-3)
 
@@ -148,9 +149,7 @@ def test_the_weights_are_those_of_our_loop(tmp_path: Path, accumulate: int) -> N
     start = copy.deepcopy(run.model)
     run.train()
     if accumulate == 1:
-        loader = MixLoader(
-            TokenSource.from_lists(ROWS), GROUPS, policies.balance_attributes(), BATCH, seed=7, steps=steps
-        )
+        loader = MixLoader(TokenSource.from_lists(ROWS), GROUPS, policies.mixup(), BATCH, seed=7, steps=steps)
         ours = MixedInputs(start)
         result = finetune(
             ours, loader, learning_rate=3e-3, weight_decay=0.01, schedule="linear", warmup=0.0, clip=1.0,
@@ -162,7 +161,7 @@ def test_the_weights_are_those_of_our_loop(tmp_path: Path, accumulate: int) -> N
     # By hand, as our loop has no epochs that cut accumulation short.
     assert len(run.seen) == steps
     mixed, optimizer = MixedInputs(start.train()), run_optimizer(start)
-    loader = MixLoader(TokenSource.from_lists(ROWS), GROUPS, policies.balance_attributes(), BATCH, seed=7, steps=10)
+    loader = MixLoader(TokenSource.from_lists(ROWS), GROUPS, policies.mixup(), BATCH, seed=7, steps=10)
     for number, batches in enumerate([(0, 1, 2), (3, 4), (5, 6, 7), (8, 9)]):
         for step in batches:
             batch = loader.batch(step)
@@ -202,7 +201,7 @@ def test_epochs_continue_the_sequence(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=-1, num_train_epochs=2, bucket=5, data_seed=3)
     run.train()
     assert run.state.global_step == len(run.seen) == 2 * STEPS_PER_EPOCH
-    drawn = F.draw(GROUPS, policies.balance_attributes(), seed=3, start=0, count=10 * BATCH)
+    drawn = F.draw(GROUPS, policies.mixup(), seed=3, start=0, count=10 * BATCH)
     for epoch in range(2):
         part = slice(epoch * 5 * BATCH, (epoch + 1) * 5 * BATCH)
         made = torch.cat([inputs["index"] for inputs, _ in run.seen[epoch * 5 : epoch * 5 + 5]])
@@ -339,3 +338,32 @@ def test_bad_input(tmp_path: Path, change: dict[str, Any], error: type, text: st
     with pytest.raises(error) as caught:
         trainer(tmp_path, **change)
     assert text in str(caught.value)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+sys.path.insert(0, sys.argv[1])
+import test_hf_trainer as t
+torch.set_num_threads(1)
+run = t.trainer(Path(sys.argv[2]), per_device_train_batch_size=t.BATCH // 2, max_steps=4, ddp_backend="gloo")
+run.train()
+assert run.args.world_size == 2
+if run.args.process_index == 0:
+    save_file({name: v.contiguous() for name, v in run.model.state_dict().items()}, sys.argv[2] + "/end.safetensors")
+"""
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        str(tmp_path / "script.py"), str(Path(__file__).parent), str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = trainer(tmp_path, max_steps=4)
+    run.train()
+    assert_same(load_file(tmp_path / "end.safetensors"), state(run.model), 1e-4)
