@@ -60,7 +60,7 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
-        if self.compute_loss_func is not None:
+        if getattr(self, "compute_loss_func", None) is not None:
             raise ValueError("compute_loss_func: the loss of mixed batches is mixed_cross_entropy")
         if self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -68,7 +68,9 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
             )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides by accumulation
         self.groups, self.policy, self.bucket, self.where = groups, policy, bucket, where
-        self.train_source = _token_source(self.train_dataset, groups, self.processing_class, self.model)
+        self.train_source = _token_source(
+            self.train_dataset, groups, getattr(self, "processing_class", None), self.model
+        )
         self.train_source.check_model(self.model)
         self._mixed = MixedInputs(self.model, where)
         self._through: tuple[nn.Module, MixedInputs] | None = None
