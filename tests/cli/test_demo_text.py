@@ -57,7 +57,7 @@ def check(out: Path) -> Any:
     return report
 
 
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_very_short_run(full: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = demo_text.run(
         tmp_path, policy="balance_attributes", seed=0, full=full, epochs=(0.5, 0.5), train_size=240, test_per_group=8
