@@ -29,7 +29,7 @@ _spec.loader.exec_module(_build_stamp)
 
 # GCC 12 takes the undefined registers of its own intrinsics for mistakes: ten thousand lines around any real error.
 COMMON = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", "-g0"]
-CPU_KERNELS = ["isa", "draw", "mix_images", "mix_rows", "loss"]
+CPU_KERNELS = ["isa", "draw", "mix_images", "mix_rows", "loss", "text"]
 CUDA_KERNELS = ["draw", "images", "rows", "loss"]
 CUDA_GENERATIONS = (80, 90, 100)
 NVCC = ["nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
@@ -63,6 +63,7 @@ def torch_extension(torch: Path) -> Extension:
             "csrc/module.cpp",
             "csrc/ops_cpu.cpp",
             "csrc/ops_cpu_rows.cpp",
+            "csrc/ops_cpu_text.cpp",
             *(f"csrc/cpu/{name}.cpp" for name in CPU_KERNELS),
         ],
         include_dirs=[str(torch / "include")],

@@ -36,63 +36,13 @@ from spurmix.cli.app import versions
 from spurmix.core.policy import MixPolicy
 from spurmix.train.metrics import Evaluation
 
-IDENTITY_TERMS = tuple(
-    [
-        "woman",
-        "women",
-        "girl",
-        "girls",
-        "female",
-        "females",
-        "lady",
-        "ladies",
-        "man",
-        "men",
-        "guy",
-        "guys",
-        "boy",
-        "boys",
-        "male",
-        "males",
-        "gay",
-        "gays",
-        "lesbian",
-        "lesbians",
-        "queer",
-        "trans",
-        "transgender",
-        "black",
-        "blacks",
-        "white",
-        "whites",
-        "asian",
-        "asians",
-        "mexican",
-        "mexicans",
-        "hispanic",
-        "latino",
-        "latina",
-        "chinese",
-        "indian",
-        "african",
-        "arab",
-        "arabs",
-        "muslim",
-        "muslims",
-        "islam",
-        "islamic",
-        "jew",
-        "jews",
-        "jewish",
-        "christian",
-        "christians",
-        "catholic",
-        "catholics",
-        "mormon",
-        "immigrant",
-        "immigrants",
-    ]
-)
+IDENTITY_TERMS = (
+    "woman", "women", "girl", "girls", "female", "females", "lady", "ladies", "man", "men", "guy", "guys", "boy",
+    "boys", "male", "males", "gay", "gays", "lesbian", "lesbians", "queer", "trans", "transgender", "black", "blacks",
+    "white", "whites", "asian", "asians", "mexican", "mexicans", "hispanic", "latino", "latina", "chinese", "indian",
+    "african", "arab", "arabs", "muslim", "muslims", "islam", "islamic", "jew", "jews", "jewish", "christian",
+    "christians", "catholic", "catholics", "mormon", "immigrant", "immigrants",
+)  # fmt: skip
 CLASS_NAMES, ATTRIBUTE_NAMES = ("neither", "offensive"), ("no identity", "identity")
 HELD_OUT, MAX_LENGTH, BATCH, EPOCHS, RATE = 0.3, 96, 128, 20.0, 1e-3
 POLICIES: dict[str, MixPolicy] = {
@@ -196,7 +146,7 @@ def rows_of(results: dict[int, dict[str, Evaluation]]) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each policy: mean worst group over the seeds, its extremes, mean average, and seeds where it beats erm / is best."""
+    """Of each policy: worst group over the seeds, mean average, and the seeds on which it beats erm or all others."""
     by_policy = {name: [r["worst_group"] for r in rows if r["policy"] == name] for name in POLICIES}
     table = []
     for name, worst in by_policy.items():
@@ -225,7 +175,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             line["policy"], *cells, f"{100 * line['worst_group_mean']:.1f}", f"{100 * line['average_mean']:.1f}",
             f"{line['seeds_above_erm']}/{len(seeds)}", f"{line['seeds_best']}/{len(seeds)}",
         )  # fmt: skip
-    Console(width=120).print("worst-group accuracy, % [95% Wilson interval of that group]", table)
+    Console(width=150).print("worst-group accuracy, % [95% Wilson interval of that group]", table)
 
 
 def save(rows: list[dict[str, Any]], head: dict[str, Any], target: Path) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spurmix.core.lam import Beta, Fixed, InverseCDF, Uniform
     from spurmix.core.policy import MixPolicy
     from spurmix.data.batch import Batch, TokenPairs, Tokens
+    from spurmix.data.civilcomments import read_civilcomments
     from spurmix.data.loader import MixLoader
     from spurmix.data.sources import FeatureSource, ImageSource
     from spurmix.data.text import TokenSource
@@ -52,6 +53,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "finetune": ("spurmix.train.finetune", "finetune"),
     "functional": ("spurmix.ops.functional", None),
     "models": ("spurmix.train.models", None),
+    "read_civilcomments": ("spurmix.data.civilcomments", "read_civilcomments"),
     "policies": ("spurmix.core.policies", None),
     "retrain_head": ("spurmix.train.head", "retrain_head"),
 }
@@ -82,6 +84,7 @@ __all__ = [
     "functional",
     "models",
     "policies",
+    "read_civilcomments",
     "retrain_head",
 ]
 

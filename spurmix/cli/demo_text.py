@@ -61,9 +61,7 @@ def run(
     check(out, policy)
     torch.manual_seed(seed)
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of loading weights
     print("data: sentences from templates")
     train, test = demo_sentences.load(seed, train_size, test_per_group)
     names: dict[str, Any] = {

@@ -229,15 +229,12 @@ class TokenSource:
             raise ValueError(
                 f"pad_id: the source pads with {self.pad_id}, the model with {padding}; is the tokenizer another model's?"
             )
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] == "position_embeddings":
-                # Models that number positions from their padding token on lose the ones before.
-                usable = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-                if self.width(self.longest) > usable:
-                    raise ValueError(
-                        f"max_length: texts take up to {self.width(self.longest)} positions with padding, the model has "
-                        f"{usable}; give max_length={usable}"
-                    )
+        usable, _ = positions(model)
+        if usable is not None and self.width(self.longest) > usable:
+            raise ValueError(
+                f"max_length: texts take up to {self.width(self.longest)} positions with padding, the model has "
+                f"{usable}; give max_length={usable}"
+            )
 
     def _rows(self, index: Tensor) -> NDArray[np.int64]:
         rows: NDArray[np.int64] = index.numpy()
@@ -248,6 +245,18 @@ class TokenSource:
 
     def __repr__(self) -> str:
         return f"TokenSource({len(self):,} texts of up to {self.longest} tokens, vocabulary {self.vocab_size:,})"
+
+
+def positions(model: nn.Module) -> tuple[int | None, int | None]:
+    """The most tokens a text may have (None: nothing limits it), and the number before the first position, or None.
+
+    RoBERTa's kin number tokens from padding_idx + 1 on, tell padding by its id, and lose the positions before.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] == "position_embeddings":
+            before = module.padding_idx
+            return module.num_embeddings - (0 if before is None else before + 1), before
+    return None, None
 
 
 def _checked_offsets(offsets: Any) -> OffsetArray:

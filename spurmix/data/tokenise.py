@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from spurmix.core.progress import bar
 
 CHUNK = 4096
 """Texts that are handed to the tokenizer at a time."""
@@ -77,10 +78,10 @@ def encode(
     offsets = np.zeros(count + 1, dtype=np.int64)
     parts = []
     starts = range(0, count, CHUNK)
-    with _encoder(tokenizer, max_length) as run, _bar(count, progress) as advance, ThreadPoolExecutor(1) as pool:
+    with _encoder(tokenizer, max_length) as run, ThreadPoolExecutor(1) as pool:
         # The tokenizer holds no lock while it works: the next chunk is in work while this one is packed.
         pending = pool.submit(run, _strings(texts, starts[0]))
-        for start in starts:
+        for start in bar(starts, "tokenising", total=len(starts), size=CHUNK, shown=progress):
             rows = pending.result()
             if start + CHUNK < count:
                 pending = pool.submit(run, _strings(texts, start + CHUNK))
@@ -92,7 +93,6 @@ def encode(
                 )
             offsets[start + 1 : start + 1 + len(rows)] = sizes
             parts.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(sizes.sum())))
-            advance(len(rows))
     np.cumsum(offsets, out=offsets)
     return np.concatenate(parts), offsets
 
@@ -130,18 +130,3 @@ def _encoder(tokenizer: Any, max_length: int | None) -> Iterator[Callable[[list[
             backend.enable_truncation(**truncation)
         if padding is not None:
             backend.enable_padding(**padding)
-
-
-@contextmanager
-def _bar(count: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
-    """A function that moves a progress bar on, shown where somebody watches."""
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tokenising", total=count)
-        yield lambda done: bar.advance(task, done)

@@ -79,7 +79,7 @@ class MixBertEmbeddings(torch.autograd.Function):
             tables = library_text.differentiable_bert_gradients(grad, inputs, needed)
             return None, None, None, *tables, *[None] * 10
         backward = implementation("mix_bert_embeddings_backward", ctx.form[0], grad.device)
-        grad_mixed, *others = backward(grad, *tensors[:4], *tensors[5:], mean, rstd)
+        grad_mixed, *others = backward(grad.contiguous(), *tensors[:4], *tensors[5:], mean, rstd)
         ctx.dtype = tensors[0].dtype
         word = _table_gradient(ctx, grad_mixed, tensors[5:10], *ctx.form) if needed[0] else None
         return None, None, None, *library_text.bert_gradients(word, others, needed)
@@ -88,6 +88,7 @@ class MixBertEmbeddings(torch.autograd.Function):
 def _table_gradient(
     ctx: Any, grad: Tensor, lookups: Any, backend: str, sparse: bool, buffer: GradientBuffer | None
 ) -> Tensor:
+    grad = grad.contiguous()
     device, rows, columns = grad.device, ctx.rows, grad.shape[2]
     if sparse:
         backward = implementation("mix_embeddings_backward_rows", backend, device)

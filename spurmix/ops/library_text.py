@@ -84,7 +84,7 @@ def mix_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _mix_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     back = torch.ops.spurmix.mix_embeddings_backward
-    return back(grad, *ctx.saved_tensors, ctx.padding_idx, ctx.rows, ctx.dtype), *[None] * 7
+    return back(grad.contiguous(), *ctx.saved_tensors, ctx.padding_idx, ctx.rows, ctx.dtype), *[None] * 7
 
 
 # mix_embeddings is linear in the table, and its gradient is its transpose: each is the other's derivative.
@@ -126,7 +126,7 @@ def _bert_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         settings = (ctx.eps, ctx.padding_idx, ctx.dtype)
         return *differentiable_bert_gradients(grad, (*tensors, *settings), needed), *[None] * 10
     ops = torch.ops.spurmix
-    grad_mixed, *others = ops.mix_bert_embeddings_backward(grad, *tensors[:4], *tensors[5:], mean, rstd)
+    grad_mixed, *others = ops.mix_bert_embeddings_backward(grad.contiguous(), *tensors[:4], *tensors[5:], mean, rstd)
     word = None
     if needed[0]:
         weight = tensors[0]

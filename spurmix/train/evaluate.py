@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from spurmix.core.groups import GroupIndex
+from spurmix.core.progress import bar
 from spurmix.data.sources import Source, as_source
 from spurmix.data.text import TokenSource
 from spurmix.ops.flags import check
 from spurmix.train.metrics import Cells, Evaluation, evaluate_logits
 from spurmix.train.models import device_of, logits_of
-from spurmix.train.progress import bar
 from spurmix.train.text import apply
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurmix.core.progress import bar
 from spurmix.data.batch import Batch
 from spurmix.data.loader import MixLoader
 from spurmix.data.text import TokenSource
 from spurmix.ops import functional
 from spurmix.train import checkpoint
 from spurmix.train.models import head_of, logits_of, parameter_groups
-from spurmix.train.progress import bar
 from spurmix.train.schedule import SCHEDULES, factor
 from spurmix.train.text import apply
 

@@ -60,7 +60,7 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
-        if self.compute_loss_func is not None:
+        if getattr(self, "compute_loss_func", None) is not None:
             raise ValueError("compute_loss_func: the loss of mixed batches is mixed_cross_entropy")
         if self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -68,9 +68,12 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
             )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides by accumulation
         self.groups, self.policy, self.bucket, self.where = groups, policy, bucket, where
-        self.train_source = _token_source(self.train_dataset, groups, self.processing_class, self.model)
+        self.train_source = _token_source(
+            self.train_dataset, groups, getattr(self, "processing_class", None), self.model
+        )
         self.train_source.check_model(self.model)
         self._mixed = MixedInputs(self.model, where)
+        self._through: tuple[nn.Module, MixedInputs] | None = None
         self._loader(1)
 
     def _loader(self, epochs: int) -> tuple[MixLoader, int]:
@@ -120,7 +123,11 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         """What mixes for `model`, the Trainer's own or what it was wrapped in, such as DistributedDataParallel."""
         if self._mixed.model is not self.model:  # one of model_init, or unwrapped again
             self._mixed = MixedInputs(self.model, self.where)
-        return self._mixed if model is self.model else self._mixed.through(model)
+        if model is self.model:
+            return self._mixed
+        if self._through is None or self._through[0] is not model:
+            self._through = (model, self._mixed.through(model))
+        return self._through[1]
 
 
 class _Batches(Dataset[dict[str, Tensor]]):

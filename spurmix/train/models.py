@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,23 @@ def bert(num_classes: int, *, pretrained: str | Path | None = None, **config: An
     library = _transformers()
     if pretrained is None:
         return library.BertForSequenceClassification(library.BertConfig(num_labels=num_classes, **config))
-    return library.BertForSequenceClassification.from_pretrained(
-        _folder(pretrained), num_labels=num_classes, local_files_only=True, **config
-    )
+    with _without_bar(library):
+        return library.BertForSequenceClassification.from_pretrained(
+            _folder(pretrained), num_labels=num_classes, local_files_only=True, **config
+        )
+
+
+@contextmanager
+def _without_bar(library: Any) -> Iterator[None]:
+    """No progress bar for reading a file of this disk."""
+    logging = library.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _folder(pretrained: str | Path) -> Path:
@@ -113,7 +129,8 @@ def text_classifier(num_classes: int, *, pretrained: str | Path, dropout: float 
     """A `TextClassifier` on the encoder in the local folder `pretrained`, its head freshly initialised."""
     _check_classes(num_classes)
     library = _transformers()
-    encoder = library.AutoModel.from_pretrained(_folder(pretrained), local_files_only=True)
+    with _without_bar(library):
+        encoder = library.AutoModel.from_pretrained(_folder(pretrained), local_files_only=True)
     if "inputs_embeds" not in inspect.signature(encoder.forward).parameters:
         raise ValueError(f"pretrained: {type(encoder).__name__} is no text encoder")
     return TextClassifier(encoder, num_classes, dropout=dropout)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spurmix.data.batch import TokenPairs, Tokens
+from spurmix.data.text import positions
 from spurmix.ops import functional
 from spurmix.train.models import HEAD_NAMES, head_layer
 
@@ -76,8 +77,7 @@ class MixedInputs(nn.Module):
             head_layer(model)
         else:
             _check_embeddings(model)
-        self._positions = _positions_after_padding(model)
-        self._longest = _longest(model, self._positions)
+        self._longest, self._before = positions(model)
         self._buffer = functional.GradientBuffer()
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
@@ -128,8 +128,8 @@ class MixedInputs(nn.Module):
         table = self.model.get_input_embeddings()
         lam = pairs.lam[:, None]
         attended = (pairs.mask & (lam > 0)) | (pairs.partner_mask & (lam < 1))
-        if self._positions is not None and "position_ids" not in options:
-            options = {**options, "position_ids": attended.cumsum(1) * attended + self._positions}
+        if self._before is not None and "position_ids" not in options:  # these models see padding in ids alone
+            options = {**options, "position_ids": attended.cumsum(1) * attended + self._before}
         lookups = (pairs.ids, pairs.partner_ids, pairs.lam, pairs.mask, pairs.partner_mask)
         gradient: dict[str, Any] = {"padding_idx": table.padding_idx, "grad_buffer": self._buffer}
         block = _embedding_block(self.model)
@@ -142,7 +142,7 @@ class MixedInputs(nn.Module):
                 token_type_ids=options.get("token_type_ids"), eps=norm.eps, **gradient,
             )  # fmt: skip
             with _result(block, block.dropout(mixed)):
-                return self.model(inputs_embeds=mixed, attention_mask=attended.long(), **options)
+                return self._run(inputs_embeds=mixed, attention_mask=attended.long(), **options)
         mixed = functional.mix_embeddings(table.weight, *lookups, **gradient)
         scale = getattr(table, "embed_scale", None)
         if scale is not None:
@@ -243,23 +243,6 @@ def _check_embeddings(model: nn.Module) -> None:
         raise TypeError(f"{name}: embeddings with max_norm or scale_grad_by_freq cannot be mixed")
     if type(table).forward is not nn.Embedding.forward and getattr(table, "embed_scale", None) is None:
         raise TypeError(f'{name}: {type(table).__name__} computes more than a lookup; use where="features"')
-
-
-def _position_table(model: nn.Module) -> nn.Embedding | None:
-    tables = [m for n, m in model.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
-    return tables[0] if tables else None
-
-
-def _positions_after_padding(model: nn.Module) -> int | None:
-    """RoBERTa's kin number tokens from padding_idx + 1 on and see padding in ids alone: that padding_idx, else None."""
-    table = _position_table(model)
-    return table.padding_idx if table is not None else None
-
-
-def _longest(model: nn.Module, padding: int | None) -> int | None:
-    """The most tokens a text may have, None where nothing limits it."""
-    table = _position_table(model)
-    return None if table is None else table.num_embeddings - (0 if padding is None else padding + 1)
 
 
 def _without_prefix(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -103,7 +103,17 @@ def test_version_and_info() -> None:
     assert "op mix_image_batch" in done.stdout and "CPU: cpu, GPU: triton" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--policy", "magic"), ("--model", "vgg"), ("--out", "/dev/null/x")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--policy", "magic"),
+        ("--model", "vgg"),
+        ("--out", "/dev/null/x"),
+        ("--task", "sound"),
+        ("--full",),
+        ("--task", "text", "--model", "small"),
+    ],
+)
 def test_errors_are_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = run("demo", *(arguments if "--out" in arguments else (*arguments, "--out", str(tmp_path))))
     assert done.returncode == 2

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from spurmix import policies
+from spurmix import MixLoader, TokenSource, policies
 from spurmix.data.civilcomments import FILE, IDENTITIES, SPLITS, read_civilcomments
+from spurmix.train.metrics import evaluate_logits
 
 COLUMNS = ["", "id", "split", "comment_text", "toxicity", *IDENTITIES, "asian", "identity_any"]
 COUNT = 60
@@ -24,10 +27,14 @@ def rows() -> list[dict[str, Any]]:
         row["comment_text"] = f'comment {n}, "quoted",\nof two lines; é' if n % 4 == 0 else f"comment {n}"
         row.update({name: round(rng.random() ** 7, 3) for name in IDENTITIES})
         row["asian"] = rng.integers(0, 2)
-        row["identity_any"] = int(row["asian"] or any(row[name] >= 0.5 for name in IDENTITIES))
         made.append(row)
     made[7]["toxicity"], made[8]["toxicity"], made[9]["black"] = 0.5, 0.4999, 0.5
     made[10]["white"] = ""
+    made[12].update(female=1.0, toxicity=0.9)
+    made[15].update(female=0.6, toxicity=0.1)
+    made[18].update(black=0.9, toxicity=0.8)
+    for row in made:
+        row["identity_any"] = int(row["asian"] or any(row[name] != "" and row[name] >= 0.5 for name in IDENTITIES))
     return made
 
 
@@ -82,6 +89,25 @@ def test_splits_groups_and_overlapping_cells(tmp_path: Path) -> None:
     assert members.sum(axis=1).max() > 1
     with pytest.raises(ValueError, match="split must be one of"):
         data.split("validation")
+
+
+def test_from_the_file_to_worst_cells(tmp_path: Path) -> None:
+    train = read_civilcomments(write(tmp_path, rows())).split("train")
+    words = sorted({word for text in train.texts for word in text.split()})
+    core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["[PAD]", "[UNK]", *words])}, "[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    source = TokenSource.from_texts(train.texts, core)
+    batch = MixLoader(source, train.groups(), policies.group_balanced(), 8).batch(0)
+    assert torch.bincount(batch.group).tolist() == [2, 2, 2, 2]
+    assert batch.label.tolist() == train.labels[batch.index].tolist()
+    # A model that calls everything toxic that mentions a woman.
+    logits = np.stack([np.zeros(len(train)), train.identities[:, 1] - 0.5], axis=1)
+    report = evaluate_logits(logits, train.groups(), membership=train.membership(), cell_names=train.cell_names)
+    by_name = {cell.name: cell for cell in report.cells}
+    assert by_name["female, not toxic"].accuracy == 0.0
+    assert by_name["female, toxic"].accuracy == 1.0
+    assert report.worst_group == 0.0
+    assert by_name["black, toxic"].count == int((train.identities[:, 6] & (train.labels == 1)).sum())
 
 
 @pytest.mark.parametrize("attribute", ["black", "identity_any", "asian"])

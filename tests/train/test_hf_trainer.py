@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import difflib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
@@ -335,3 +338,32 @@ def test_bad_input(tmp_path: Path, change: dict[str, Any], error: type, text: st
     with pytest.raises(error) as caught:
         trainer(tmp_path, **change)
     assert text in str(caught.value)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+sys.path.insert(0, sys.argv[1])
+import test_hf_trainer as t
+torch.set_num_threads(1)
+run = t.trainer(Path(sys.argv[2]), per_device_train_batch_size=t.BATCH // 2, max_steps=4, ddp_backend="gloo")
+run.train()
+assert run.args.world_size == 2
+if run.args.process_index == 0:
+    save_file({name: v.contiguous() for name, v in run.model.state_dict().items()}, sys.argv[2] + "/end.safetensors")
+"""
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        str(tmp_path / "script.py"), str(Path(__file__).parent), str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = trainer(tmp_path, max_steps=4)
+    run.train()
+    assert_same(load_file(tmp_path / "end.safetensors"), state(run.model), 1e-4)

@@ -17,10 +17,11 @@ def bar(
     if not (sys.stderr.isatty() if shown is None else shown):
         yield from batches
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(name, total=total, completed=done, rate="")
         began = time.perf_counter()
         for count, batch in enumerate(batches, 1):
