@@ -147,7 +147,8 @@ def mix_bert_embeddings_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, 
     if tokens:
         bert_backward_kernel[(chunks,)](
             grad, *found, norm_weight, a, b, lam, mask, partner_mask, positions, types, mean, rstd, grad_mixed, partial,
-            tokens, ids.shape[1], columns, flag_of(grad.device), CHUNK=TOKEN_CHUNK, **constants,
+            tokens, ids.shape[1], columns, flag_of(grad.device), CHUNK=TOKEN_CHUNK,
+            num_warps=8 if constants["BLOCK"] >= 1024 else 4, **constants,  # two sums of a block stay in registers
         )  # fmt: skip
     _finish(grad.device, "mix_bert_embeddings")
     norm_grads = partial.sum(0).to(norm_weight.dtype)

@@ -50,7 +50,7 @@ KERNELS += [
     (text.mix_embeddings_kernel, MASKS),
     (text.sum_rows_kernel, dict(WIDE=WIDE, BLOCK=1024)),
     (text.bert_embeddings_kernel, dict(TYPES=True, TYPE_IDS=True, **MASKS)),
-    (text.bert_backward_kernel, dict(TYPES=True, TYPE_IDS=True, CHUNK=launch_text.TOKEN_CHUNK, **MASKS)),
+    (text.bert_backward_kernel, dict(TYPES=True, TYPE_IDS=True, CHUNK=launch_text.TOKEN_CHUNK, num_warps=8, **MASKS)),
 ]
 KERNELS += [(loss.group_counts_kernel, dict(MEMBERSHIP=False, **COUNTS))]
 
@@ -60,7 +60,9 @@ def resources(kernel: Any, constants: dict[str, Any], capability: int, folder: P
     signature = {name: "constexpr" if name in constants else TYPES[name] for name in kernel.arg_names}
     positions = {(k,): constants[name] for k, name in enumerate(kernel.arg_names) if name in constants}
     source = ASTSource(fn=kernel, signature=signature, constexprs=positions)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=4))
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=constants.get("num_warps", 4))
+    )
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
