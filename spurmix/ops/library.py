@@ -225,16 +225,19 @@ def differentiable(name: str, kernels: dict[str, Callable[..., Any]]) -> Callabl
 
 def triton_kernel(name: str) -> Callable[..., Any]:
     """The Triton implementation of an op, differentiable like the op. The first call compiles, for seconds."""
-    from spurmix.kernels.launch import KERNELS
+    return differentiable(name, _triton_kernels(name))
 
-    return differentiable(name, KERNELS)
+
+def _triton_kernels(name: str) -> dict[str, Callable[..., Any]]:
+    """The launchers of the file that has op `name`."""
+    from spurmix.kernels import launch, launch_text
+
+    return launch_text.KERNELS if name in launch_text.KERNELS else launch.KERNELS
 
 
 def _on_gpu(name: str) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
-        from spurmix.kernels.launch import KERNELS
-
-        return KERNELS[name](*args, **options)
+        return _triton_kernels(name)[name](*args, **options)
 
     return run
 
