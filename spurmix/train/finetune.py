@@ -95,7 +95,8 @@ def finetune(
     frozen = _freeze(model, freeze)
     optim = _optimizer(model, optimizer, learning_rate, weight_decay, momentum)
     model, optim = accelerator.prepare(model, optim)
-    plain = accelerator.unwrap_model(model)
+    # Without Accelerate's own autocast in `forward`, which would stay there after training: the loss below has one.
+    plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     settings = {"schedule": schedule, "accumulate": accumulate, "steps": len(loader), "learning_rate": learning_rate}
     run = checkpoint.identity(plain, loader.fingerprint(), settings)
@@ -201,6 +202,8 @@ def _optimizer(model: nn.Module, kind: Any, learning_rate: float, weight_decay: 
 def _loss(model: nn.Module, batch: Batch, accelerator: Any, label_smoothing: float) -> Tensor:
     with accelerator.autocast():
         logits = logits_of(apply(model, batch.input))
+    if accelerator.mixed_precision != "no":
+        logits = logits.float()
     return functional.mixed_cross_entropy(
         logits, batch.label, batch.partner_label, batch.lam, label_smoothing=label_smoothing
     )

@@ -371,8 +371,17 @@ def test_resume_is_bit_identical(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
-def test_bf16_trains() -> None:
-    assert np.isfinite(finetune(MixedInputs(two_classes()), text_loader(steps=2), mixed_precision="bf16").loss)
+def test_bf16_trains_and_leaves_a_float32_model() -> None:
+    model = MixedInputs(two_classes())
+    seen: list[torch.dtype] = []
+    hook = model.classifier.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    assert np.isfinite(finetune(model, text_loader(steps=2), mixed_precision="bf16").loss)
+    assert set(seen) == {torch.bfloat16}
+    hook.remove()
+    twin = two_classes()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(predict(model, source()), predict(twin, source()))
+    assert model.model.get_input_embeddings().weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
