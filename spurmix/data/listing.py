@@ -135,7 +135,7 @@ def read_table(path: str | Path) -> Any:
 def _column(table: Any, name: str, where: str) -> list[Any]:
     if name not in table.column_names:
         raise ValueError(f"{where}: no column {name!r}; there are {', '.join(table.column_names)}")
-    return table[name].to_pylist()  # type: ignore[no-any-return]
+    return table[name].to_pylist()
 
 
 def from_table(
@@ -199,7 +199,7 @@ def waterbirds(root: str | Path) -> Listing:
     splits = _numbered(_column(table, "split", where), where, "split")
     if labels.max() > 1 or place.max() > 1:
         raise ValueError(f"{where}: y and place must be 0 or 1")
-    names = {"place": ("land", "water")}
+    names: dict[str, tuple[str, ...]] = {"place": ("land", "water")}
     return Listing(str(root), Metadata(labels, splits, sources, {"place": place}, ("landbird", "waterbird"), names))
 
 
@@ -230,7 +230,7 @@ def celeba(root: str | Path, *, target: str = "Blond_Hair", attributes: Sequence
     sources = [f"img_align_celeba/{name}" for name in files]
     check_inside(sources, where)
     splits = _numbered([of_file[name] for name in files], parts_where, "partition")
-    names = {name: (f"not {name}", name) for name in attributes}
+    names: dict[str, tuple[str, ...]] = {name: (f"not {name}", name) for name in attributes}
     metadata = Metadata(
         signs(target), splits, sources, {name: signs(name) for name in attributes}, (f"not {target}", target), names
     )

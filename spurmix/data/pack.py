@@ -95,7 +95,7 @@ def pack_images(
         ValueError: for bad arguments, a target that exists or cannot be written, broken files. OSError: without space.
     """
     began = time.perf_counter()
-    extent = (size, size) if isinstance(size, int) else tuple(size)
+    extent = (size, size) if isinstance(size, int) else size
     _check(extent, fit, workers, limit, broken, shard)
     pillow()
     check_inside(listing.metadata.sources, listing.root)

@@ -156,9 +156,8 @@ class PackedDataset:
         self.made: dict[str, Any] = self._description["made"]
         for name, record in self._description["files"].items():
             _check_size(self.path / name, record["size"])
-        self._arrays = [_map(self.path / name) for name in ARRAYS[self.kind]]
         self.metadata = _read_metadata(self.path, self._description)
-        _check_arrays(self.path, self.kind, self._arrays, len(self.metadata))
+        _check_arrays(self.path, self.kind, len(self.metadata))
         self._begin = 0
 
     def __len__(self) -> int:
@@ -188,6 +187,9 @@ class PackedDataset:
         part._begin = self._begin + begin
         return part
 
+    def _map(self, number: int) -> NDArray[Any]:
+        return np.load(self.path / ARRAYS[self.kind][number], mmap_mode="r", allow_pickle=False)
+
     @property
     def array(self) -> NDArray[Any]:
         """The images `[N, H, W, C]` or features `[N, D]` of this split, memory-mapped.
@@ -197,18 +199,28 @@ class PackedDataset:
         """
         if self.kind == "tokens":
             raise ValueError("a dataset of texts has no array of examples; see source()")
-        return self._arrays[0][self._begin : self._begin + len(self)]
+        return self._map(0)[self._begin : self._begin + len(self)]
 
-    def source(self) -> Source:
-        """The examples as the loader reads them: `ImageSource`, `TokenSource` or `FeatureSource`, memory-mapped."""
+    def source(self, window: int = 0) -> Source:
+        """The examples as the loader reads them: `ImageSource`, `TokenSource` or `FeatureSource`.
+
+        Args:
+            window: images only: batches whose rows are read ahead, in the file's order, each once, as `WindowedImages` does:
+                for datasets that memory cannot hold. 0 maps the file into memory, which is quicker where it fits.
+        """
         from spurmix.data.sources import FeatureSource, ImageSource
         from spurmix.data.text import TokenSource
+        from spurmix.data.window import WindowedImages
 
+        if window and self.kind != "images":
+            raise ValueError(f"window is for images; this dataset holds {self.kind}")
+        if window:
+            return WindowedImages(self.path / ARRAYS["images"][0], self._begin, len(self), window)
         if self.kind == "images":
             return ImageSource(self.array)
         if self.kind == "features":
             return FeatureSource(self.array)
-        ids, offsets = self._arrays
+        ids, offsets = self._map(0), self._map(1)
         offsets = np.asarray(offsets[self._begin : self._begin + len(self) + 1])
         return TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **self.made["tokens"])
 
@@ -293,19 +305,36 @@ def _check_size(path: Path, size: int) -> None:
         raise DatasetError(f"{path} has {'gone' if found is None else f'{found:,} bytes'}, {size:,} bytes were written")
 
 
-def _map(path: Path) -> NDArray[Any]:
+def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape and dtype of an `.npy` file in C order, and the byte its data begin at.
+
+    Raises:
+        DatasetError: for anything else.
+    """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+            shape, fortran, dtype = read(file)
+            begin = file.tell()
+    except (ValueError, OSError, KeyError, EOFError) as error:
         raise DatasetError(f"{path} is damaged: {error}") from None
+    if (
+        fortran
+        or dtype.hasobject
+        or path.stat().st_size != begin + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    ):
+        raise DatasetError(f"{path} is damaged: its size does not fit {dtype} {list(shape)}")
+    return shape, dtype, begin
 
 
-def _check_arrays(folder: Path, kind: str, arrays: list[NDArray[Any]], count: int) -> None:
-    first = arrays[0]
-    wanted = {"images": (4, "u1"), "tokens": (1, "i4"), "features": (2, "f")}[kind]
-    if first.ndim != wanted[0] or not first.dtype.str[1:].startswith(wanted[1]):
-        raise DatasetError(f"{folder / ARRAYS[kind][0]}: not {kind}, but {first.dtype} {list(first.shape)}")
-    rows = len(first) if kind != "tokens" else len(arrays[1]) - 1
+def _check_arrays(folder: Path, kind: str, count: int) -> None:
+    shapes = [array_header(folder / name)[:2] for name in ARRAYS[kind]]
+    shape, dtype = shapes[0]
+    rank, letter = {"images": (4, "u1"), "tokens": (1, "i4"), "features": (2, "f")}[kind]
+    if len(shape) != rank or not dtype.str[1:].startswith(letter):
+        raise DatasetError(f"{folder / ARRAYS[kind][0]}: not {kind}, but {dtype} {list(shape)}")
+    rows = shape[0] if kind != "tokens" else shapes[1][0][0] - 1
     if rows != count:
         raise DatasetError(f"{folder}: {METADATA} has {count:,} rows for {rows:,} {kind}")
 

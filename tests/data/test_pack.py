@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from spurmix import MixLoader, policies
+from spurmix import ImageSource, MixLoader, policies
 from spurmix.data import listing, pack, store
 from spurmix.data.decode import ImageError, decode
 from spurmix.data.store import DatasetError, PackedDataset
+from spurmix.ops.augment import Augment
 
 RNG = np.random.default_rng(5)
 
@@ -146,6 +148,7 @@ def test_what_is_no_image_says_why(data: bytes, message: str) -> None:
         decode(data, (4, 4))
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
 def test_images_that_claim_any_size_are_refused() -> None:
     header = encoded(Image.new("RGB", (8, 8)), "PNG")
     claim = header[12:16] + (12_000).to_bytes(4, "big") + (12_000).to_bytes(4, "big") + header[24:29]
@@ -160,7 +163,7 @@ def test_broken_files_are_listed_then_skipped_or_mended(tmp_path: Path) -> None:
     (root / "001.Bird/Bird_0004.png").unlink()
     rows = listing.waterbirds(root)
     with pytest.raises(
-        pack.BrokenFiles, match="2 files cannot be packed: .*Bird_0003.png: the file is empty; .*no such file"
+        pack.BrokenFiles, match=r"2 files cannot be packed: .*Bird_0003.png: the file is empty; .*no such file"
     ) as error:
         pack.pack_images(rows, target, size=8)
     assert not target.exists() and "broken.jsonl" in str(error.value)
@@ -312,3 +315,96 @@ def test_bad_arguments(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             pack.pack_images(rows, tmp_path / "t", **arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "t").exists()
+
+
+def loaders(data: PackedDataset, window: int, **options: Any) -> MixLoader:
+    groups = data.groups()
+    return MixLoader(data.source(window), groups, policies.lisa(), 6, seed=3, steps=11, **options)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 20])
+@pytest.mark.parametrize(
+    "options", [{}, dict(augment=Augment(size=5), dtype=torch.bfloat16), dict(prefetch=0, copy=True)]
+)
+def test_windows_read_what_a_map_holds(window: int, options: Any, packed: PackedDataset) -> None:
+    data = packed.split("val")
+    for rank in (0, 1):
+        mapped, read = (loaders(data, w, rank=rank, world_size=2, **options) for w in (0, window))
+        for a, b in zip(mapped, read, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+        expected = mapped.batch(7)
+        read.set_step(7)
+        assert torch.equal(next(iter(read)).input, expected.input) and torch.equal(
+            read.batch(2).input, mapped.batch(2).input
+        )
+
+
+def test_windowed_images_are_a_source_like_any_other(packed: PackedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = packed.split("test")
+    mapped, read = data.source(), data.source(window=2)
+    assert isinstance(mapped, ImageSource) and isinstance(read, ImageSource)
+    index = torch.tensor([5, 0, 5, 3])
+    for host in (True, False):
+        if not host:
+            monkeypatch.setattr("spurmix.data.window.host_module", lambda: None)
+        assert torch.equal(mapped.gather(index), read.gather(index)) and torch.equal(mapped.raw(index), read.raw(index))
+    batch = next(iter(loaders(data, 2, augment=Augment(size=5))))
+    assert torch.allclose(batch.input, loaders(data, 0, augment=Augment(size=5)).batch(0).input, atol=1e-2)
+    assert "2 batches at a time" in repr(read) and torch.equal(read.images, mapped.images)
+    with pytest.raises(IndexError, match="index must lie in"):
+        read.raw(torch.tensor([99]))
+    with pytest.raises(ValueError, match="window must be 1 or more"):
+        data.source(window=-1)
+    with pytest.raises(ValueError, match="read from their file"):
+        loaders(data, 2).static_batch()
+
+
+def test_a_file_that_shrinks_is_an_error_of_the_batch(tmp_path: Path) -> None:
+    pack.pack_images(listing.waterbirds(birds(tmp_path / "birds", 24)), tmp_path / "t", size=8)
+    loader = loaders(PackedDataset(tmp_path / "t"), 2)
+    os.truncate(tmp_path / "t" / "images.npy", 600)
+    with pytest.raises(OSError, match="Input/output error"):
+        next(iter(loader))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    folder = tmp_path_factory.mktemp("packed")
+    pack.pack_images(listing.waterbirds(birds(folder / "birds", 60)), folder / "t", size=8)
+    return PackedDataset(folder / "t")
+
+
+SCARCE = """
+import resource, sys, torch, spurmix
+from spurmix.data.store import PackedDataset
+from spurmix import MixLoader, policies
+torch.set_num_threads(1)
+data = PackedDataset(sys.argv[1])
+loader = MixLoader(data.source(window=2), data.groups(), policies.group_balanced(), 32, steps=40, seed=1)
+next(iter(loader))  # what is allocated once
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
+loader.set_step(0)
+rows = set()
+for batch in loader:
+    rows.update(batch.index.tolist())
+print(len(rows))
+"""
+
+
+def test_data_of_four_times_the_memory(tmp_path: Path) -> None:
+    """The limit is set by the child on itself: address space for a quarter of the images beyond what it uses at first."""
+    root, target = birds(tmp_path / "birds", 8), tmp_path / "t"
+    pack.pack_images(listing.waterbirds(root), tmp_path / "small", size=256)
+    small = PackedDataset(tmp_path / "small")
+    rows = np.arange(2000) % 8  # 400 MB, most of it the same eight images
+    target.mkdir()
+    images = np.lib.format.open_memmap(target / "images.npy", mode="w+", dtype=np.uint8, shape=(2000, 256, 256, 3))
+    images[:] = small.array[rows]
+    metadata = small.metadata.take(rows)
+    store.write_metadata(target, metadata)
+    store.describe(target, "images", metadata, small.made)
+    limit = images.nbytes // 4
+    done = subprocess.run([sys.executable, "-c", SCARCE, str(target), str(limit)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 700
