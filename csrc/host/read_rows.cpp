@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cerrno>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -59,7 +60,11 @@ int64_t read_rows(int fd, int64_t begin, int64_t row_bytes, const int64_t* rows,
 
   std::vector<std::thread> team;
   const int64_t wanted = std::min<int64_t>(threads, static_cast<int64_t>(starts.size()) - 1);
-  for (int64_t t = 1; t < wanted; ++t) team.emplace_back(work);
+  try {
+    for (int64_t t = 1; t < wanted; ++t) team.emplace_back(work);
+  } catch (const std::system_error&) {
+    // No more threads are to be had; those that are there do the work.
+  }
   work();
   for (std::thread& thread : team) thread.join();
   return failed;
