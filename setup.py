@@ -48,7 +48,7 @@ def host_extension() -> Extension:
 
     return Extension(
         "spurmix._host",
-        ["csrc/host/module.cpp", "csrc/host/group_cells.cpp", "csrc/host/tokens.cpp"],
+        [f"csrc/host/{name}.cpp" for name in ("module", "group_cells", "read_rows", "tokens")],
         include_dirs=[pybind11.get_include()],
         extra_compile_args=[*COMMON, "-pthread"],
         extra_link_args=["-pthread", "-s"],

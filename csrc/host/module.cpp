@@ -6,6 +6,7 @@
 #include "../draw.h"
 #include "../pixel.h"
 #include "group_cells.h"
+#include "read_rows.h"
 #include "tokens.h"
 
 namespace py = pybind11;
@@ -136,8 +137,13 @@ py::tuple draw(const Longs& tables, const Longs& members, uint64_t seed, uint64_
 }
 
 py::array_t<float> boxes(uint64_t seed, uint64_t start, int64_t count, int64_t height, int64_t width, float scale_low,
-                         float scale_high, float ratio_low, float ratio_high) {
-  const spurmix::Crop crop = {true, scale_low, scale_high, std::log(ratio_low), std::log(ratio_high), false};
+                         float scale_high, double ratio_low, double ratio_high) {
+  const spurmix::Crop crop = {true,
+                              scale_low,
+                              scale_high,
+                              static_cast<float>(std::log(ratio_low)),
+                              static_cast<float>(std::log(ratio_high)),
+                              false};
   py::array_t<float> out({count, int64_t{2}, int64_t{4}});
   auto view = out.mutable_unchecked<3>();
   for (int64_t i = 0; i < count; ++i) {
@@ -149,6 +155,39 @@ py::array_t<float> boxes(uint64_t seed, uint64_t start, int64_t count, int64_t h
     }
   }
   return out;
+}
+
+// Whether index and partner of each sample are mirrored, uint8 [count, 2].
+py::array_t<uint8_t> flips(uint64_t seed, uint64_t start, int64_t count) {
+  py::array_t<uint8_t> out({count, int64_t{2}});
+  auto view = out.mutable_unchecked<2>();
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = spurmix::sample_words(seed, start + static_cast<uint64_t>(i), 1).v[3];
+    view(i, 0) = bits & 1;
+    view(i, 1) = (bits >> 1) & 1;
+  }
+  return out;
+}
+
+void read_rows(int fd, int64_t begin, const Longs& rows, py::array_t<uint8_t, py::array::c_style> out, int threads) {
+  const int64_t count = rows.size();
+  if (out.ndim() < 1 || out.shape(0) < count) throw py::value_error("out must have a row for each of rows");
+  const int64_t row_bytes = out.shape(0) ? out.size() / out.shape(0) : 0;
+  const int64_t* wanted = rows.data();
+  for (int64_t k = 0; k < count; ++k) {
+    if (wanted[k] < 0) throw py::index_error("rows: row " + std::to_string(wanted[k]) + " is out of range");
+  }
+  uint8_t* to = out.mutable_data();
+  int error = 0;
+  int64_t failed = -1;
+  {
+    py::gil_scoped_release release;
+    failed = spurmix::host::read_rows(fd, begin, row_bytes, wanted, count, threads, to, &error);
+  }
+  if (failed < 0) return;
+  errno = error != 0 ? error : EIO;
+  PyErr_SetFromErrno(PyExc_OSError);
+  throw py::error_already_set();
 }
 
 // Every float through a half format and back: the conversions of pixel.h.
@@ -179,5 +218,8 @@ PYBIND11_MODULE(_host, m) {
   m.def("draw", &draw, py::arg("tables"), py::arg("members"), py::arg("seed"), py::arg("start"), py::arg("count"));
   m.def("boxes", &boxes, py::arg("seed"), py::arg("start"), py::arg("count"), py::arg("height"), py::arg("width"),
         py::arg("scale_low"), py::arg("scale_high"), py::arg("ratio_low"), py::arg("ratio_high"));
+  m.def("flips", &flips, py::arg("seed"), py::arg("start"), py::arg("count"));
+  m.def("read_rows", &read_rows, py::arg("fd"), py::arg("begin"), py::arg("rows"), py::arg("out").noconvert(),
+        py::arg("threads"), "Rows of an open file into out, in parallel; rows in file order are read at once.");
   m.def("round_trip", &round_trip, py::arg("values"), py::arg("bfloat16"));
 }

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from spurmix._version import __version__
+from spurmix.cli import data
 
 app = typer.Typer(
     name="spurmix",
@@ -121,6 +122,9 @@ def _demo(
     from spurmix.cli import demo
 
     demo.run(out, policy=policy, model_name=model or "small", seed=seed, epochs=epochs)
+
+
+data.register(app)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from spurmix.data.prefetch import Fill, Prefetcher
 from spurmix.data.ring import Ring, batch_buffers, check_pinning, token_buffers
 from spurmix.data.sources import FeatureSource, ImageSource, Source, as_source, as_tensor
 from spurmix.data.text import TokenSource
+from spurmix.data.window import WindowedImages, fill_windows
 from spurmix.ops import flags, validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.tables import draw_tables
@@ -267,7 +268,10 @@ class MixLoader:
         if isinstance(self.source, TokenSource):
             fresh_tokens = self._token_buffers(reusable=False)
             return fill_tokens(self.source, self._stream, self.local_batch_size, self.bucket, self.steps, fresh_tokens)
-        return fill_by(self._writer(), self._stream, self._buffers(reusable=False))
+        fresh = self._buffers(reusable=False)
+        if isinstance(self.source, WindowedImages):
+            return fill_windows(self.source, self._stream, self.augment, self.local_batch_size, self.steps, fresh)
+        return fill_by(self._writer(), self._stream, fresh)
 
     def static_batch(self) -> StaticBatch:
         """Buffers that a call refills with the next batch, from the present `step` on, its number kept on the device: a
@@ -278,6 +282,10 @@ class MixLoader:
         """
         if isinstance(self.source, TokenSource):
             raise ValueError("static_batch: texts differ in length, so their batches have no fixed shape")
+        if isinstance(self.source, WindowedImages):
+            raise ValueError(
+                "static_batch: these images are read from their file ahead of each batch; map them (window=0)"
+            )
         if self._made_on != self.device:
             raise ValueError(
                 f"static_batch: batches are made on {self._made_on} and copied to {self.device}; move the source there "
@@ -356,7 +364,7 @@ def _delivery_device(source: Source, device: torch.device | str | None) -> torch
 
 
 def _is_pinned(source: Source) -> bool:
-    return isinstance(source, ImageSource) and source.images.is_pinned()
+    return isinstance(source, ImageSource) and not isinstance(source, WindowedImages) and source.images.is_pinned()
 
 
 def _steps(steps: int | None, epochs: float | None, examples: int, batch_size: int) -> int:

@@ -75,15 +75,15 @@ class ImageSource:
         self.images = validate.images(as_tensor(images, "images"))
         if self.images.shape[0] == 0:
             raise ValueError("images: the dataset is empty, need at least one image")
-        channels = self.images.shape[3]
+        self._set_normalisation(mean, std, self.images.shape[3], self.images.device)
+
+    def _set_normalisation(self, mean: Any, std: Any, channels: int, device: torch.device) -> None:
+        colour = channels == 3
         self.mean = validate.normalisation(
-            mean if mean is not None else (IMAGENET_MEAN if channels == 3 else 0.5),
-            "mean",
-            channels,
-            self.images.device,
+            mean if mean is not None else (IMAGENET_MEAN if colour else 0.5), "mean", channels, device
         )
         self.std = validate.normalisation(
-            std if std is not None else (IMAGENET_STD if channels == 3 else 0.5), "std", channels, self.images.device
+            std if std is not None else (IMAGENET_STD if colour else 0.5), "std", channels, device
         )
 
     def __len__(self) -> int:

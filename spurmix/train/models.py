@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurmix.train.weights import load_weights
+
 
 def _transformers() -> Any:
     try:
@@ -26,12 +28,25 @@ def _check_classes(num_classes: int) -> None:
         raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
 
 
-def resnet50(num_classes: int, *, channels: int = 3) -> nn.Module:
-    """ResNet50 (v1.5), randomly initialised: `[B, channels, H, W]` float -> output with `.logits` `[B, num_classes]`."""
+def resnet50(num_classes: int, *, channels: int = 3, weights: str | Path | None = None) -> nn.Module:
+    """ResNet50 (v1.5): `[B, channels, H, W]` float -> output with `.logits` `[B, num_classes]`.
+
+    Args:
+        weights: what to start from, on this machine: a Hugging Face folder, a state dict named as torchvision or timm
+            name it (`.pth`, `.safetensors`), or a checkpoint of the `robustness` library, whose normalisation is then in
+            `model.config.image_mean` and `image_std`. A head for other classes is not taken over. Default: random.
+
+    Raises:
+        WeightsError: for weights that cannot be read safely or do not fit, listing names that are unknown or missing.
+    """
     _check_classes(num_classes)
     library = _transformers()
     config = library.ResNetConfig(num_channels=channels, num_labels=num_classes, downsample_in_bottleneck=False)
-    return library.ResNetForImageClassification(config)
+    model = library.ResNetForImageClassification(config)
+    if weights is not None:
+        read = load_weights(model, weights)
+        model.config.image_mean, model.config.image_std = read.mean, read.std
+    return model
 
 
 def small_resnet(num_classes: int, *, channels: int = 3, width: int = 16) -> nn.Module:

@@ -1,0 +1,228 @@
+"""Commands on packed datasets: pack, merge, verify, inspect, audit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spurmix.core import policies
+from spurmix.core.groups import GroupIndex
+from spurmix.core.policy import MixPolicy
+
+
+class Layout(StrEnum):
+    """Layouts that `spurmix pack` reads."""
+
+    folder = "folder"
+    table = "table"
+    waterbirds = "waterbirds"
+    celeba = "celeba"
+
+
+Source = Annotated[str, typer.Argument(help="Folder of the images; for --layout table the CSV or Parquet file.")]
+Dataset = Annotated[Path, typer.Argument(help="Folder of a packed dataset.")]
+
+
+def _watch(name: str, unit: str = "examples") -> Any:
+    """A progress bar with rate and time left where somebody watches; nothing elsewhere."""
+
+    def watch(steps: Iterable[int], total: int) -> Iterator[int]:
+        if not sys.stderr.isatty():
+            yield from steps
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+            task = progress.add_task(name, total=total, rate="")
+            for done in steps:
+                progress.advance(task, done)
+                speed = progress.tasks[0].speed
+                progress.update(task, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+                yield done
+
+    return watch
+
+
+def listing_of(source: str, layout: Layout, root: str | None, columns: dict[str, Any], attributes: list[str]) -> Any:
+    """The listing that the options of `spurmix pack` name."""
+    from spurmix.data import listing
+
+    if layout is Layout.table:
+        return listing.from_table(source, root, attributes=attributes, **columns)
+    if layout is Layout.waterbirds:
+        return listing.waterbirds(source)
+    if layout is Layout.celeba:
+        label = columns["label"] if columns["label"] != "label" else "Blond_Hair"
+        return listing.celeba(source, target=label, attributes=attributes or ["Male"])
+    return listing.from_folder(source)
+
+
+def pack(
+    source: Source,
+    target: Annotated[Path, typer.Argument(help="Folder to make.")],
+    layout: Annotated[Layout, typer.Option(help="How the source is laid out.")] = Layout.folder,
+    root: Annotated[str | None, typer.Option(help="table: folder the paths are relative to.")] = None,
+    path_column: Annotated[str, typer.Option(help="table: column of the paths.")] = "path",
+    label: Annotated[str, typer.Option(help="table: column of the class; celeba: the target.")] = "label",
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="table, celeba: column of an attribute, the spurious one first; may be repeated."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="table: column of the split.")] = None,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.", min=1)] = 224,
+    fit: Annotated[str, typer.Option(help='"crop": cover and cut out the centre; "exact": stretch.')] = "crop",
+    workers: Annotated[int | None, typer.Option(help="Threads; default: one a core.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images of each split.", min=1)] = None,
+    broken: Annotated[str, typer.Option(help='Files that cannot be read: "error" or "skip".')] = "error",
+    shard: Annotated[str, typer.Option(help="i/n: pack the i-th of n parts, 0/n to (n - 1)/n; see merge.")] = "0/1",
+) -> None:
+    """Pack image files into a dataset that opens at once. A job that was killed goes on when it is started again."""
+    from spurmix.data.pack import pack_images
+
+    found = listing_of(source, layout, root, dict(path=path_column, label=label, split=split), attribute or [])
+    for note in found.notes:
+        print(note)
+    report = pack_images(
+        found, target, size=size, fit=fit, workers=workers, limit=limit, broken=broken, shard=_shard(shard),
+        watch=_watch("packing"),
+    )  # fmt: skip
+    print(report)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    try:
+        number, count = map(int, text.split("/"))
+    except ValueError:
+        raise ValueError(f"--shard must be i/n, such as 0/4, got {text!r}") from None
+    return number, count
+
+
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="Packed datasets, in order.")],
+    target: Annotated[Path, typer.Option(help="Folder to make.")],
+) -> None:
+    """Put packed datasets, such as shards, behind one another."""
+    from spurmix.data.pack import merge as merge_datasets
+
+    print(merge_datasets([*parts], target))
+
+
+def verify(dataset: Dataset) -> None:
+    """Compare every byte of a packed dataset with its checksums."""
+    from spurmix.data.store import CHUNK, PackedDataset
+
+    opened = PackedDataset(dataset)
+    damaged = opened.verify(_watch("verifying", f"x {CHUNK >> 20} MiB"))
+    for damage in damaged:
+        print(damage)
+    if damaged:
+        raise ValueError(f"{dataset} is damaged in {len(damaged)} places; pack it again")
+    print(f"{opened}: every byte is as it was written")
+
+
+def every_policy() -> dict[str, MixPolicy]:
+    """The policies that need nothing but the groups."""
+    takes = ("erm", "class_balanced", "group_balanced", "mixup", "lisa", "selecmix", "mixpro", "balance_attributes")
+    return {name: getattr(policies, name)() for name in takes}
+
+
+def residuals(groups: GroupIndex) -> tuple[float, dict[str, float | str]]:
+    """Correlation of class and attribute in the data, and what each policy leaves of it, or why it does not fit."""
+    raw, left = 0.0, dict[str, float | str]()
+    for name, policy in every_policy().items():
+        try:
+            audit = policy.audit(groups)
+            raw, left[name] = audit.raw, audit.residual
+        except ValueError as error:
+            left[name] = str(error)
+    return raw, left
+
+
+def inspect(
+    dataset: Dataset,
+    attribute: Annotated[str | None, typer.Option(help="Attribute of the groups; default: the first.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split; default: the first.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet of each group's first images, a PNG.")
+    ] = None,
+) -> None:
+    """Show a packed dataset: sizes, groups, how class and attribute correlate, and what each policy would leave of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from spurmix.data.store import PackedDataset
+
+    opened = PackedDataset(dataset)
+    console = Console()
+    size = sum(f.stat().st_size for f in opened.path.iterdir() if f.is_file())
+    console.print(f"{opened}, {size / 2**20:,.1f} MiB", soft_wrap=True)
+    console.print("splits: " + ", ".join(f"{name} {count:,}" for name, count in opened.splits.items()))
+    chosen = split if split is not None else next(iter(opened.splits))
+    part = opened.split(chosen)
+    groups = part.groups(attribute)
+    table = Table("group", "label", "attribute", "count", "share", title=f"groups of {chosen}", title_justify="left")
+    for row in groups.table():
+        share = f"{100 * row['share']:.2f}%"
+        table.add_row(str(row["group"]), str(row["label"]), str(row["attribute"]), f"{row['count']:,}", share)
+    console.print(table)
+    raw, left = residuals(groups)
+    table = Table("policy", "correlation left", title=f"correlation in the data: {raw:.3f}", title_justify="left")
+    for name, value in left.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else value)
+    console.print(table)
+    if sheet is not None:
+        contact_sheet(part, groups, sheet)
+        console.print(f"{sheet}: the first images of each group")
+
+
+def contact_sheet(part: Any, groups: GroupIndex, path: Path, columns: int = 8, side: int = 96) -> None:
+    """A PNG with a row of images for each group, its name above them."""
+    from spurmix.data.decode import pillow
+
+    if part.kind != "images":
+        raise ValueError(f"--sheet is for images; this dataset holds {part.kind}")
+    library, _ = pillow()
+    from PIL import ImageDraw
+
+    head = 18
+    canvas = library.new("RGB", (columns * side, groups.num_groups * (side + head)), "white")
+    pen = ImageDraw.Draw(canvas)
+    ids, array = groups.group_ids(), part.array
+    for g in range(groups.num_groups):
+        top = g * (side + head)
+        pen.text((4, top + 3), f"{groups.group_name(g)}: {int(groups.sizes[g]):,}", fill="black")
+        for k, row in enumerate((ids == g).nonzero()[0][:columns]):
+            canvas.paste(library.fromarray(array[row]).resize((side, side)), (k * side, top + head))
+    temporary = path.with_name(f".{path.name}.part")
+    canvas.save(temporary, "PNG")
+    temporary.replace(path)
+
+
+def audit(
+    dataset: Dataset,
+    policy: Annotated[str, typer.Option(help="Policy to look at.")] = "balance_attributes",
+    attribute: Annotated[str | None, typer.Option(help="Attribute of the groups; default: the first.")] = None,
+    split: Annotated[str, typer.Option(help="Split that is trained on.")] = "train",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how much of the correlation between class and attribute a policy leaves, before any training."""
+    from spurmix.data.store import PackedDataset
+
+    known = every_policy()
+    if policy not in known:
+        raise ValueError(f"--policy must be one of {', '.join(known)}, got {policy!r}")
+    found = known[policy].audit(PackedDataset(dataset).split(split).groups(attribute))
+    print(json.dumps(found.to_dict(), indent=1) if as_json else found)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command in (pack, merge, verify, inspect, audit):
+        app.command()(command)

@@ -1,0 +1,70 @@
+"""Image files to arrays, through Pillow: upright, RGB, of one size. What cannot be read says why."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FITS = ("crop", "exact")
+MAX_PIXELS = 1 << 27
+"""Pixels above which an image is refused: a small file can claim any size."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be used."""
+
+
+def pillow() -> tuple[Any, Any]:
+    """PIL.Image and PIL.ImageOps, or an error that names the extra."""
+    try:
+        from PIL import Image, ImageOps
+    except ModuleNotFoundError as error:
+        raise ImportError("reading images needs the package 'pillow': pip install 'spurmix[data]'") from error
+    return Image, ImageOps
+
+
+def decode(data: bytes, size: tuple[int, int], fit: str = "crop") -> NDArray[np.uint8]:
+    """The image in the bytes of a file, uint8 `[height, width, 3]`.
+
+    EXIF's orientation is applied, palettes, grey and CMYK become RGB, 16-bit values keep their upper 8 bits, an alpha
+    channel is dropped.
+
+    Args:
+        size: (height, width). fit: "crop" resizes the image until it covers `size` and cuts out the centre; "exact" resizes
+            both sides, whatever the proportions. Bilinear, with Pillow's antialiasing.
+
+    Raises:
+        ImageError: for empty, unknown, truncated or damaged data, and more than 2^27 pixels.
+    """
+    library, operations = pillow()
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        with library.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+            return as_array(operations.exif_transpose(image), size, fit)
+    except ImageError:
+        raise
+    except library.UnidentifiedImageError:
+        raise ImageError("no image of a known format") from None
+    except Exception as error:  # decoders raise whatever broken data lead them to
+        raise ImageError(f"cannot be read: {error}") from None
+
+
+def as_array(image: Any, size: tuple[int, int], fit: str) -> NDArray[np.uint8]:
+    """A Pillow image as uint8 `[height, width, 3]`, see `decode`."""
+    library, operations = pillow()
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = library.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    target = (size[1], size[0])
+    if image.size != target:
+        method = library.Resampling.BILINEAR
+        image = operations.fit(image, target, method=method) if fit == "crop" else image.resize(target, method)
+    return np.asarray(image)

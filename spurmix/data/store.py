@@ -1,0 +1,389 @@
+"""PackedDataset: a dataset on disk as standard files, memory-mapped, described by `dataset.json` and checked by it.
+
+A folder holds `images.npy` (uint8 `[N, H, W, C]`), or `tokens.npy` and `token_offsets.npy` (int32, int64 `[N + 1]`), or
+`features.npy` (floats `[N, D]`); `metadata.parquet` with label, split, source and a column for each attribute; and
+`dataset.json`, which is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spurmix.core.groups import GroupIndex
+
+if TYPE_CHECKING:
+    from spurmix.data.sources import Source
+
+FORMAT = 1
+DESCRIPTION, METADATA = "dataset.json", "metadata.parquet"
+ARRAYS = {"images": ("images.npy",), "tokens": ("tokens.npy", "token_offsets.npy"), "features": ("features.npy",)}
+"""Array files of each kind of dataset."""
+CHUNK = 1 << 24
+"""Bytes a checksum covers."""
+OWN_COLUMNS = ("label", "split", "source")
+
+
+class DatasetError(ValueError):
+    """A folder that is no packed dataset, is damaged, or was written by a newer version."""
+
+
+def parquet() -> Any:
+    """pyarrow.parquet, or an error that names the extra."""
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ImportError("packed datasets need the package 'pyarrow': pip install 'spurmix[data]'") from error
+    return pyarrow.parquet
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is known of each example besides its pixels or tokens.
+
+    Attributes:
+        labels: int64 `[N]`. splits: name of each example's split. sources: where it came from.
+        attributes: int64 `[N]` by name, -1 where unknown.
+        class_names: by label. attribute_names: names of an attribute's values, by attribute.
+    """
+
+    labels: NDArray[np.int64]
+    splits: list[str]
+    sources: list[str]
+    attributes: dict[str, NDArray[np.int64]]
+    class_names: tuple[str, ...]
+    attribute_names: dict[str, tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return int(self.labels.size)
+
+    def take(self, rows: NDArray[np.int64]) -> Metadata:
+        """The examples `rows`, in that order."""
+        return Metadata(
+            self.labels[rows],
+            [self.splits[n] for n in rows],
+            [self.sources[n] for n in rows],
+            {name: values[rows] for name, values in self.attributes.items()},
+            self.class_names,
+            self.attribute_names,
+        )
+
+
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Write `metadata.parquet` into a folder that is being made."""
+    import pyarrow
+
+    columns: dict[str, Any] = {
+        "label": metadata.labels,
+        "split": pyarrow.array(metadata.splits, pyarrow.string()).dictionary_encode(),
+        "source": pyarrow.array(metadata.sources, pyarrow.string()),
+        **metadata.attributes,
+    }
+    parquet().write_table(pyarrow.table(columns), folder / METADATA)
+
+
+def checksums(path: Path, workers: int = 4) -> list[str]:
+    """A digest of every `CHUNK` bytes of a file."""
+
+    def digest(begin: int) -> str:
+        with path.open("rb") as file:
+            file.seek(begin)
+            return hashlib.blake2b(file.read(CHUNK), digest_size=8).hexdigest()
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(digest, range(0, path.stat().st_size, CHUNK)))
+
+
+def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any]) -> None:
+    """Write `dataset.json` for the files that lie in `folder`: from then on it opens as a dataset."""
+    files = {
+        name: {"size": (folder / name).stat().st_size, "checksums": checksums(folder / name)}
+        for name in (*ARRAYS[kind], METADATA)
+    }
+    description = {
+        "format": FORMAT,
+        "kind": kind,
+        "count": len(metadata),
+        "classes": list(metadata.class_names),
+        "attributes": {name: list(values) for name, values in metadata.attribute_names.items()},
+        "chunk": CHUNK,
+        "files": files,
+        "made": made,
+    }
+    temporary = folder / f".{DESCRIPTION}"
+    temporary.write_text(json.dumps(description, indent=1))
+    temporary.replace(folder / DESCRIPTION)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Bytes [begin, end) of a file that are not those that were written."""
+
+    file: Path
+    begin: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.file}: bytes {self.begin:,} to {self.end:,} are damaged"
+
+
+class PackedDataset:
+    """A packed dataset, opened: its arrays memory-mapped, its metadata read.
+
+    Args:
+        path: the folder. Version, sizes, shapes and metadata are checked; `verify` checks the contents too.
+
+    Attributes:
+        kind: "images", "tokens" or "features". metadata: of the examples of this split.
+        made: how the dataset was made. path: the folder.
+
+    Raises:
+        DatasetError: naming the file and what is wrong. ImportError: without pyarrow.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._description = _read_description(self.path)
+        self.kind: str = self._description["kind"]
+        self.made: dict[str, Any] = self._description["made"]
+        for name, record in self._description["files"].items():
+            _check_size(self.path / name, record["size"])
+        self.metadata = _read_metadata(self.path, self._description)
+        _check_arrays(self.path, self.kind, len(self.metadata))
+        self._begin = 0
+
+    def __len__(self) -> int:
+        return len(self.metadata)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of examples of each split, in the order they lie in."""
+        counts: dict[str, int] = {}
+        for name in self.metadata.splits:
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def split(self, name: str) -> PackedDataset:
+        """The examples of one split, which lie together.
+
+        Raises:
+            ValueError: for a split the dataset does not have.
+        """
+        splits = self.splits
+        if name not in splits:
+            raise ValueError(f"split must be one of {', '.join(splits)}, got {name!r}")
+        begin = self.metadata.splits.index(name)
+        part = object.__new__(PackedDataset)
+        part.__dict__.update(self.__dict__)
+        part.metadata = self.metadata.take(np.arange(begin, begin + splits[name]))
+        part._begin = self._begin + begin
+        return part
+
+    def _map(self, number: int) -> NDArray[Any]:
+        return np.load(self.path / ARRAYS[self.kind][number], mmap_mode="r", allow_pickle=False)
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The images `[N, H, W, C]` or features `[N, D]` of this split, memory-mapped.
+
+        Raises:
+            ValueError: for tokens, which have no array of examples.
+        """
+        if self.kind == "tokens":
+            raise ValueError("a dataset of texts has no array of examples; see source()")
+        return self._map(0)[self._begin : self._begin + len(self)]
+
+    def source(self, window: int = 0) -> Source:
+        """The examples as the loader reads them: `ImageSource`, `TokenSource` or `FeatureSource`.
+
+        Args:
+            window: images only: batches whose rows are read ahead, in the file's order, each once, as `WindowedImages` does:
+                for datasets that memory cannot hold. 0 maps the file into memory, which is quicker where it fits.
+        """
+        from spurmix.data.sources import FeatureSource, ImageSource
+        from spurmix.data.text import TokenSource
+        from spurmix.data.window import WindowedImages
+
+        if window and self.kind != "images":
+            raise ValueError(f"window is for images; this dataset holds {self.kind}")
+        if window:
+            return WindowedImages(self.path / ARRAYS["images"][0], self._begin, len(self), window)
+        if self.kind == "images":
+            return ImageSource(self.array)
+        if self.kind == "features":
+            return FeatureSource(self.array)
+        ids, offsets = self._map(0), self._map(1)
+        offsets = np.asarray(offsets[self._begin : self._begin + len(self) + 1])
+        return TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **self.made["tokens"])
+
+    def groups(self, attribute: str | None = None) -> GroupIndex:
+        """The groups (label, attribute) of the examples.
+
+        Args:
+            attribute: its name; default: the first one; a dataset without any has a group for each class.
+        """
+        known = self.metadata.attributes
+        names = list(self.metadata.attribute_names)
+        if attribute is None and not names:
+            return GroupIndex(self.metadata.labels, class_names=self.metadata.class_names)
+        chosen = attribute if attribute is not None else names[0]
+        if chosen not in known:
+            raise ValueError(f"attribute must be one of {', '.join(names) or 'none'}, got {chosen!r}")
+        return GroupIndex(
+            self.metadata.labels,
+            known[chosen],
+            class_names=self.metadata.class_names,
+            attribute_names=self.metadata.attribute_names[chosen],
+        )
+
+    def verify(self, watch: Callable[[Iterable[int], int], Iterable[int]] | None = None) -> list[Damage]:
+        """Read every byte and compare it with its checksum; what is damaged, an empty list where nothing is.
+
+        Args:
+            watch: wraps an iterable of `total` steps of `CHUNK` bytes, for a progress bar.
+        """
+        chunk = int(self._description["chunk"])
+        work: list[tuple[str, int, str]] = []
+        for name, record in self._description["files"].items():
+            begins = range(0, record["size"], chunk)
+            work += [(name, begin, digest) for begin, digest in zip(begins, record["checksums"], strict=True)]
+        steps: Iterable[int] = range(len(work))
+        damaged = []
+        for n in watch(steps, len(work)) if watch is not None else steps:
+            name, begin, digest = work[n]
+            path = self.path / name
+            with path.open("rb") as file:
+                file.seek(begin)
+                found = file.read(chunk)
+            if hashlib.blake2b(found, digest_size=8).hexdigest() != digest:
+                damaged.append(Damage(path, begin, begin + len(found)))
+        return damaged
+
+    def __repr__(self) -> str:
+        return f"PackedDataset({str(self.path)!r}, {len(self):,} examples, {self.kind})"
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is no folder")
+    if not path.is_file():
+        hint = "; it is being packed, or packing was broken off" if folder.name.endswith(".packing") else ""
+        raise DatasetError(f"{folder} is no packed dataset: it has no {DESCRIPTION}{hint}")
+    try:
+        description = json.loads(path.read_text())
+        version = description["format"]
+        if not isinstance(version, int) or version > FORMAT:
+            raise DatasetError(f"{path}: format {version}, this version reads up to {FORMAT}; update spurmix")
+        missing = {"kind", "count", "classes", "attributes", "chunk", "files", "made"} - description.keys()
+        if missing or description["kind"] not in ARRAYS:
+            raise KeyError(", ".join(sorted(missing)) or "kind")
+        absent = {*ARRAYS[description["kind"]], METADATA} - description["files"].keys()
+        if absent:
+            raise KeyError(", ".join(sorted(absent)))
+        for record in description["files"].values():
+            if len(record["checksums"]) != -(-record["size"] // description["chunk"]):
+                raise ValueError("checksums do not cover a file")
+    except DatasetError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} is damaged: {error}") from None
+    return description
+
+
+def _check_size(path: Path, size: int) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        raise DatasetError(f"{path} has {'gone' if found is None else f'{found:,} bytes'}, {size:,} bytes were written")
+
+
+def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape and dtype of an `.npy` file in C order, and the byte its data begin at.
+
+    Raises:
+        DatasetError: for anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+            shape, fortran, dtype = read(file)
+            begin = file.tell()
+    except (ValueError, OSError, KeyError, EOFError) as error:
+        raise DatasetError(f"{path} is damaged: {error}") from None
+    if (
+        fortran
+        or dtype.hasobject
+        or path.stat().st_size != begin + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    ):
+        raise DatasetError(f"{path} is damaged: its size does not fit {dtype} {list(shape)}")
+    return shape, dtype, begin
+
+
+def _check_arrays(folder: Path, kind: str, count: int) -> None:
+    shapes = [array_header(folder / name)[:2] for name in ARRAYS[kind]]
+    shape, dtype = shapes[0]
+    rank, letter = {"images": (4, "u1"), "tokens": (1, "i4"), "features": (2, "f")}[kind]
+    if len(shape) != rank or not dtype.str[1:].startswith(letter):
+        raise DatasetError(f"{folder / ARRAYS[kind][0]}: not {kind}, but {dtype} {list(shape)}")
+    rows = shape[0] if kind != "tokens" else shapes[1][0][0] - 1
+    if rows != count:
+        raise DatasetError(f"{folder}: {METADATA} has {count:,} rows for {rows:,} {kind}")
+
+
+def _read_metadata(folder: Path, description: dict[str, Any]) -> Metadata:
+    path = folder / METADATA
+    try:
+        table = parquet().read_table(path)
+    except ImportError:
+        raise
+    except Exception as error:  # pyarrow's errors share no base class
+        raise DatasetError(f"{path} is damaged: {error}") from None
+    names: dict[str, tuple[str, ...]] = {k: tuple(v) for k, v in description["attributes"].items()}
+    missing = {*OWN_COLUMNS, *names} - set(table.column_names)
+    if missing:
+        raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}")
+    if table.num_rows != description["count"]:
+        raise DatasetError(f"{path} has {table.num_rows:,} rows, {description['count']:,} were written")
+
+    def column(name: str, low: int, most: int) -> NDArray[np.int64]:
+        values = np.asarray(table[name].to_numpy(), dtype=np.int64)
+        if values.size and (values.min() < low or values.max() >= most):
+            raise DatasetError(f"{path}: column {name} must lie in [{low}, {most})")
+        return values
+
+    classes = tuple(description["classes"])
+    return Metadata(
+        column("label", 0, len(classes)),
+        table["split"].to_pylist(),
+        table["source"].to_pylist(),
+        {name: column(name, -1, len(values)) for name, values in names.items()},
+        classes,
+        names,
+    )
+
+
+def contiguous(splits: Iterable[str]) -> bool:
+    """Whether the examples of each split lie together."""
+    seen: set[str] = set()
+    last = None
+    for name in splits:
+        if name != last and name in seen:
+            return False
+        seen.add(name)
+        last = name
+    return True
+
+
+def chunks(count: int, size: int) -> Iterator[range]:
+    """Ranges of up to `size` that make up [0, count)."""
+    for begin in range(0, count, size):
+        yield range(begin, min(begin + size, count))
