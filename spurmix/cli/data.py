@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,27 +25,6 @@ class Layout(StrEnum):
 
 Source = Annotated[str, typer.Argument(help="Folder of the images; for --layout table the CSV or Parquet file.")]
 Dataset = Annotated[Path, typer.Argument(help="Folder of a packed dataset.")]
-
-
-def _watch(name: str, unit: str = "examples") -> Any:
-    """A progress bar with rate and time left where somebody watches; nothing elsewhere."""
-
-    def watch(steps: Iterable[int], total: int) -> Iterator[int]:
-        if not sys.stderr.isatty():
-            yield from steps
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-            task = progress.add_task(name, total=total, rate="")
-            for done in steps:
-                progress.advance(task, done)
-                speed = progress.tasks[0].speed
-                progress.update(task, rate=f"{speed:,.0f} {unit}/s" if speed else "")
-                yield done
-
-    return watch
 
 
 def listing_of(source: str, layout: Layout, root: str | None, columns: dict[str, Any], attributes: list[str]) -> Any:
@@ -90,8 +67,7 @@ def pack(
     for note in found.notes:
         print(note)
     report = pack_images(
-        found, target, size=size, fit=fit, workers=workers, limit=limit, broken=broken, shard=_shard(shard),
-        watch=_watch("packing"),
+        found, target, size=size, fit=fit, workers=workers, limit=limit, broken=broken, shard=_shard(shard)
     )  # fmt: skip
     print(report)
 
@@ -116,10 +92,10 @@ def merge(
 
 def verify(dataset: Dataset) -> None:
     """Compare every byte of a packed dataset with its checksums."""
-    from spurmix.data.store import CHUNK, PackedDataset
+    from spurmix.data.store import PackedDataset
 
     opened = PackedDataset(dataset)
-    damaged = opened.verify(_watch("verifying", f"x {CHUNK >> 20} MiB"))
+    damaged = opened.verify()
     for damage in damaged:
         print(damage)
     if damaged:

@@ -11,9 +11,16 @@ T = TypeVar("T")
 
 
 def bar(
-    batches: Iterable[T], name: str, *, total: int, size: int, done: int = 0, shown: bool | None = None
+    batches: Iterable[T],
+    name: str,
+    *,
+    total: int,
+    size: int,
+    done: int = 0,
+    unit: str = "examples",
+    shown: bool | None = None,
 ) -> Iterator[T]:
-    """The `batches` of `size` examples each, `done` of `total` made before; shown: default on a terminal."""
+    """The `batches` of `size` units each, `done` of `total` made before; shown: default on a terminal."""
     if not (sys.stderr.isatty() if shown is None else shown):
         yield from batches
         return
@@ -27,4 +34,4 @@ def bar(
         for count, batch in enumerate(batches, 1):
             yield batch
             speed = count * size / (time.perf_counter() - began)
-            progress.update(task, completed=done + count, rate=f"{speed:,.0f} examples/s")
+            progress.update(task, completed=done + count, rate=f"{speed:,.0f} {unit}/s")

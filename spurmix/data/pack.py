@@ -25,6 +25,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from spurmix._version import __version__
+from spurmix.core.progress import bar
 from spurmix.data import store
 from spurmix.data.decode import FITS, ImageError, decode, pillow
 from spurmix.data.listing import Listing, check_inside, open_root
@@ -33,9 +34,6 @@ from spurmix.data.store import METADATA, Metadata, PackedDataset, describe, writ
 BLOCK = 32
 """Files a worker takes at a time."""
 TODO, DONE, BROKEN = 0, 1, 2
-
-Watch = Callable[[Iterable[int], int], Iterable[int]]
-"""watch(steps, total): the steps (each the number of examples it finished), shown as progress."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def pack_images(
     limit: int | None = None,
     broken: str = "error",
     shard: tuple[int, int] = (0, 1),
-    watch: Watch | None = None,
+    progress: bool | None = None,
 ) -> PackReport:
     """Decode the files of `listing` and write them as a packed dataset, examples of a split together.
 
@@ -90,6 +88,7 @@ def pack_images(
         limit: at most so many examples of each split.
         broken: "error" ends with a list of all files that cannot be read, keeping what was packed; "skip" leaves them
             out and lists them in `broken.jsonl`.
+        progress: show a progress bar; default: on a terminal.
 
     Raises:
         ValueError: for bad arguments, a target that exists or cannot be written, broken files. OSError: without space.
@@ -106,7 +105,7 @@ def pack_images(
     shape = (len(part), *extent, 3)
     plan = {"listing": _digest(part), "shape": list(shape), "fit": fit}
     with _Job(final, plan, shape) as job:
-        resumed = job.decode(part, extent, fit, workers or os.cpu_count() or 1, watch)
+        resumed = job.decode(part, extent, fit, workers or os.cpu_count() or 1, progress)
         failed = job.broken(part)
         if failed and broken == "error":
             raise BrokenFiles(failed, job.report(failed))
@@ -211,14 +210,14 @@ class _Job:
         self.state = open_memmap(state, mode="w+", dtype=np.uint8, shape=self.shape[:1])
         plan.write_text(json.dumps(self.plan))
 
-    def decode(self, listing: Listing, size: tuple[int, int], fit: str, workers: int, watch: Watch | None) -> int:
+    def decode(self, listing: Listing, size: tuple[int, int], fit: str, workers: int, progress: bool | None) -> int:
         """Decode what is still to do; how much was done before."""
         system, base = open_root(listing.root)
         sources = listing.metadata.sources
         self.reasons: dict[int, str] = {}
         guard = threading.Lock()
 
-        def block(rows: NDArray[np.int64]) -> int:
+        def block(rows: NDArray[np.int64]) -> None:
             for row in rows:
                 try:
                     data = system.cat_file(f"{base}/{sources[row]}")
@@ -231,12 +230,11 @@ class _Job:
                     reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
                     with guard:
                         self.reasons[int(row)] = reason
-            return len(rows)
 
         todo = np.flatnonzero(self.state != DONE)
         blocks = (todo[r.start : r.stop] for r in store.chunks(todo.size, BLOCK))
-        steps = _in_threads(block, blocks, workers)
-        for _ in watch(steps, todo.size) if watch is not None else steps:
+        finished = _in_threads(block, blocks, workers)
+        for _ in bar(finished, "packing", total=-(-todo.size // BLOCK), size=BLOCK, unit="images", shown=progress):
             pass
         return len(sources) - int(todo.size)
 
@@ -289,10 +287,10 @@ def _lock(file: Any, folder: Path) -> None:
 
 
 def _in_threads(
-    work: Callable[[NDArray[np.int64]], int], blocks: Iterable[NDArray[np.int64]], workers: int
-) -> Iterator[int]:
-    """Results as they come, a few blocks ahead of the workers; an error ends it once the running blocks did."""
-    waiting: set[Future[int]] = set()
+    work: Callable[[NDArray[np.int64]], None], blocks: Iterable[NDArray[np.int64]], workers: int
+) -> Iterator[None]:
+    """Once for each block that is done, a few blocks ahead of the workers; an error ends it once the running blocks did."""
+    waiting: set[Future[None]] = set()
     iterator = iter(blocks)
     with ThreadPoolExecutor(workers) as pool:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core.groups import GroupIndex
+from spurmix.core.progress import bar
 
 if TYPE_CHECKING:
     from spurmix.data.sources import Source
@@ -244,21 +245,21 @@ class PackedDataset:
             attribute_names=self.metadata.attribute_names[chosen],
         )
 
-    def verify(self, watch: Callable[[Iterable[int], int], Iterable[int]] | None = None) -> list[Damage]:
+    def verify(self, progress: bool | None = None) -> list[Damage]:
         """Read every byte and compare it with its checksum; what is damaged, an empty list where nothing is.
 
         Args:
-            watch: wraps an iterable of `total` steps of `CHUNK` bytes, for a progress bar.
+            progress: show a progress bar; default: on a terminal.
         """
         chunk = int(self._description["chunk"])
         work: list[tuple[str, int, str]] = []
         for name, record in self._description["files"].items():
             begins = range(0, record["size"], chunk)
             work += [(name, begin, digest) for begin, digest in zip(begins, record["checksums"], strict=True)]
-        steps: Iterable[int] = range(len(work))
         damaged = []
-        for n in watch(steps, len(work)) if watch is not None else steps:
-            name, begin, digest = work[n]
+        for name, begin, digest in bar(
+            work, "verifying", total=len(work), size=chunk >> 20, unit="MiB", shown=progress
+        ):
             path = self.path / name
             with path.open("rb") as file:
                 file.seek(begin)
