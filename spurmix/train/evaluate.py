@@ -20,13 +20,22 @@ from spurmix.train.text import apply
 
 
 def predict(
-    model: nn.Module, source: Any, *, batch_size: int = 256, device: torch.device | str | None = None
+    model: nn.Module,
+    source: Any,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    sharded: bool = False,
 ) -> Tensor:
     """Logits of every example of `source`, float32 `[N, classes]` on the CPU; the model's mode is left as it was.
 
-    Texts go through in order of length, so that little of a batch is padding.
+    Texts go through in order of length, so that little of a batch is padding. sharded: see `evaluate`.
     """
-    return over_batches(model, source, lambda x: logits_of(apply(model, x)), batch_size=batch_size, device=device)
+
+    def step(inputs: Any) -> Tensor:
+        return logits_of(apply(model, inputs))
+
+    return over_batches(model, source, step, batch_size=batch_size, device=device, sharded=sharded)
 
 
 def over_batches(
@@ -37,9 +46,10 @@ def over_batches(
     batch_size: int = 256,
     device: torch.device | str | None = None,
     progress: bool | None = False,
+    sharded: bool = False,
 ) -> Tensor:
     """Float32 `[N, ...]` on the CPU: what `step` makes of every batch of unmixed inputs, without gradients and with the
-    model in evaluation mode; progress: show a bar, None: on a terminal."""
+    model in evaluation mode; progress: show a bar, None: on a terminal; sharded: every process reads its share."""
     source = as_source(source)
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
@@ -49,21 +59,41 @@ def over_batches(
     training = {module: module.training for module in model.modules()}
     model.eval()
     batches = reading_order(source).split(batch_size)
+    if sharded:
+        if not torch.distributed.is_initialized():
+            raise ValueError("sharded: there is no process group; start with torchrun or accelerate launch")
+        world = torch.distributed.get_world_size()
+        # Each process has a batch at least, so that all know what `step` makes; the first ones may be read twice.
+        mine = range(torch.distributed.get_rank(), max(len(batches), world), world)
+        own = [batches[k] if k < len(batches) else batches[0] for k in mine]
+        first_use = [k < len(batches) for k in mine]
+    else:
+        own, first_use = list(batches), [True] * len(batches)
     result: Tensor | None = None
     try:
         with torch.inference_mode():
-            for index in bar(batches, "reading", total=len(batches), size=batch_size, shown=progress):
+            for used, index in zip(
+                first_use, bar(own, "reading", total=len(own), size=batch_size, shown=progress), strict=True
+            ):
                 part = step(source.gather(index).to(target)).float().cpu()
                 if result is None:
                     with torch.inference_mode(False):  # a tensor like any other
-                        result = torch.empty((len(source), *part.shape[1:]))
-                result[index] = part
+                        result = torch.zeros((len(source), *part.shape[1:]))
+                if used:
+                    result[index] = part
         check(target)
     finally:
         for module, mode in training.items():
             module.training = mode
     assert result is not None  # no source is empty
-    return result
+    return _summed(result, target) if sharded else result
+
+
+def _summed(result: Tensor, device: torch.device) -> Tensor:
+    """The sum over all processes, each of which filled its rows."""
+    there = result.to(device) if torch.distributed.get_backend() == "nccl" else result
+    torch.distributed.all_reduce(there)
+    return there.cpu()
 
 
 def reading_order(source: Source) -> Tensor:
@@ -84,6 +114,7 @@ def evaluate(
     cell_names: Sequence[str] | None = None,
     min_group_size: int = 1,
     device: torch.device | str | None = None,
+    sharded: bool = False,
 ) -> Evaluation:
     """Accuracy of each group with 95% Wilson intervals, worst group, average and adjusted average.
 
@@ -95,6 +126,7 @@ def evaluate(
         membership: bool `[N, K]`, cells that may overlap, such as the 16 of CivilComments (identity mentioned x label).
             The worst group is then the worst cell; the adjusted average remains one over `groups`. cell_names: K names.
         min_group_size: groups (cells) of fewer examples are reported, but do not decide the worst group.
+        sharded: each process of torch.distributed reads its share of the examples; all must call, and all get the same.
 
     Raises:
         TypeError: for a membership matrix that is not boolean.
@@ -105,7 +137,7 @@ def evaluate(
         raise ValueError(f"source has {len(source)} examples, the groups have {groups.num_examples}")
     if membership is not None:  # before the model works for minutes
         Cells.of(membership, cell_names, groups.num_examples)
-    logits = predict(model, source, batch_size=batch_size, device=device)
+    logits = predict(model, source, batch_size=batch_size, device=device, sharded=sharded)
     return evaluate_logits(
         logits, groups, train_groups=train_groups, membership=membership, cell_names=cell_names,
         min_group_size=min_group_size,

@@ -27,7 +27,7 @@ from spurmix.train.text import apply
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training left: optimizer steps made, the last loss, loss of every batch, seconds and examples a second."""
+    """What training left: optimizer steps made, the last loss, loss of every global batch, seconds and examples a second."""
 
     steps: int
     loss: float
@@ -62,7 +62,8 @@ def finetune(
     Args:
         model: maps `batch.input` to logits: a tensor, an object with `.logits`, or a tuple that begins with them; for
             texts a `MixedInputs`.
-        loader: decides data, order, batch size and number of batches.
+        loader: decides data, order, batch size and number of batches; with several processes (torchrun, accelerate
+            launch) each gives its own with its `rank` and `world_size`, and every process calls.
         optimizer: "adamw", "sgd", or a function of parameter groups. Biases and norms do not decay.
         schedule: "cosine", "one_cycle", "linear" or "constant", stepped on optimizer steps; warmup is a share of them.
         mixed_precision: "no", "bf16" or "fp16".
@@ -139,7 +140,7 @@ def finetune(
                 parameters["lr"] = rate
             batch = batch.to(accelerator.device)
             loss = _loss(model, batch, accelerator, label_smoothing)
-            value = float(loss.detach())
+            value = float(accelerator.reduce(loss.detach(), reduction="mean"))  # of the global batch, on every rank
             if not math.isfinite(value):
                 raise ValueError(f"the loss is {value} at step {step}; lower the learning rate or check the data")
             accelerator.backward(loss / group)

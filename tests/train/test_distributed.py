@@ -1,0 +1,106 @@
+"""Any number of processes: one global sequence, one loss curve, one schedule, one evaluation; resumed by another number."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import json, os, sys
+import numpy as np, torch
+from torch import nn
+from spurmix import GroupIndex, MixLoader, evaluate, finetune, policies
+
+out, batches = sys.argv[1], int(sys.argv[2])
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+torch.manual_seed(0)
+torch.set_num_threads(1)
+
+
+class Killed(Exception):
+    pass
+
+
+class Model(nn.Sequential):
+    left = batches
+
+    def forward(self, x):
+        if self.training:
+            Model.left -= 1
+            if Model.left < 0:
+                raise Killed
+        return super().forward(x)
+
+
+rng = np.random.default_rng(0)
+labels, attributes = rng.integers(0, 2, 240), rng.integers(0, 2, 240)
+features = (rng.standard_normal((240, 6)) + labels[:, None]).astype(np.float32)
+groups = GroupIndex(labels, attributes)
+model = Model(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+loader = MixLoader(features, groups, policies.lisa(), 24, steps=11, seed=5, rank=rank, world_size=world)
+try:
+    done = finetune(model, loader, learning_rate=0.05, accumulate=2, output=out, save_every=4, resume=True)
+except Killed:
+    os._exit(0)  # as a killed job ends: nobody is told
+distributed = torch.distributed.is_initialized()
+found = evaluate(model, features, groups, batch_size=50, sharded=distributed)
+drawn = [[batch.index.tolist(), batch.partner.tolist(), batch.lam.tolist()] for batch in loader]
+report = dict(losses=done.losses, groups=[g.correct for g in found.groups], drawn=drawn)
+with open(f"{out}/rank-{rank}.json", "w") as file:
+    json.dump(report, file)
+if distributed:
+    torch.distributed.destroy_process_group()
+"""
+
+
+def run(folder: Path, world: int, batches: int = 1000) -> None:
+    script = folder.parent / "train.py"
+    script.write_text(SCRIPT)
+    launcher = [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command = [sys.executable, *launcher, str(script), str(folder), str(batches)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def reports(folder: Path, world: int) -> dict[str, Any]:
+    """One report of all ranks: what each draws, put together; the rest, which all must agree on."""
+    ranks = [json.loads((folder / f"rank-{k}.json").read_text()) for k in range(world)]
+    assert all(r["losses"] == ranks[0]["losses"] and r["groups"] == ranks[0]["groups"] for r in ranks)
+    drawn = [[list(chain(*(r["drawn"][k][part] for r in ranks))) for part in range(3)] for k in range(11)]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics] == list(range(11))
+    assert [m["loss"] for m in metrics] == pytest.approx(ranks[0]["losses"], abs=1e-5)
+    return {**ranks[0], "drawn": drawn, "rates": [m["learning_rate"] for m in metrics]}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run(folder, 1)
+    return reports(folder, 1)
+
+
+def same(found: dict[str, Any], alone: dict[str, Any]) -> None:
+    assert found["drawn"] == alone["drawn"] and found["rates"] == alone["rates"] and found["groups"] == alone["groups"]
+    assert found["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+def test_any_number_of_processes_trains_alike(world: int, alone: dict[str, Any], tmp_path: Path) -> None:
+    run(tmp_path / "run", world)
+    same(reports(tmp_path / "run", world), alone)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000008", "step-00000011"]
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), pytest.param(1, 3, marks=pytest.mark.slow)])
+def test_another_number_of_processes_goes_on(first: int, then: int, alone: dict[str, Any], tmp_path: Path) -> None:
+    run(tmp_path / "run", first, batches=6)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    run(tmp_path / "run", then)
+    same(reports(tmp_path / "run", then), alone)
