@@ -187,6 +187,56 @@ def test_gradient_buffers_are_used_again_only_when_nothing_refers_to_them(rng: n
     torch.testing.assert_close(weight.grad, 2 * expected)
 
 
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_whole(compiler: str, rng: np.random.Generator) -> None:
+    lookups = tokens(rng, 30, 4, 6, True)
+    weight, position_weight, scale, shift = (torch.randn(*s, requires_grad=True) for s in ((30, 8), (6, 8), (8,), (8,)))
+    buffer = F.GradientBuffer()
+
+    def both(lam: torch.Tensor) -> torch.Tensor:
+        given = {**lookups, "lam": lam}
+        words = F.mix_embeddings(weight, **given, padding_idx=3, grad_buffer=buffer)
+        return words + F.mix_bert_embeddings(weight, position_weight, None, scale, shift, **given, eps=1e-3)
+
+    compiled = torch.compile(both, fullgraph=True, backend=compiler)
+    for lam in (lookups["lam"], lookups["lam"].flip(0)):
+        results = []
+        for run in (both, compiled):
+            out = run(lam)
+            results.append((out, *torch.autograd.grad(out.pow(2).sum(), (weight, position_weight, scale, shift))))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    with pytest.raises(Exception, match="cannot be traced by"):
+        torch.compile(lambda: F.mix_embeddings(weight, **lookups, sparse=True), fullgraph=True, backend=compiler)()
+
+
+def test_transforms_and_forward_mode(rng: np.random.Generator) -> None:
+    weight, lookups = torch.from_numpy(rng.standard_normal((6, 3))), tokens(rng, 6, 2, 4, True)
+
+    def total(weight: torch.Tensor) -> torch.Tensor:
+        return F.mix_embeddings(weight, **lookups, sparse=True).pow(2).sum()
+
+    expected = torch.autograd.grad(mixed(w := weight.clone().requires_grad_(), **lookups).pow(2).sum(), w)[0]
+    torch.testing.assert_close(torch.func.grad(total)(weight), expected)
+    direction = torch.randn(6, 3, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.jvp(total, (weight,), (direction,))[1], (expected * direction).sum())
+
+
+def test_optimizers_take_every_form(rng: np.random.Generator) -> None:
+    lookups = tokens(rng, 40, 3, 5, True)
+    found = []
+    for form in ({}, dict(grad_buffer=F.GradientBuffer()), dict(sparse=True)):
+        weight = torch.nn.Parameter(torch.ones(40, 6))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.mix_embeddings(weight, **lookups, padding_idx=1, **form).pow(2).sum().backward()
+            optimizer.step()
+        found.append(weight.detach())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
 WEIGHT, IDS, LAM, MASK = torch.zeros(4, 3), torch.zeros(2, 5, dtype=torch.int64), torch.ones(2), torch.ones(2, 5).bool()
 
 
