@@ -87,9 +87,8 @@ class MixedInputs(nn.Module):
         first = inputs[0] if len(inputs) == 1 else None
         if isinstance(first, TokenPairs):
             self._check(first.ids)
-            if first.lam.device.type == "cpu" and bool(
-                (first.lam == 1).all()
-            ):  # elsewhere it would wait for the device
+            # Elsewhere than on the CPU the question would wait for the device.
+            if first.lam.device.type == "cpu" and bool((first.lam == 1).all()):
                 return self._plain(first.ids, first.mask, options)
             return (self._features if self.where == "features" else self._embeddings)(first, options)
         if isinstance(first, Tokens):
@@ -132,8 +131,10 @@ class MixedInputs(nn.Module):
             options = {**options, "position_ids": attended.cumsum(1) * attended + self._before}
         lookups = (pairs.ids, pairs.partner_ids, pairs.lam, pairs.mask, pairs.partner_mask)
         gradient: dict[str, Any] = {"padding_idx": table.padding_idx, "grad_buffer": self._buffer}
-        block = _embedding_block(self.model)
-        if block is not None and not torch.compiler.is_compiling():
+        # A compiled model would be compiled again for every result that stands in for its block's.
+        compiled = torch.compiler.is_compiling() or _is_compiled(self.__dict__.get("_called", self.model))
+        block = None if compiled else _embedding_block(self.model)
+        if block is not None:
             types = getattr(block, "token_type_embeddings", None)
             norm = block.LayerNorm
             mixed = functional.mix_bert_embeddings(
@@ -185,6 +186,10 @@ class MixedInputs(nn.Module):
         return self.model.named_parameters(prefix, *args, **options)
 
 
+def _is_compiled(model: nn.Module) -> bool:
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+
+
 def _embedding_block(model: Any) -> Any:
     """The block that the model's embedding table stands in, where `mix_bert_embeddings` computes the same, else None."""
     table = model.get_input_embeddings()
@@ -233,6 +238,7 @@ def apply(model: nn.Module, inputs: Any) -> Any:
 
 def _check_embeddings(model: nn.Module) -> None:
     """Raise TypeError where mixing the rows of the embedding table is not what the model's own lookup does."""
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     name = type(model).__name__
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         raise TypeError(f"{name} takes no inputs_embeds, so embeddings cannot be mixed outside of it")

@@ -236,6 +236,23 @@ def test_models_that_cannot_be_mixed_are_refused() -> None:
         MixedInputs(build("mean").encoder, "features")
 
 
+def test_a_compiled_model_is_compiled_once() -> None:
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(inputs))
+        return graph
+
+    model = build("bert").eval()
+    expected = [logits_of(MixedInputs(model)(pairs("bert", seed=k))) for k in range(3)]
+    mixed = MixedInputs(torch.compile(model, backend=backend))  # type: ignore[arg-type]
+    counts = []
+    for k in range(3):
+        torch.testing.assert_close(logits_of(mixed(pairs("bert", seed=k))), expected[k], atol=1e-6, rtol=0)
+        counts.append(len(graphs))
+    assert 0 < counts[0] == counts[2]
+
+
 def test_an_encoder_without_a_head_takes_pairs() -> None:
     encoder = build("mean").encoder.eval()
     assert MixedInputs(encoder)(pairs("bert"))[0].shape == (5, 9, 16)
