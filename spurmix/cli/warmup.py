@@ -92,7 +92,7 @@ def run(shapes: Sequence[Shapes], capability: int | None) -> None:
         raise RuntimeError(f"warmup needs the package {error.name!r}: pip install {error.name}") from None
     began = time.perf_counter()
     if capability is not None:
-        from triton.knobs import cache  # type: ignore[attr-defined]
+        from triton.knobs import cache
 
         with tuned.offline(capability) as made:
             for each in shapes:
