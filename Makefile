@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+CPP_FILES := find csrc kernels/cuda tests -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find csrc kernels -type f) setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench bench-peers format sanitize clean
+.PHONY: demo test lint bench bench-peers format sanitize check-cuda clean
 
 # torch first and pinned: an unpinned one would bring gigabytes of CUDA packages. No build isolation for the same reason.
 $(STAMP): $(SOURCES)
@@ -24,7 +25,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(CPP_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 
 bench: $(STAMP)
 	$(BIN)/python -m bench --quick
@@ -43,7 +44,7 @@ SANITIZE_FLAGS := -std=c++17 -O1 -g -Wall -pthread -fno-omit-frame-pointer -fsan
 	-fno-sanitize-recover=all -Wno-maybe-uninitialized
 SANITIZE_CASES ?= 5000
 SANITIZE_SEED ?= 1
-SANITIZED := tests/sanitize/driver.cpp csrc/host/group_cells.cpp $(wildcard csrc/cpu/*.cpp)
+SANITIZED := tests/sanitize/driver.cpp csrc/host/group_cells.cpp csrc/host/tokens.cpp $(wildcard csrc/cpu/*.cpp)
 HEADERS := $(shell find csrc -name '*.h' -o -name '*.inc')
 
 $(SANITIZE)/%.o: %.cpp $(HEADERS)
@@ -53,9 +54,10 @@ $(SANITIZE)/%.o: %.cpp $(HEADERS)
 $(SANITIZE)/driver: $(SANITIZED:%.cpp=$(SANITIZE)/%.o)
 	$(CXX) $(SANITIZE_FLAGS) $^ -o $@
 
-$(SANITIZE)/_host.so: csrc/host/module.cpp $(SANITIZE)/csrc/host/group_cells.o $(HEADERS) $(STAMP)
+HOST_OBJECTS := $(SANITIZE)/csrc/host/group_cells.o $(SANITIZE)/csrc/host/tokens.o
+$(SANITIZE)/_host.so: csrc/host/module.cpp $(HOST_OBJECTS) $(HEADERS) $(STAMP)
 	$(CXX) $(SANITIZE_FLAGS) -fPIC -shared -fvisibility=hidden \
-		$$($(BIN)/python -m pybind11 --includes) csrc/host/module.cpp $(SANITIZE)/csrc/host/group_cells.o -o $@
+		$$($(BIN)/python -m pybind11 --includes) csrc/host/module.cpp $(HOST_OBJECTS) -o $@
 
 sanitize:
 	$(MAKE) -j2 $(SANITIZE)/driver $(SANITIZE)/_host.so
@@ -72,10 +74,17 @@ sanitize:
 	$(BIN)/python -P -c 'from spurmix import _host; assert "$(SANITIZE)" in _host.__file__, _host.__file__' && \
 	$(BIN)/python -P -m pytest -p no:cacheprovider tests/core/test_groups.py
 
+# `_cuda`, built beside a torch for CUDA (some 5 GB in an environment of its own); needs nvcc, but no GPU.
+check-cuda:
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install -q torch==2.11.0 'setuptools>=77,<82' wheel pybind11 numpy scipy typer rich
+	SPURMIX_CUDA=1 .venv-cuda/bin/python -m pip install -q . --no-build-isolation --no-deps --force-reinstall
+	cd tests/cuda && ../../.venv-cuda/bin/python -P check.py
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format -q .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' | xargs $(BIN)/clang-format -i
+	$(CPP_FILES) | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf $(VENV) build demo-out spurmix/*.so spurmix/_build.json

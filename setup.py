@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ _spec.loader.exec_module(_build_stamp)
 # GCC 12 takes the undefined registers of its own intrinsics for mistakes: ten thousand lines around any real error.
 COMMON = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", "-g0"]
 CPU_KERNELS = ["isa", "draw", "mix_images", "mix_rows", "loss"]
+CUDA_KERNELS = ["draw", "images", "rows", "loss"]
+CUDA_GENERATIONS = (80, 90, 100)
+NVCC = ["nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 
 def torch_package() -> Path | None:
@@ -43,7 +48,7 @@ def host_extension() -> Extension:
 
     return Extension(
         "spurmix._host",
-        ["csrc/host/module.cpp", "csrc/host/group_cells.cpp"],
+        ["csrc/host/module.cpp", "csrc/host/group_cells.cpp", "csrc/host/tokens.cpp"],
         include_dirs=[pybind11.get_include()],
         extra_compile_args=[*COMMON, "-pthread"],
         extra_link_args=["-pthread", "-s"],
@@ -70,17 +75,49 @@ def torch_extension(torch: Path) -> Extension:
     )
 
 
-def wants_cuda(torch: Path | None) -> bool:
+def cuda_toolkit() -> Path:
+    """The toolkit of the nvcc on the PATH, which may be a script elsewhere."""
+    shown = subprocess.run(["nvcc", "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    return Path(re.findall(r"_HERE_=(\S+)", shown)[0]).parent
+
+
+def cuda_targets() -> list[str]:
+    """nvcc's options for the generations it knows: machine code for each, and code that later ones compile."""
+    known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    found = [g for g in CUDA_GENERATIONS if f"sm_{g}" in known]
+    options = [f"-gencode=arch=compute_{g},code=sm_{g}" for g in found]
+    return [*options, f"-gencode=arch=compute_{found[-1]},code=compute_{found[-1]}"]
+
+
+def cuda_extension(torch: Path) -> Extension:
+    toolkit = cuda_toolkit()
+    return Extension(
+        "spurmix._cuda",
+        [
+            "csrc/cuda_device.cpp",
+            "csrc/ops_cuda.cpp",
+            "csrc/ops_cuda_rows.cpp",
+            *(f"kernels/cuda/{name}.cu" for name in CUDA_KERNELS),
+        ],
+        include_dirs=[str(torch / "include"), str(toolkit / "include")],
+        library_dirs=[str(torch / "lib"), str(toolkit / "lib64")],
+        libraries=["torch", "torch_cpu", "torch_cuda", "c10", "cudart_static", "rt", "dl"],
+        define_macros=[("TORCH_TARGET_VERSION", TARGET_TORCH), ("USE_CUDA", "1")],
+        extra_compile_args=COMMON,
+        extra_link_args=["-s", "-pthread"],
+        language="c++",
+    )
+
+
+def wants_cuda(torch: Path) -> bool:
     """Whether `_cuda` is built: its sources, a toolkit and a CUDA torch are there, or SPURMIX_CUDA=1 insists."""
     asked = os.environ.get("SPURMIX_CUDA")
     if asked == "0":
         return False
     missing = []
-    if not list((ROOT / "kernels" / "cuda").glob("*.cu")):
-        missing.append("CUDA sources (this version has none)")
     if shutil.which("nvcc") is None:
         missing.append("nvcc on the PATH")
-    if torch is None or not list((torch / "lib").glob("libtorch_cuda.so")):
+    if not (torch / "lib" / "libtorch_cuda.so").exists():
         missing.append("a torch built for CUDA")
     if missing and asked == "1":
         sys.exit(f"SPURMIX_CUDA=1, but there is no {' and no '.join(missing)}")
@@ -97,11 +134,19 @@ class Build(build_ext):
     def _compile_in_parallel(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
-        compile_one = self.compiler.compile
+        compile_here = self.compiler.compile
 
-        def compile_all(sources: list[str], *args: Any, **options: Any) -> list[str]:
+        def compile_one(source: str, output_dir: str, **options: Any) -> list[str]:
+            if not source.endswith(".cu"):
+                return compile_here([source], output_dir, **options)
+            target = Path(output_dir, source).with_suffix(".o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([*NVCC, *cuda_targets(), "-c", source, "-o", str(target)], check=True)
+            return [str(target)]
+
+        def compile_all(sources: list[str], output_dir: str = ".", **options: Any) -> list[str]:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = list(pool.map(lambda source: compile_one([source], *args, **options), sources))
+                objects = list(pool.map(lambda source: compile_one(source, output_dir, **options), sources))
             return [name for group in objects for name in group]
 
         self.compiler.compile = compile_all
@@ -121,7 +166,8 @@ def extensions() -> list[Extension]:
         print("spurmix: torch is not installed here, so the CPU operators are not compiled", file=sys.stderr)
     else:
         found.append(torch_extension(torch))
-    wants_cuda(torch)
+        if wants_cuda(torch):
+            found.append(cuda_extension(torch))
     return found
 
 

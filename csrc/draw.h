@@ -23,11 +23,15 @@ struct Tables {
   SPURMIX_HD bool has_partners() const { return quantile != threshold; }  // any threshold rows
 };
 
-// Why packed tables were rejected, or null. Constant time: contents are checked where the tables are built.
-inline const char* view_tables(const int64_t* packed, int64_t length, Tables* view) {
-  if (length < kHeader || packed[0] != kTablesMagic) return "not packed draw tables of this version";
-  if (packed[1] != length) return "the header's length is not the tensor's";
-  const int64_t n = packed[2], g = packed[3], s = packed[4], w = packed[5], r = packed[6];
+// Why packed tables were rejected, or null. Constant time: contents are checked where the tables are built. `nearby`
+// holds the first `nearby_length` words once more where a device reads them sooner; sections within it are read there.
+SPURMIX_HD const char* view_tables(const int64_t* packed, int64_t length, Tables* view, const int64_t* nearby = nullptr,
+                                   int64_t nearby_length = 0) {
+  if (length < kHeader) return "not packed draw tables of this version";
+  const int64_t* header = nearby_length >= kHeader ? nearby : packed;
+  if (header[0] != kTablesMagic) return "not packed draw tables of this version";
+  if (header[1] != length) return "the header's length is not the tensor's";
+  const int64_t n = header[2], g = header[3], s = header[4], w = header[5], r = header[6];
   const int64_t limit = int64_t{1} << 31;
   if (n < 1 || g < 1 || s < 1 || w < 1 || r < 0 || g > limit || s > limit || w > limit || r > g) {
     return "the header's counts are impossible";
@@ -35,13 +39,15 @@ inline const char* view_tables(const int64_t* packed, int64_t length, Tables* vi
   const int64_t sizes[8] = {w, s, s, s, g + 1, g, r * g, kQuantiles};
   int64_t start = kHeader;
   for (int k = 0; k < 8; ++k) {
-    if (packed[8 + k] != start) return "the header's sections do not follow each other";
+    if (header[8 + k] != start) return "the header's sections do not follow each other";
     start += sizes[k];
   }
   if (start != length) return "the sections do not fill the tensor";
   const int64_t* at[8];
-  for (int k = 0; k < 8; ++k) at[k] = packed + packed[8 + k];
-  *view = {n, g, w, packed[7], at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], nullptr, nullptr};
+  for (int k = 0; k < 8; ++k) {
+    at[k] = (header[8 + k] + sizes[k] <= nearby_length ? nearby : packed) + header[8 + k];
+  }
+  *view = {n, g, w, header[7], at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], nullptr, nullptr};
   return nullptr;
 }
 
@@ -59,7 +65,11 @@ SPURMIX_HD uint32_t mix32(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-SPURMIX_HD uint32_t round_key(const Words& key, uint32_t r) { return key.v[r & 3] + r * 0x9E3779B9u; }
+// Of round r; chosen without an index, which on a device would put the words into memory.
+SPURMIX_HD uint32_t round_key(const Words& key, uint32_t r) {
+  const uint32_t even = r & 2 ? key.v[2] : key.v[0], odd = r & 2 ? key.v[3] : key.v[1];
+  return (r & 1 ? odd : even) + r * 0x9E3779B9u;
+}
 
 // Position p under the permutation of [0, m) that `key` selects, m below 2^62.
 SPURMIX_HD uint64_t permute(uint64_t p, uint64_t m, const Words& key) {

@@ -1,7 +1,6 @@
 // CPU operators on images, and the draw: argument checks, outputs, threads. The arithmetic is in cpu/.
 #include "ops_cpu.h"
 
-#include <cmath>
 #include <tuple>
 
 namespace spurmix {
@@ -39,9 +38,7 @@ Sequence sequence(const Tensor& tables, const Tensor& members, int64_t seed, int
     SPURMIX_CHECK(offset >= 0 && offset <= INT64_MAX - start, op, ": counter must lie in [0, 2^63 - start)");
     start += offset;
   }
-  SPURMIX_CHECK(seed >= 0, op, ": seed must lie in [0, 2^63)");
-  SPURMIX_CHECK(start >= 0 && count >= 0 && (count == 0 || start <= INT64_MAX - (count - 1)), op,
-                ": start and count must name samples in [0, 2^63)");
+  check_sequence(seed, start, count, op);
   s.seed = static_cast<uint64_t>(seed);
   s.start = static_cast<uint64_t>(start);
   return s;
@@ -87,41 +84,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> draw(const Tensor& tables, const Tens
 
 // The image store and its normalisation, checked; the fields of one mix that do not depend on the batch.
 cpu::MixImages image_arguments(const Tensor& images, const Tensor& mean, const Tensor& std, const char* op) {
-  SPURMIX_CHECK(images.is_cpu() && images.scalar_type() == ScalarType::Byte && images.dim() == 4, op,
-                ": images must be uint8 [N, H, W, C] on the CPU");
-  const int64_t h = images.size(1), w = images.size(2), c = images.size(3);
-  SPURMIX_CHECK(h > 0 && w > 0 && c > 0, op, ": images must have height, width and channels of 1 or more");
-  SPURMIX_CHECK(
-      (c == 1 || images.stride(3) == 1) && (w == 1 || images.stride(2) == c) && (h == 1 || images.stride(1) == w * c),
-      op, ": each image must be contiguous [H, W, C]");
-  check(mean, op, "mean", ScalarType::Float, {c});
-  check(std, op, "std", ScalarType::Float, {c});
+  SPURMIX_CHECK(images.is_cpu(), op, ": images must be on the CPU");
+  check_images(images, mean, std, op);
   cpu::MixImages m = {};
   m.images = data<uint8_t>(images);
   m.image_stride = images.stride(0);
-  m.height = h;
-  m.width = w;
-  m.channels = c;
+  m.height = images.size(1);
+  m.width = images.size(2);
+  m.channels = images.size(3);
   m.mean = data<float>(mean);
   m.std = data<float>(std);
   return m;
 }
 
-void image_output(cpu::MixImages* m, const Tensor& out, int64_t batch, const char* op) {
-  SPURMIX_CHECK(out.is_cpu() && out.dim() == 4, op, ": out must be [B, C, h, w] on the CPU");
-  SPURMIX_CHECK(out.size(0) == batch && out.size(1) == m->channels, op, ": out must have shape [", batch, ", ",
-                m->channels, ", h, w]");
+void image_output(cpu::MixImages* m, const Tensor& images, const Tensor& out, int64_t batch, bool crops,
+                  const char* op) {
+  check_image_output(images, out, batch, crops, op);
   m->out_height = out.size(2);
   m->out_width = out.size(3);
-  SPURMIX_CHECK(m->out_height > 0 && m->out_width > 0, op, ": out must have positive height and width");
   m->format = format_of(out.scalar_type(), op, "out");
-  SPURMIX_CHECK(m->format != cpu::Format::f64, op, ": out must be float32, float16 or bfloat16");
   m->channels_last = is_channels_last(out, op);
   m->out = out.mutable_data_ptr();
-  if (m->boxes == nullptr && batch > 0) {  // no boxes of no samples are null too
-    SPURMIX_CHECK(m->out_height == m->height && m->out_width == m->width, op,
-                  ": another size than the images' needs boxes");
-  }
 }
 
 void run_mix_images(cpu::MixImages m, int64_t batch) {
@@ -138,20 +121,11 @@ void mix_images_into(const Tensor& images, const Tensor& index, const Tensor& pa
                      const Tensor& out, const char* op) {
   cpu::MixImages m = image_arguments(images, mean, std, op);
   const int64_t batch = index.numel(), total = images.size(0);
-  check(index, op, "index", ScalarType::Long, {batch});
-  check(partner, op, "partner", ScalarType::Long, {batch});
-  check(lam, op, "lam", ScalarType::Float, {batch});
-  if (boxes.has_value()) {
-    check(*boxes, op, "boxes", ScalarType::Float, {batch, 2, 4});
-    m.boxes = reinterpret_cast<const Box*>(data<float>(*boxes));
-  }
-  if (flips.has_value()) {
-    const ScalarType type = flips->scalar_type();
-    SPURMIX_CHECK(type == ScalarType::Byte || type == ScalarType::Bool, op, ": flips must be uint8 or bool");
-    check(*flips, op, "flips", type, {batch, 2});
-    m.flips = data<uint8_t>(*flips);
-  }
-  image_output(&m, out, batch, op);
+  check_pairs(index, partner, lam, batch, op);
+  check_crops(boxes, flips, batch, op);
+  if (boxes.has_value()) m.boxes = reinterpret_cast<const Box*>(data<float>(*boxes));
+  if (flips.has_value()) m.flips = data<uint8_t>(*flips);
+  image_output(&m, images, out, batch, boxes.has_value(), op);
   m.index = data<int64_t>(index);
   m.partner = data<int64_t>(partner);
   m.lam = data<float>(lam);
@@ -216,7 +190,7 @@ void mix_image_batch_into(const Tensor& images, const Tensor& labels, const Tens
   std::vector<uint8_t> flips(crop.flip ? 2 * count : 0);
   m.boxes = crop.enabled ? boxes.data() : nullptr;
   m.flips = crop.flip ? flips.data() : nullptr;
-  if (count > 0) image_output(&m, out.input, count, op);
+  if (count > 0) image_output(&m, images, out.input, count, crop.enabled, op);
   if (count == 0) return;
 
   run_draw(s, count, drawn, crop.flip ? flip_bits.data() : nullptr);
@@ -236,15 +210,6 @@ void mix_image_batch_into(const Tensor& images, const Tensor& labels, const Tens
   take_labels(labels, drawn.index, count, mutable_data<int64_t>(out.label), op);
   const bool keep = s.tables.flags & kKeepLabels;
   take_labels(labels, keep ? drawn.index : drawn.partner, count, mutable_data<int64_t>(out.partner_label), op);
-}
-
-Crop crop_of(bool crop, double scale_min, double scale_max, double ratio_min, double ratio_max, bool flip) {
-  return {crop,
-          static_cast<float>(scale_min),
-          static_cast<float>(scale_max),
-          static_cast<float>(std::log(ratio_min)),
-          static_cast<float>(std::log(ratio_max)),
-          flip};
 }
 
 void mix_image_batch_out(const Tensor& images, const Tensor& labels, const Tensor& tables, const Tensor& members,

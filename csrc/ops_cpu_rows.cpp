@@ -16,9 +16,7 @@ void mix_rows_into(const Tensor& rows, const Tensor& index, const Tensor& partne
   SPURMIX_CHECK(rows.is_cpu() && rows.dim() == 2, op, ": rows must be [N, D] on the CPU");
   SPURMIX_CHECK(rows.size(1) <= 1 || rows.stride(1) == 1, op, ": each row must be contiguous");
   const int64_t batch = index.numel(), total = rows.size(0), columns = rows.size(1);
-  check(index, op, "index", ScalarType::Long, {batch});
-  check(partner, op, "partner", ScalarType::Long, {batch});
-  check(lam, op, "lam", ScalarType::Float, {batch});
+  check_pairs(index, partner, lam, batch, op);
   check(out, op, "out", out.scalar_type(), {batch, columns});
   check_range(data<int64_t>(index), batch, total, op, "index");
   check_range(data<int64_t>(partner), batch, total, op, "partner");
@@ -49,9 +47,7 @@ Tensor mix_rows(const Tensor& rows, const Tensor& index, const Tensor& partner, 
 
 void check_labels(const Tensor& label, const Tensor& partner_label, const Tensor& lam, int64_t batch, int64_t classes,
                   const char* op) {
-  check(label, op, "label", ScalarType::Long, {batch});
-  check(partner_label, op, "partner_label", ScalarType::Long, {batch});
-  check(lam, op, "lam", ScalarType::Float, {batch});
+  check_label_pairs(label, partner_label, lam, batch, op);
   check_range(data<int64_t>(label), batch, classes, op, "label");
   check_range(data<int64_t>(partner_label), batch, classes, op, "partner_label");
 }
@@ -82,13 +78,6 @@ Tensor mix_labels(const Tensor& label, const Tensor& partner_label, const Tensor
 
 // ---- loss
 
-enum Reduction { kNone = 0, kMean = 1, kSum = 2 };
-
-void check_logits(const Tensor& logits, const char* op) {
-  SPURMIX_CHECK(logits.is_cpu() && logits.dim() == 2 && logits.size(1) >= 1, op, ": logits must be [B, C] on the CPU");
-  SPURMIX_CHECK(logits.size(1) == 1 || logits.stride(1) == 1, op, ": each row of logits must be contiguous");
-}
-
 int64_t loss_grain(int64_t classes) { return std::max<int64_t>(1, 8192 / classes); }
 
 template <class T>
@@ -97,11 +86,6 @@ void reduce(const T* values, int64_t count, int64_t reduction, T* out) {
   for (int64_t i = 0; i < count; ++i) sum += values[i];
   *out = static_cast<T>(reduction == kMean ? sum / static_cast<double>(count) : sum);
 }
-
-// Whether losses are float64: those of float64 logits are, all others are float32.
-bool is_wide(const Tensor& logits) { return logits.scalar_type() == ScalarType::Double; }
-
-ScalarType loss_type(const Tensor& logits) { return is_wide(logits) ? ScalarType::Double : ScalarType::Float; }
 
 // The arguments but for the outputs, checked.
 cpu::CrossEntropy loss_arguments(const Tensor& logits, const Tensor& label, const Tensor& partner_label,
@@ -147,10 +131,6 @@ class Losses {
   std::unique_ptr<std::byte[]> scratch_;
 };
 
-double grad_factor(int64_t reduction, int64_t batch) {
-  return reduction == kMean ? 1.0 / static_cast<double>(std::max<int64_t>(1, batch)) : 1.0;
-}
-
 std::tuple<Tensor, Tensor> mixed_cross_entropy(const Tensor& logits, const Tensor& label, const Tensor& partner_label,
                                                const Tensor& lam, int64_t reduction, double label_smoothing) {
   cpu::CrossEntropy args = loss_arguments(logits, label, partner_label, lam, label_smoothing, "mixed_cross_entropy");
@@ -171,7 +151,7 @@ std::tuple<Tensor, Tensor> mixed_cross_entropy_with_grad(const Tensor& logits, c
   const int64_t batch = logits.size(0);
   SPURMIX_CHECK(logits.scalar_type() == loss_type(logits), op, ": logits must be float32 or float64");
   cpu::CrossEntropyWithGrad args = {loss_arguments(logits, label, partner_label, lam, label_smoothing, op),
-                                    grad_factor(reduction, batch), nullptr};
+                                    loss_factor(reduction, batch), nullptr};
   const Losses losses(logits, reduction);
   const Tensor grad = fresh(logits, {batch, args.forward.classes}, logits.scalar_type());
   args.forward.loss = losses.each();
@@ -189,10 +169,8 @@ Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, co
   const int64_t batch = logits.size(0), classes = logits.size(1);
   check_labels(label, partner_label, lam, batch, classes, op);
   const cpu::Format format = format_of(logits.scalar_type(), op, "logits");
-  check(logsumexp, op, "logsumexp", loss_type(logits), {batch});
-  SPURMIX_CHECK(grad.is_cpu() && grad.scalar_type() == loss_type(logits), op, ": grad has the wrong dtype or device");
+  check_loss_gradient(grad, logits, logsumexp, reduction, op);
   const bool each = reduction == kNone;
-  SPURMIX_CHECK(each ? grad.dim() == 1 && grad.size(0) == batch : grad.numel() == 1, op, ": grad has the wrong shape");
   Tensor out = fresh(logits, {batch, classes}, logits.scalar_type());
   const cpu::CrossEntropyBackward m = {logits.const_data_ptr(),
                                        logits.stride(0),
@@ -205,7 +183,7 @@ Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, co
                                        grad.const_data_ptr(),
                                        logsumexp.const_data_ptr(),
                                        each ? grad.stride(0) : 0,
-                                       grad_factor(reduction, batch),
+                                       loss_factor(reduction, batch),
                                        out.mutable_data_ptr()};
   parallel_for(0, batch, loss_grain(classes),
                [&](int64_t begin, int64_t end) { cpu::cross_entropy_backward(m, begin, end); });
@@ -216,15 +194,9 @@ void group_counts(const Tensor& logits, const Tensor& label, const Tensor& group
   const char* op = "group_counts";
   check_logits(logits, op);
   const int64_t batch = logits.size(0);
-  check(label, op, "label", ScalarType::Long, {batch});
-  SPURMIX_CHECK(counts.dim() == 2, op, ": counts must be [G, 2]");
+  const bool membership = check_counts(label, group, counts, batch, op);
   const int64_t groups = counts.size(0);
-  check(counts, op, "counts", ScalarType::Long, {groups, 2});
-  const bool membership = group.scalar_type() == ScalarType::Bool;
-  if (membership) {
-    check(group, op, "group", ScalarType::Bool, {batch, groups});
-  } else {
-    check(group, op, "group", ScalarType::Long, {batch});
+  if (!membership) {
     const int64_t* g = data<int64_t>(group);
     for (int64_t i = 0; i < batch; ++i) {
       SPURMIX_CHECK(g[i] >= -1 && g[i] < groups, op, ": group[", i, "] = ", g[i], " is out of range [-1, ", groups,

@@ -8,6 +8,8 @@
 
 namespace spurmix {
 
+enum class Format { f32, f16, bf16, f64 };
+
 struct Box {
   float top, left, height, width;  // pixels
 };
@@ -54,6 +56,20 @@ SPURMIX_HD Tap axis_tap(int64_t start, int64_t extent, int64_t size, int64_t out
   const int32_t i0 = static_cast<int32_t>(p >> 16);
   const int32_t i1 = i0 + 1 < size ? i0 + 1 : i0;
   return {i0, i1, static_cast<float>(p & 65535) * (1.0f / 65536.0f)};
+}
+
+SPURMIX_HD float lerp(float p, float q, float f) { return p + f * (q - p); }
+
+// Normalisation folded into the mix of one channel: own * a + (other * b + bias) on bytes a, b.
+struct Blend {
+  float own, other, bias;
+
+  SPURMIX_HD float of(float a, float b) const { return fmaf(own, a, fmaf(other, b, bias)); }
+};
+
+SPURMIX_HD Blend blend_of(float lam, float mean, float deviation) {
+  const float scale = 1.0f / (255.0f * deviation);
+  return {lam * scale, (1.0f - lam) * scale, -mean / deviation};
 }
 
 SPURMIX_HD uint32_t float_bits(float v) {

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from spurmix.core.groups import GroupIndex
     from spurmix.core.lam import Beta, Fixed, InverseCDF, Uniform
     from spurmix.core.policy import MixPolicy
-    from spurmix.data.batch import Batch
+    from spurmix.data.batch import Batch, TokenPairs, Tokens
     from spurmix.data.loader import MixLoader
     from spurmix.data.sources import FeatureSource, ImageSource
+    from spurmix.data.text import TokenSource
     from spurmix.deploy.export import export_onnx
     from spurmix.deploy.predictor import Predictor
     from spurmix.ops import functional
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from spurmix.train import models
     from spurmix.train.evaluate import evaluate
     from spurmix.train.finetune import finetune
+    from spurmix.train.head import extract_features, retrain_head
+    from spurmix.train.hf_trainer import MixTrainer
+    from spurmix.train.text import MixedInputs
 
 # Public name -> (module, attribute or None for the module itself); loaded on first use (PEP 562).
 _PUBLIC: dict[str, tuple[str, str | None]] = {
@@ -33,16 +37,23 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "ImageSource": ("spurmix.data.sources", "ImageSource"),
     "InverseCDF": ("spurmix.core.lam", "InverseCDF"),
     "MixLoader": ("spurmix.data.loader", "MixLoader"),
+    "MixedInputs": ("spurmix.train.text", "MixedInputs"),
+    "MixTrainer": ("spurmix.train.hf_trainer", "MixTrainer"),
     "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
     "Predictor": ("spurmix.deploy.predictor", "Predictor"),
+    "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
+    "TokenSource": ("spurmix.data.text", "TokenSource"),
+    "Tokens": ("spurmix.data.batch", "Tokens"),
     "Uniform": ("spurmix.core.lam", "Uniform"),
     "draw": ("spurmix.ops.functional", "draw"),
     "evaluate": ("spurmix.train.evaluate", "evaluate"),
     "export_onnx": ("spurmix.deploy.export", "export_onnx"),
+    "extract_features": ("spurmix.train.head", "extract_features"),
     "finetune": ("spurmix.train.finetune", "finetune"),
     "functional": ("spurmix.ops.functional", None),
     "models": ("spurmix.train.models", None),
     "policies": ("spurmix.core.policies", None),
+    "retrain_head": ("spurmix.train.head", "retrain_head"),
 }
 
 __all__ = [
@@ -55,16 +66,23 @@ __all__ = [
     "InverseCDF",
     "MixLoader",
     "MixPolicy",
+    "MixTrainer",
+    "MixedInputs",
     "Predictor",
+    "TokenPairs",
+    "TokenSource",
+    "Tokens",
     "Uniform",
     "__version__",
     "draw",
     "evaluate",
     "export_onnx",
+    "extract_features",
     "finetune",
     "functional",
     "models",
     "policies",
+    "retrain_head",
 ]
 
 

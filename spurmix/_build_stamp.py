@@ -24,7 +24,7 @@ def source_hash(root: Path) -> str:
 
 
 def status() -> dict[str, str]:
-    """State of `_C` and `_host`: "ok", "missing: ...", or "stale: ..." with how to build them."""
+    """State of `_C`, `_host` and `_cuda`: "ok", "missing: ...", or "stale: ..." with how to build them."""
     root = PACKAGE.parent
     checkout = (root / "csrc").is_dir() and (root / "setup.py").is_file()
     advice = "run `pip install -e . --no-build-isolation`" + (
@@ -36,9 +36,10 @@ def status() -> dict[str, str]:
         record = {}
     current = source_hash(root) if checkout else None
     states = {}
-    for name in ("_C", "_host"):
+    for name in ("_C", "_host", "_cuda"):
         if importlib.util.find_spec(f"spurmix.{name}") is None:
-            states[name] = f"missing: {advice}"
+            cuda = " where there is a CUDA toolkit and a torch built for CUDA" if name == "_cuda" else ""
+            states[name] = f"missing: {advice}{cuda}"
         elif current is not None and record.get(name) != current:
             states[name] = f"stale: built from other sources, {advice}"
         else:

@@ -8,8 +8,7 @@
 #include "../pixel.h"
 
 namespace spurmix::cpu {
-
-enum class Format { f32, f16, bf16, f64 };
+using spurmix::Format;
 
 // Outputs of more bytes than this are written past the caches, which could not hold a loader's ring of them anyway. A
 // constant, as the C library reports the last-level cache of all sockets together, or nothing, on virtual machines.

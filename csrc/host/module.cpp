@@ -6,6 +6,7 @@
 #include "../draw.h"
 #include "../pixel.h"
 #include "group_cells.h"
+#include "tokens.h"
 
 namespace py = pybind11;
 using spurmix::host::Cells;
@@ -57,6 +58,44 @@ py::tuple group_cells(const std::vector<py::array>& arrays, const std::vector<in
                    : group_cells(columns, count, threads, static_cast<int64_t*>(out));
   }
   return py::make_tuple(to_array(cells.keys), to_array(cells.counts), cells.identity);
+}
+
+using Ints = py::array_t<int32_t, py::array::c_style>;
+
+spurmix::host::Texts texts_of(const Ints& ids, const Longs& offsets, int64_t limit, int64_t closing) {
+  if (ids.ndim() != 1 || offsets.ndim() != 1 || offsets.size() == 0) {
+    throw py::value_error("ids must be [T] and offsets [N + 1]");
+  }
+  if (limit < 1) throw py::value_error("limit must be 1 or more");
+  return {ids.data(), offsets.data(), ids.size(), offsets.size() - 1, limit, closing};
+}
+
+Ints pair_lengths(const Ints& ids, const Longs& offsets, const Longs& index, const Longs& partner, int64_t limit) {
+  const spurmix::host::Texts texts = texts_of(ids, offsets, limit, -1);
+  if (index.size() != partner.size()) throw py::value_error("index and partner must have the same length");
+  Ints out(index.size());
+  const int64_t *own = index.data(), *other = partner.data();
+  const int64_t count = index.size();
+  int32_t* to = out.mutable_data();
+  {
+    py::gil_scoped_release release;
+    spurmix::host::pair_lengths(texts, own, other, count, to);
+  }
+  return out;
+}
+
+void pack_texts(const Ints& ids, const Longs& offsets, const Longs& rows, int64_t limit, int64_t closing, int64_t pad,
+                Longs out, py::array_t<bool, py::array::c_style> mask) {
+  const spurmix::host::Texts texts = texts_of(ids, offsets, limit, closing);
+  if (out.ndim() != 2 || mask.ndim() != 2 || out.shape(0) != rows.size() || mask.shape(0) != rows.size() ||
+      mask.shape(1) != out.shape(1)) {
+    throw py::value_error("out and mask must be [B, S] for B rows");
+  }
+  const int64_t *chosen = rows.data(), count = rows.size(), width = out.shape(1);
+  int64_t* to = out.mutable_data();
+  uint8_t* marks = reinterpret_cast<uint8_t*>(mask.mutable_data());
+  py::gil_scoped_release release;
+  spurmix::host::pack_texts(texts, chosen, count, width, pad, to, marks);
 }
 
 std::vector<uint32_t> philox(const std::vector<uint32_t>& counter, uint64_t key) {
@@ -129,6 +168,12 @@ PYBIND11_MODULE(_host, m) {
   m.doc() = "Compiled helpers on NumPy arrays.";
   m.def("group_cells", &group_cells, py::arg("columns"), py::arg("low"), py::arg("span"), py::arg("members"),
         py::arg("threads"), "Stable counting sort of rows by integer columns: (keys, counts, identity).");
+  // noconvert: what is written to must be the caller's array, and nothing large is copied unseen.
+  m.def("pair_lengths", &pair_lengths, py::arg("ids").noconvert(), py::arg("offsets").noconvert(), py::arg("index"),
+        py::arg("partner"), py::arg("limit"), "Tokens of the longer text of each pair, int32 [B], at most limit.");
+  m.def("pack_texts", &pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(), py::arg("rows"),
+        py::arg("limit"), py::arg("closing"), py::arg("pad"), py::arg("out").noconvert(), py::arg("mask").noconvert(),
+        "Texts of rows into out [B, S], padded, and mask.");
   m.def("philox", &philox, py::arg("counter"), py::arg("key"));
   m.def("permute", &permute, py::arg("positions"), py::arg("m"), py::arg("seed"), py::arg("stratum"), py::arg("cycle"));
   m.def("draw", &draw, py::arg("tables"), py::arg("members"), py::arg("seed"), py::arg("start"), py::arg("count"));

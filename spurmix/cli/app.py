@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +48,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def gpu_state(torch: Any) -> str:
+    """The current GPU: its name, capability and free memory; or why there is none."""
+    if not torch.cuda.is_available():
+        return "none is seen" if torch.version.cuda else "none is seen (this torch is built without CUDA)"
+    free, total = torch.cuda.mem_get_info()
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    name, gib = torch.cuda.get_device_name(), 2**30
+    return f"{name}, compute capability {capability}, {free / gib:.1f} of {total / gib:.1f} GiB free"
+
+
 @app.command()
 def info() -> None:
     """Show backends, the state of the compiled modules, and versions."""
@@ -66,10 +76,8 @@ def info() -> None:
 
         names = sorted({s.split("(", 1)[0] for s in schema.SCHEMAS if "_out(" not in s and "_backward(" not in s})
         for name in names:
-            table.add_row(f"op {name} on the CPU", backends.serving())
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none is seen"
-        table.add_row("GPU", gpu)
-        table.add_row("all ops on a GPU", backends.serving("cuda"))
+            table.add_row(f"op {name}", f"CPU: {backends.serving(op=name)}, GPU: {backends.serving('cuda', op=name)}")
+        table.add_row("GPU", gpu_state(torch))
         if backends.serving() == "cpu":
             from spurmix import _C
 
@@ -82,19 +90,37 @@ def info() -> None:
     Console().print(table)
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def _demo(
     out: Annotated[Path, typer.Option(help="Folder for the report, the pictures and model.onnx.")] = Path("demo-out"),
     policy: Annotated[str, typer.Option(help="Policy that debiases.")] = "balance_attributes",
-    model: Annotated[str, typer.Option(help='"small" or "resnet50".')] = "small",
+    task: Annotated[str, typer.Option(help='"images" or "text".')] = "images",
+    model: Annotated[
+        str | None, typer.Option(help='"small" or "resnet50" for images, "minilm" for text; default: the first.')
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of data, weights and draws.", min=0)] = 0,
-    pretrain_epochs: Annotated[float, typer.Option(help="Passes of plain training.", min=0.01)] = 4.0,
-    debias_epochs: Annotated[float, typer.Option(help="Passes of debiasing.", min=0.01)] = 12.0,
+    pretrain_epochs: Annotated[
+        float | None, typer.Option(help="Passes of plain training; default: what suits the task.", min=0.01)
+    ] = None,
+    debias_epochs: Annotated[float | None, typer.Option(help="Passes of debiasing.", min=0.01)] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Text: fine-tune the whole encoder on mixed embeddings, not its head alone.")
+    ] = False,
 ) -> None:
-    """Pre-train a biased model on real images, debias it, export it to ONNX, and report accuracy per group."""
-    from spurmix.cli.demo import run
+    """Pre-train a biased model, debias it, export it to ONNX, and report accuracy per group."""
+    epochs = (pretrain_epochs, debias_epochs)
+    if task == "text":
+        from spurmix.cli import demo_text
 
-    run(out, policy=policy, model_name=model, seed=seed, epochs=(pretrain_epochs, debias_epochs))
+        demo_text.run(out, policy=policy, model_name=model or "minilm", seed=seed, epochs=epochs, full=full)
+        return
+    if task != "images":
+        raise ValueError(f"--task must be images or text, got {task!r}")
+    if full:
+        raise ValueError("--full is for --task text; of images the whole model is always fine-tuned")
+    from spurmix.cli import demo
+
+    demo.run(out, policy=policy, model_name=model or "small", seed=seed, epochs=epochs)
 
 
 @app.command()
@@ -132,7 +158,7 @@ def main() -> None:
         app(standalone_mode=True)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("SPURMIX_TRACEBACK"):
             raise
         print(f"spurmix: {error}", file=sys.stderr)

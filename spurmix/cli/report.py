@@ -1,19 +1,25 @@
-"""Pictures, page and terminal table of the demo. Every file appears by rename."""
+"""Pictures, page and terminal table of the demos. Every file appears by rename."""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from spurmix.cli.app import versions
+from spurmix.core.audit import Audit
 from spurmix.data.batch import Batch
 from spurmix.data.sources import ImageSource
+from spurmix.deploy.export import ExportReport
 from spurmix.train.metrics import Evaluation
 
-PICTURES = ("accuracy.png", "samples.png", "audit.png")
 GREY, BLUE = "#9aa5b1", "#2563eb"
 
 
@@ -30,22 +36,82 @@ def _save(figure: Any, path: Path) -> None:
     temporary.replace(path)
 
 
-def draw(
+@dataclass(frozen=True)
+class Story:
+    """What a page says of its task: title, the data and what goes wrong, the attribute's name, the exported file."""
+
+    title: str
+    data: str
+    attribute: str
+    file: str
+
+
+@dataclass(frozen=True)
+class MixedText:
+    """A mixed sample of two texts, for the page: weight of the first, texts, names of their classes."""
+
+    lam: float
+    text: str
+    label: str
+    partner: str
+    partner_label: str
+
+
+def finish(
     out: Path,
+    story: Story,
+    settings: dict[str, Any],
     before: Evaluation,
     after: Evaluation,
-    residuals: dict[str, float],
-    raw: float,
-    source: ImageSource,
-    sample: Batch,
-) -> None:
-    """Write accuracy.png, audit.png and samples.png into `out`."""
+    audits: dict[str, Audit],
+    exported: ExportReport,
+    samples: tuple[ImageSource, Batch] | list[MixedText],
+    began: float,
+) -> dict[str, Any]:
+    """Write pictures, report.html and report.json into `out` and print the table; returns the contents of the latter.
+
+    Args:
+        settings: policy, task, model and seed of the run. began: when it did, by `time.perf_counter`.
+    """
+    audit = audits[settings["policy"]]
+    residuals = {name: a.residual for name, a in audits.items()}
+    result: dict[str, Any] = {
+        **settings,
+        "erm": before.to_dict(),
+        "debiased": after.to_dict(),
+        "audit": {"raw": audit.raw, "residual": audit.residual, "policies": residuals, "details": audit.to_dict()},
+        "onnx": {
+            "file": exported.path.name,
+            "max_abs_logit_diff": exported.max_abs_logit_diff,
+            "argmax_flips": exported.argmax_flips,
+            "worst_group": exported.evaluation.worst_group,
+        },
+        "versions": versions(),
+    }
+    pictures = draw(out, before, after, residuals, audit.raw, story.attribute)
+    if isinstance(samples, tuple):
+        pictures.append(draw_samples(out, *samples))
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    texts = [] if isinstance(samples, tuple) else samples
+    write_html(out, story, result, before, after, str(audit), pictures, texts)
+    write_text(out / "report.json", json.dumps(result, indent=1))
+    print_table(out, before, after, result)
+    return result
+
+
+def _figure(width: float, height: float, **options: Any) -> Any:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ImportError("the demo needs the package 'matplotlib': pip install 'spurmix[demo]'") from error
+    return Figure(figsize=(width, height), **options)
 
-    figure = Figure(figsize=(7, 3.6))
+
+def draw(
+    out: Path, before: Evaluation, after: Evaluation, residuals: dict[str, float], raw: float, attribute: str
+) -> list[Path]:
+    """Write accuracy.png and audit.png into `out`."""
+    figure = _figure(7, 3.6)
     axes = figure.subplots()
     x = np.arange(len(before.groups))
     for shift, evaluation, name, colour in ((-0.2, before, "ERM", GREY), (0.2, after, "debiased", BLUE)):
@@ -60,7 +126,7 @@ def draw(
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "accuracy.png")
 
-    figure = Figure(figsize=(7, 3.4))
+    figure = _figure(7, 3.4)
     axes = figure.subplots()
     names = list(residuals)[::-1]
     values = [residuals[n] for n in names]
@@ -69,13 +135,18 @@ def draw(
         axes.text(v + 0.01, k, f"{v:.3f}", va="center", fontsize=8)
     axes.axvline(raw, color=GREY, linestyle="--", label=f"raw data: {raw:.3f}")
     axes.set_xlim(0, 1.1)
-    axes.set_xlabel("correlation of class and background left after mixing")
+    axes.set_xlabel(f"correlation of class and {attribute} left after mixing")
     axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "audit.png")
+    return [out / "accuracy.png", out / "audit.png"]
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+
+def draw_samples(out: Path, source: ImageSource, sample: Batch) -> Path:
+    """Write samples.png, sixteen mixed images, into `out`."""
+    figure = _figure(9, 3.5, layout="constrained")
     mean, std = source.mean.view(1, -1, 1, 1), source.std.view(1, -1, 1, 1)
+    assert isinstance(sample.input, Tensor)
     pixels = (sample.input * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     for k, axes in enumerate(figure.subplots(2, 8).flat):
         lam, y, z = float(sample.lam[k]), int(sample.label[k]), int(sample.partner_label[k])
@@ -83,19 +154,29 @@ def draw(
         axes.set_title(f"{lam:.2f} of class {y}\n{1 - lam:.2f} of class {z}", fontsize=8)
         axes.axis("off")
     _save(figure, out / "samples.png")
+    return out / "samples.png"
 
 
-def write_html(out: Path, result: dict[str, Any], before: Evaluation, after: Evaluation, audit: str) -> None:
+def write_html(
+    out: Path,
+    story: Story,
+    result: dict[str, Any],
+    before: Evaluation,
+    after: Evaluation,
+    audit: str,
+    pictures: list[Path],
+    texts: list[MixedText],
+) -> None:
     """Write report.html, one file with the pictures inside."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
         raise ImportError("the demo needs the package 'jinja2': pip install 'spurmix[demo]'") from error
     environment = jinja2.Environment(loader=jinja2.PackageLoader("spurmix.cli"), autoescape=True)
-    pictures = {Path(n).stem: base64.b64encode((out / n).read_bytes()).decode() for n in PICTURES}
+    encoded = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in pictures}
     page = environment.get_template("report.html.j2").render(
-        result=result, pairs=list(zip(before.groups, after.groups, strict=True)), before=before, after=after,
-        audit=audit, pictures=pictures,
+        story=story, result=result, pairs=list(zip(before.groups, after.groups, strict=True)), before=before, after=after,
+        audit=audit, pictures=encoded, texts=texts,
     )  # fmt: skip
     write_text(out / "report.html", page)
 

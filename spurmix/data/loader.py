@@ -15,12 +15,14 @@ from torch import Tensor
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
+from spurmix.data.fill import Stream, Write, feature_writer, fill_by, fill_tokens, image_writer
+from spurmix.data.gpu import SideStream, StaticBatch
 from spurmix.data.prefetch import Fill, Prefetcher
-from spurmix.data.ring import Ring, batch_buffers, check_pinning
-from spurmix.data.sources import FeatureSource, ImageSource, as_source, as_tensor
-from spurmix.ops import validate
+from spurmix.data.ring import Ring, batch_buffers, check_pinning, token_buffers
+from spurmix.data.sources import FeatureSource, ImageSource, Source, as_source, as_tensor
+from spurmix.data.text import TokenSource
+from spurmix.ops import flags, validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
-from spurmix.ops.backends import implementation
 from spurmix.ops.tables import draw_tables
 
 
@@ -31,13 +33,17 @@ class MixLoader:
     number of processes; rank r of w yields the r-th of w equal contiguous parts. Resuming needs one integer.
 
     Args:
-        source: `ImageSource`, `FeatureSource`, or an array or tensor of uint8 images / float features.
+        source: `ImageSource`, `FeatureSource`, `TokenSource`, or an array or tensor of uint8 images / float features.
         groups: the `GroupIndex` of the same examples.
         policy: see `spurmix.policies`.
         batch_size: global batch size, a multiple of `world_size`.
         seed: of the sequence, in [0, 2^63).
         steps: batches in the run; or `epochs`: passes over N samples, rounded up to whole batches. Default: one epoch.
-        device: where batches are delivered.
+        device: where batches are delivered; default: where the source is. A source on a GPU is mixed there, on the
+            consumer's current stream. For a GPU, a pinned source (`ImageSource.pinned()`) is read by the GPU's kernels,
+            and any other is mixed on the CPU and its batches are copied, both on a stream of their own, ahead of the
+            consumer. Work on a batch queued on other streams than the current one must be waited for before the batch's
+            lifetime ends.
         dtype: float32, float16 or bfloat16 of the input.
         channels_last: memory format of image inputs.
         augment: `Augment` for images, or None.
@@ -47,7 +53,12 @@ class MixLoader:
             batches were taken (with prefetch=0, until the next one). Autograd notices a violation: the buffer's version
             changes when it is refilled. With SPURMIX_DEBUG_RING=1 in the environment when iteration starts, every other
             use shows too: a batch is overwritten with NaN and the smallest integers as soon as its lifetime ends.
-        pin_memory: pin the buffers, so that batches are copied to a CUDA `device` while the CPU goes on.
+        pin_memory: pin the buffers of batches that are mixed on the CPU, so that they are copied to a CUDA `device`
+            while the CPU goes on; default: where they are copied to one.
+        bucket: texts only: within each window of `bucket` batches, samples are handed to batches by length, so that less
+            is padding. Who is drawn in a window does not change, hence windows of whole schedule periods are balanced
+            exactly, their single batches are not. Everything stays a function of (seed, step); a last window that the
+            run's end cuts short holds what the run would draw anyway.
 
     Iterating continues at `step` and leaves `step == len(loader)` at the end; iterating again then starts over at 0.
     `len(loader)` is the number of batches of the whole run. A loader has one iterator at a time: a new one, `set_step`
@@ -84,9 +95,10 @@ class MixLoader:
         world_size: int = 1,
         prefetch: int = 2,
         copy: bool = False,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
+        bucket: int = 1,
     ) -> None:
-        self.source: ImageSource | FeatureSource = as_source(source)
+        self.source = as_source(source)
         self.groups, self.policy = groups, policy
         self.batch_size = _integer(batch_size, "batch_size", 1)
         self.world_size = _integer(world_size, "world_size", 1)
@@ -103,25 +115,37 @@ class MixLoader:
         self.steps = _steps(steps, epochs, groups.num_examples, self.batch_size)
         validate.sequence_position(self.seed, 0, self.steps * self.batch_size)
         self.dtype = validate.float_dtype(dtype)
-        self.device = torch.device(device) if device is not None else torch.device("cpu")
-        self.copy, self.pin_memory = bool(copy), bool(pin_memory)
+        self.device = _delivery_device(self.source, device)
+        self._reads_host = self.device.type == "cuda" and self.source.device.type == "cpu" and _is_pinned(self.source)
+        self._made_on = self.device if self._reads_host else self.source.device
+        copied = self.device.type == "cuda" and self._made_on.type == "cpu"
+        self.copy, self.pin_memory = bool(copy), copied if pin_memory is None else bool(pin_memory)
         if self.pin_memory:
             check_pinning()
         self.channels_last = bool(channels_last)
         self.augment = augment if augment is not None else NO_AUGMENT
         if not isinstance(self.augment, Augment):
             raise TypeError(f"augment must be an Augment or None, got {type(augment).__name__}")
-        self._labels = _label_tensor(groups)
+        self.bucket = _integer(bucket, "bucket", 1)
+        self._labels = _label_tensor(groups).to(self._made_on)
+        self._tables = self.tables.to(self._made_on)
         self._step = 0
         self._active: weakref.ref[Prefetcher] | None = None
         self._ring: Ring | None = None
+        self._fill: Fill | None = None  # of `batch`
+        text = isinstance(self.source, TokenSource)
+        if self.bucket > 1 and not text:
+            raise ValueError("bucket is for texts, whose lengths differ")
+        if text and self.dtype != torch.float32:
+            raise ValueError(f"dtype is for images and features, got {self.dtype}; token ids are int64")
         if isinstance(self.source, ImageSource):
             height, width, channels = self.source.shape
             self._shape: tuple[int, ...] = (channels, *self.augment.output_size(height, width))
-        else:
-            if augment is not None or channels_last:
-                name = "augment" if augment is not None else "channels_last"
-                raise ValueError(f"{name} is for images; this source holds features")
+            return
+        if augment is not None or channels_last:
+            name = "augment" if augment is not None else "channels_last"
+            raise ValueError(f"{name} is for images; this source holds {'texts' if text else 'features'}")
+        if isinstance(self.source, FeatureSource):
             self._shape = self.source.shape
 
     @property
@@ -145,40 +169,77 @@ class MixLoader:
     def __len__(self) -> int:
         return self.steps
 
+    def batch(self, step: int) -> Batch:
+        """Batch number `step` of the run, 0 to len(loader) - 1, in fresh memory; iteration goes on where it was.
+
+        Raises:
+            IndexError: for a step outside the run.
+        """
+        step = _integer(step, "step", 0)
+        if step >= self.steps:
+            raise IndexError(f"step must lie in [0, {self.steps}), got {step}")
+        if self._fill is None:
+            self._fill = self._filler()
+        batch = self._fill(step, None)
+        return batch if self.device.type == "cpu" else batch.to(self.device)
+
     def __iter__(self) -> Iterator[Batch]:
         self._stop("another iterator of the same loader was made since; a loader has one at a time")
         if self._step >= self.steps:
             self._step = 0
+        on_gpu = self._made_on.type == "cuda"
         if self._ring is None:
-            self._ring = Ring((lambda: None) if self.copy else self._buffers(reusable=True), self.prefetch)
+            make = (lambda: None) if self.copy else self._ring_buffers()
+            # What a side stream makes ahead of the consumer is kept as long as it takes to be asked for, and then as ever.
+            self._ring = Ring(make, self.prefetch + self._ahead * self._reads_host, ahead=not on_gpu)
         debug = os.environ.get("SPURMIX_DEBUG_RING", "0") not in ("", "0")
-        batches = Prefetcher(self._filler(), range(self._step, self.steps), self._ring, self.prefetch, debug)
+        threads = 0 if on_gpu else self.prefetch
+        batches = Prefetcher(self._filler(), range(self._step, self.steps), self._ring, threads, debug)
         self._active = weakref.ref(batches)
         return self._iterate(batches)
 
+    @property
+    def _ahead(self) -> int:
+        """Batches that a side stream makes or copies ahead."""
+        return max(1, self.prefetch) if self._reads_host else 1
+
     def _iterate(self, batches: Prefetcher) -> Iterator[Batch]:
-        move = self.device.type != "cpu"
-        waits = self.pin_memory and not self.copy and self.device.type == "cuda"
+        delivered: Iterator[Batch] = batches
+        if self.device.type == "cuda" and (self._reads_host or self._made_on.type == "cpu"):
+            delivered = SideStream(batches if self._reads_host else self._copied(batches), self.device, self._ahead)
+        elif self._made_on != self.device:
+            delivered = self._copied(batches)
         try:
-            for batch in batches:
+            for batch in delivered:
                 self._step += 1
-                if move:
-                    there = batch.to(self.device, non_blocking=True)
-                    if waits:
-                        assert self._ring is not None
-                        self._ring.copied(batch, self.device)
-                    batch = there
-                else:
-                    batch = batch.handles()
-                yield batch
+                yield batch.handles()
+            flags.check(self.device)
         finally:
             batches.close()
+
+    def _copied(self, batches: Prefetcher) -> Iterator[Batch]:
+        """Batches on the device they are delivered to; the buffers they come from are kept until they were copied."""
+        waits = self.pin_memory and not self.copy and self.device.type == "cuda"
+        for batch in batches:
+            there = batch.to(self.device, non_blocking=True)
+            if waits:
+                assert self._ring is not None
+                self._ring.copied(self.device)
+            yield there
 
     def _stop(self, reason: str) -> None:
         active = self._active() if self._active is not None else None
         if active is not None:
             active.close(reason)
         self._active = None
+
+    def _ring_buffers(self) -> partial[Batch]:
+        if isinstance(self.source, TokenSource):
+            return partial(self._token_buffers(reusable=True), self.source.width(self.source.longest))
+        return self._buffers(reusable=True)
+
+    def _token_buffers(self, reusable: bool) -> partial[Batch]:
+        return partial(token_buffers, batch=self.local_batch_size, reusable=reusable, pin_memory=self.pin_memory)
 
     def _buffers(self, reusable: bool) -> partial[Batch]:
         return partial(
@@ -188,54 +249,61 @@ class MixLoader:
             self.dtype,
             self.channels_last,
             reusable,
-            self.pin_memory,
+            self.pin_memory and self._made_on.type == "cpu",
+            self._made_on,
         )
 
+    @property
+    def _stream(self) -> Stream:
+        return Stream(self._tables, self._labels, self.seed, self.batch_size, self.rank * self.local_batch_size)
+
+    def _writer(self) -> Write:
+        if isinstance(self.source, ImageSource):
+            return image_writer(self.source, self._stream, self.augment)
+        assert isinstance(self.source, FeatureSource)
+        return feature_writer(self.source, self._stream)
+
     def _filler(self) -> Fill:
-        """What makes a batch, its op and arguments looked up once. The thread keeps it, so it must not keep the loader."""
-        source, labels, tables, augment, seed = self.source, self._labels, self.tables, self.augment, self.seed
-        stride, first, fresh = self.batch_size, self.rank * self.local_batch_size, self._buffers(reusable=False)
-        bump = torch.autograd.graph.increment_version
-        if isinstance(source, ImageSource):
-            mix = implementation("mix_image_batch_out", "auto", source.images.device)
-            fixed = (
-                source.images, labels, tables.packed, tables.members, source.mean, source.std,
-                augment.crop, *augment.scale, *augment.ratio, augment.flip, seed,
-            )  # fmt: skip
+        if isinstance(self.source, TokenSource):
+            fresh_tokens = self._token_buffers(reusable=False)
+            return fill_tokens(self.source, self._stream, self.local_batch_size, self.bucket, self.steps, fresh_tokens)
+        return fill_by(self._writer(), self._stream, self._buffers(reusable=False))
 
-            def fill_images(step: int, buffers: Batch | None) -> Batch:
-                batch = buffers if buffers is not None else fresh()
-                tensors = batch.tensors()
-                mix(*fixed, step * stride + first, None, *tensors)
-                bump(tensors)
-                return batch
+    def static_batch(self) -> StaticBatch:
+        """Buffers that a call refills with the next batch, from the present `step` on, its number kept on the device: a
+        CUDA graph that captures the call makes the next batch at each replay. Iteration goes on by itself.
 
-            return fill_images
-
-        features, packed, members, keep = source.features, tables.packed, tables.members, tables.keeps_labels
-        draw = implementation("draw_out", "auto", features.device)
-        mix_rows = implementation("mix_rows_out", "auto", features.device)
-
-        def fill_features(step: int, buffers: Batch | None) -> Batch:
-            batch = buffers if buffers is not None else fresh()
-            index, partner, lam = batch.index, batch.partner, batch.lam
-            draw(packed, members, seed, step * stride + first, None, index, partner, lam, batch.group)
-            mix_rows(features, index, partner, lam, batch.input)
-            batch.label.copy_(labels.index_select(0, index))
-            batch.partner_label.copy_(batch.label if keep else labels.index_select(0, partner))
-            bump(batch.tensors())
-            return batch
-
-        return fill_features
+        Raises:
+            ValueError: for texts, whose shapes differ, and batches that are made elsewhere than delivered.
+        """
+        if isinstance(self.source, TokenSource):
+            raise ValueError("static_batch: texts differ in length, so their batches have no fixed shape")
+        if self._made_on != self.device:
+            raise ValueError(
+                f"static_batch: batches are made on {self._made_on} and copied to {self.device}; move the source there "
+                "(source.to) or pin it (source.pinned())"
+            )
+        write, first = self._writer(), self.rank * self.local_batch_size
+        buffers = self._buffers(reusable=True)()
+        step = self._step if self._step < self.steps else 0
+        return StaticBatch(
+            buffers, lambda counter, batch: write(first, counter, batch), self.device, self.batch_size, step
+        )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the sequence: groups, policy, seed and global batch size."""
-        return {
+        """What decides the sequence: groups, policy, seed and global batch size; of texts, tokens and buckets as well."""
+        sequence = {
             "groups": self.groups.fingerprint(),
             "policy": self.tables.fingerprint,
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
+        if isinstance(self.source, TokenSource):
+            sequence["tokens"] = self.source.fingerprint()
+            # A last window that is cut short depends on where the run ends.
+            cut = self.bucket > 1 and self.steps % self.bucket
+            sequence["bucket"] = f"{self.bucket} of {self.steps}" if cut else self.bucket
+        return sequence
 
     def state_dict(self) -> dict[str, Any]:
         """{"step": batches handed out, "fingerprint": {...}}; the same on every rank, and for any number of ranks."""
@@ -272,6 +340,23 @@ def _integer(value: Any, name: str, low: int) -> int:
     if number < low:
         raise ValueError(f"{name} must be {low} or more, got {number}")
     return number
+
+
+def _delivery_device(source: Source, device: torch.device | str | None) -> torch.device:
+    """Where batches go, with the number of a GPU filled in."""
+    wanted = torch.device(device) if device is not None else source.device
+    if wanted.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device: {wanted} was asked for, but CUDA is not available here")
+        if wanted.index is None:
+            wanted = torch.device("cuda", torch.cuda.current_device())
+    if source.device.type == "cuda" and source.device != wanted:
+        raise ValueError(f"device: batches are to go to {wanted}, but the source is on {source.device}; move it there")
+    return wanted
+
+
+def _is_pinned(source: Source) -> bool:
+    return isinstance(source, ImageSource) and source.images.is_pinned()
 
 
 def _steps(steps: int | None, epochs: float | None, examples: int, batch_size: int) -> int:

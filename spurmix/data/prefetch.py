@@ -14,7 +14,7 @@ from spurmix.data.batch import Batch
 from spurmix.data.ring import Ring
 
 Fill = Callable[[int, Batch | None], Batch]
-"""fill(step, buffers) -> batch: make batch number `step`, in `buffers` or (None) in fresh memory."""
+"""fill(step, buffers) -> batch: make batch number `step`, in `buffers` (or a part of them) or (None) in fresh memory."""
 
 _FAILED = "making a batch failed; iterate over the loader again"
 
@@ -29,7 +29,7 @@ class _Shared:
         self.fill = fill
         self.steps = steps
         self.free: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self.ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self.ready: queue.SimpleQueue[tuple[Batch, Batch | None] | BaseException] = queue.SimpleQueue()
         self.stopped = False
         self.process = os.getpid()
         self.threads = torch.get_num_threads()
@@ -44,7 +44,7 @@ def _produce(shared: _Shared) -> None:
         if shared.stopped:
             return
         try:
-            shared.ready.put(shared.fill(step, buffers))
+            shared.ready.put((shared.fill(step, buffers), buffers))
         except BaseException as error:
             shared.ready.put(error)
             return
@@ -87,7 +87,8 @@ def _stop(shared: _Shared, thread: threading.Thread | None) -> None:
 
 
 class Prefetcher(Iterator[Batch]):
-    """Batches of `steps`, made up to `prefetch` ahead of the one that is asked for; 0 makes them on demand.
+    """Batches of `steps`, made by a thread up to `prefetch` ahead of the one that is asked for; 0 makes them on demand,
+    in the caller's thread (`prefetch` is not the ring's then: a batch lives as long as the ring says).
 
     Raises:
         RuntimeError: for a batch asked for after `close`, or in a process forked from the one that made the iterator.
@@ -117,7 +118,8 @@ class Prefetcher(Iterator[Batch]):
         if self._position == len(shared.steps):
             raise StopIteration
         if self._thread is None:
-            batch = self._make(self._ring.take_back())
+            buffers = self._ring.take_back()
+            batch = self._make(buffers)
         else:
             item = shared.ready.get()
             if isinstance(item, BaseException):
@@ -126,9 +128,9 @@ class Prefetcher(Iterator[Batch]):
                     raise item
                 finally:
                     del item  # its traceback holds this frame
-            batch = item
+            batch, buffers = item
             shared.free.put(self._ring.take_back())
-        self._ring.hand_out(batch)
+        self._ring.hand_out(buffers)
         self._position += 1
         return batch
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from spurmix.core import memory
-from spurmix.data.batch import Batch
+from spurmix.data.batch import Batch, TokenPairs
+
+_CPU = torch.device("cpu")
 
 
 def buffer(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False, pin_memory: bool = False) -> Tensor:
@@ -66,43 +69,87 @@ def batch_buffers(
     channels_last: bool,
     reusable: bool,
     pin_memory: bool = False,
+    device: torch.device = _CPU,
 ) -> Batch:
-    """Buffers of one batch whose input has `shape`; `reusable` ones are worth huge pages."""
-
-    def make(extents: tuple[int, ...], kind: torch.dtype, last: bool = False) -> Tensor:
-        if reusable:
-            return buffer(extents, kind, last, pin_memory)
-        layout = torch.channels_last if last else torch.contiguous_format
-        return torch.empty(extents, dtype=kind, memory_format=layout, pin_memory=pin_memory)
-
+    """Buffers of one batch whose input has `shape`; `reusable` ones on the CPU are worth huge pages."""
     with torch.inference_mode(False):  # buffers outlive the mode of whoever asks for the first batch
-        values = make((batch, *shape), dtype, channels_last)
-        label, partner_label, index, partner, group = (make((batch,), torch.int64) for _ in range(5))
-        return Batch(values, label, partner_label, make((batch,), torch.float32), index, partner, group)
+        values = _make((batch, *shape), dtype, reusable, pin_memory, channels_last, device)
+        lam, rest = _small_buffers(batch, reusable, pin_memory, device)
+        return Batch(values, rest[0], rest[1], lam, *rest[2:])
+
+
+def token_buffers(width: int, *, batch: int, reusable: bool, pin_memory: bool = False) -> Batch:
+    """Buffers of one batch of token pairs, padded to `width`."""
+    with torch.inference_mode(False):
+        ids, partner_ids = (_make((batch, width), torch.int64, reusable, pin_memory) for _ in range(2))
+        mask, partner_mask = (_make((batch, width), torch.bool, reusable, pin_memory) for _ in range(2))
+        lam, rest = _small_buffers(batch, reusable, pin_memory)
+        return Batch(TokenPairs(ids, partner_ids, mask, partner_mask, lam), rest[0], rest[1], lam, *rest[2:])
+
+
+def narrowed(batch: Batch, width: int) -> Batch:
+    """The batch of token pairs of `width` that lies dense at the beginning of wider buffers."""
+    pairs = batch.input
+    assert isinstance(pairs, TokenPairs)
+    rows = len(batch)
+    ids, partner_ids, mask, partner_mask = (t.view(-1)[: rows * width].view(rows, width) for t in pairs.tensors()[:4])
+    return replace(batch, input=TokenPairs(ids, partner_ids, mask, partner_mask, pairs.lam))
+
+
+def _make(
+    extents: tuple[int, ...],
+    kind: torch.dtype,
+    reusable: bool,
+    pin_memory: bool,
+    channels_last: bool = False,
+    device: torch.device = _CPU,
+) -> Tensor:
+    if reusable and device.type == "cpu":
+        return buffer(extents, kind, channels_last, pin_memory)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(extents, dtype=kind, memory_format=layout, pin_memory=pin_memory, device=device)
+
+
+def _small_buffers(
+    batch: int, reusable: bool, pin_memory: bool, device: torch.device = _CPU
+) -> tuple[Tensor, list[Tensor]]:
+    """lam, and the five int64 vectors of a batch."""
+    lam, *vectors = (
+        _make((batch,), kind, reusable, pin_memory, device=device) for kind in (torch.float32, *[torch.int64] * 5)
+    )
+    return lam, vectors
 
 
 def poison(batch: Batch) -> None:
-    """Overwrite a batch with NaN and the smallest integers, so that whoever still uses it notices.
+    """Overwrite a batch with NaN, the smallest integers and True, so that whoever still uses it notices.
 
-    By NumPy, in this thread alone: torch's own threads are not there after a fork.
+    On the CPU by NumPy, in this thread alone: torch's own threads are not there after a fork.
     """
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     for tensor in batch.tensors():
-        bits = tensor.view(integers[tensor.itemsize]).numpy()
-        bits.fill(-1 if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)  # all bits set are a NaN
+        if tensor.dtype == torch.bool:
+            bits, value = tensor, 1
+        else:  # all bits set are a NaN
+            bits = tensor.view(integers[tensor.itemsize])
+            value = -1 if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
+        if bits.is_cpu:
+            bits.numpy().fill(value)
+        else:
+            bits.fill_(value)
     torch.autograd.graph.increment_version(batch.tensors())
 
 
 class Ring:
     """2 P + 1 buffers for `prefetch` = P: P that the consumer may still use, P that are ready, one that is being filled.
 
-    With P = 0 there is one, the consumer's until the next batch is asked for. `make` may return None: the ring then
-    hands out nothing to write into, and only counts.
+    With P = 0 there is one, the consumer's until the next batch is asked for. Where nothing is made ahead (`ahead` False,
+    on a GPU's stream), there are only the consumer's P. `make` may return None: the ring then hands out nothing to write
+    into, and only counts.
     """
 
-    def __init__(self, make: Callable[[], Batch | None], prefetch: int) -> None:
+    def __init__(self, make: Callable[[], Batch | None], prefetch: int, ahead: bool = True) -> None:
         self._make = make
-        self._buffers = [make() for _ in range(2 * prefetch + 1)]
+        self._buffers = [make() for _ in range(2 * prefetch + 1 if ahead else max(1, prefetch))]
         self._size, self._lifetime = len(self._buffers), max(1, prefetch)
         self._reused = self._buffers[0] is not None
         self._held: deque[Batch | None] = deque(self._buffers[: self._lifetime])  # the consumer's, oldest first
@@ -139,12 +186,12 @@ class Ring:
             free = self._resting.popleft()
         return free
 
-    def hand_out(self, batch: Batch) -> None:
-        """`batch` is the consumer's from now on."""
-        self._held.append(batch if self._reused else None)
+    def hand_out(self, buffers: Batch | None) -> None:
+        """What lies in `buffers` is the consumer's from now on."""
+        self._held.append(buffers)
 
-    def copied(self, batch: Batch, device: torch.device) -> None:
-        """A copy of pinned `batch` to `device` was queued: its buffer is not taken back before that is done."""
+    def copied(self, device: torch.device) -> None:
+        """A copy of what was handed out last, pinned, to `device` was queued: it is not taken back before that is done."""
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))
-        self._copies[id(batch)] = event
+        self._copies[id(self._held[-1])] = event

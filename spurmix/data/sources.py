@@ -1,7 +1,8 @@
-"""Sources: where the loader reads examples from. Tensors, NumPy arrays and memory maps, never copied."""
+"""Sources of images and features: tensors, NumPy arrays and memory maps, never copied. Texts stand in `text.py`."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurmix.data.ring import buffer
+from spurmix.data.text import TokenSource
 from spurmix.ops import functional, validate
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +36,26 @@ def as_tensor(values: Any, name: str) -> Tensor:
             return torch.from_numpy(values)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{name}: {error}") from None
+
+
+def check_fits(values: Tensor, device: torch.device) -> None:
+    """Check that a CUDA device has room for `values`.
+
+    Raises:
+        MemoryError: saying how large they are, what is free and which way of reading them would fit.
+    """
+    if values.device == device:
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    if values.nbytes <= free:
+        return
+    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    pinned = "source.pinned(), which a GPU reads over the bus; or " if values.nbytes < host else ""
+    raise MemoryError(
+        f"the data take {values.nbytes / 2**30:.1f} GiB, {device} has {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: "
+        f"keep them on the host ({host / 2**30:.1f} GiB free there) with {pinned}"
+        f'MixLoader(source, ..., device="cuda"), which mixes on the CPU and copies the batches'
+    )
 
 
 class ImageSource:
@@ -67,19 +90,46 @@ class ImageSource:
         return int(self.images.shape[0])
 
     @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.images.device
+
+    def to(self, device: torch.device | str) -> ImageSource:
+        """The same images on `device`, as bytes.
+
+        Raises:
+            MemoryError: where they do not fit, saying how large they are, what is free and what would work.
+        """
+        target = torch.device(device)
+        if target.type == "cuda":
+            check_fits(self.images, target)
+        return ImageSource(self.images.to(target), mean=self.mean.tolist(), std=self.std.tolist())
+
+    def pinned(self) -> ImageSource:
+        """A copy in pinned memory of the host, which a GPU's kernels read themselves: for datasets it cannot hold.
+
+        Raises:
+            ValueError: without CUDA, or where it refuses the memory.
+        """
+        copy = buffer(tuple(self.images.shape), torch.uint8, pin_memory=True)
+        copy.copy_(self.images)
+        return ImageSource(copy, mean=self.mean.tolist(), std=self.std.tolist())
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of an image."""
         _, height, width, channels = self.images.shape
         return height, width, channels
 
     def gather(self, index: Tensor) -> Tensor:
-        """Unmixed, normalised images, float32 `[B, C, H, W]`; index int64 `[B]`."""
+        """Unmixed, normalised images, float32 `[B, C, H, W]`, where the images are; index int64 `[B]`."""
+        index = index.to(self.device)
         ones = torch.ones(index.shape[0], dtype=torch.float32, device=index.device)
         return functional.mix_images(self.images, index, index, ones, mean=self.mean, std=self.std)
 
     def raw(self, index: Tensor) -> Tensor:
         """The stored images, uint8 `[B, H, W, C]`; index int64 `[B]`."""
-        return self.images[index]
+        return self.images[index.to(self.device)]
 
     def __repr__(self) -> str:
         height, width, channels = self.shape
@@ -106,34 +156,51 @@ class FeatureSource:
         return int(self.features.shape[0])
 
     @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self.features.device
+
+    def to(self, device: torch.device | str) -> FeatureSource:
+        """The same features on `device`.
+
+        Raises:
+            MemoryError: where they do not fit.
+        """
+        target = torch.device(device)
+        if target.type == "cuda":
+            check_fits(self.features, target)
+        return FeatureSource(self.features.to(target))
+
+    @property
     def shape(self) -> tuple[int]:
         """(D,) of an example."""
         return (int(self.features.shape[1]),)
 
     def gather(self, index: Tensor) -> Tensor:
-        """Unmixed features, float32 (float64 for float64) `[B, D]`; index int64 `[B]`."""
+        """Unmixed features, float32 (float64 for float64) `[B, D]`, where the features are; index int64 `[B]`."""
+        index = index.to(self.device)
         ones = torch.ones(index.shape[0], dtype=torch.float32, device=index.device)
         kind = torch.promote_types(self.features.dtype, torch.float32)
         return functional.mix_rows(self.features, index, index, ones, dtype=kind)
 
     def raw(self, index: Tensor) -> Tensor:
         """The stored features `[B, D]`; index int64 `[B]`."""
-        return self.features[index]
+        return self.features[index.to(self.device)]
 
     def __repr__(self) -> str:
         return f"FeatureSource({len(self):,} examples of {self.shape[0]} features)"
 
 
-Source = ImageSource | FeatureSource
+Source = ImageSource | FeatureSource | TokenSource
 
 
 def as_source(source: Any) -> Source:
-    """`source` itself, or an array of uint8 images / float features wrapped.
+    """`source` itself (`ImageSource`, `FeatureSource`, `TokenSource`), or an array of uint8 images / float features wrapped.
 
     Raises:
         TypeError: for anything else.
     """
-    if isinstance(source, (ImageSource, FeatureSource)):
+    if isinstance(source, (ImageSource, FeatureSource, TokenSource)):
         return source
     values = as_tensor(source, "source")
     if values.dtype == torch.uint8:

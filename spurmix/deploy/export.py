@@ -5,33 +5,36 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import itertools
 import json
 import logging
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spurmix._version import __version__
 from spurmix.core.groups import GroupIndex
-from spurmix.data.sources import FeatureSource, ImageSource, as_source
+from spurmix.data.batch import Tokens
+from spurmix.data.sources import ImageSource, Source, as_source
+from spurmix.data.text import TokenSource
+from spurmix.deploy.export_text import ExportError, StoredTokenizer
 from spurmix.deploy.predictor import Predictor
-from spurmix.train.evaluate import predict
+from spurmix.train.evaluate import predict, reading_order
 from spurmix.train.metrics import Evaluation, evaluate_logits
 from spurmix.train.models import logits_of
+from spurmix.train.text import unwrapped
+
+__all__ = ["ExportError", "ExportReport", "export_onnx"]
 
 OPSET = 20
-
-
-class ExportError(RuntimeError):
-    """The exported file does not do what the model does; no file was left."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,15 @@ class _Logits(nn.Module):
         return logits_of(self.model(features))
 
 
+class _TextLogits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = unwrapped(model)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask))
+
+
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -90,26 +102,35 @@ def export_onnx(
     groups: GroupIndex,
     class_names: Sequence[str] | None = None,
     train_groups: GroupIndex | None = None,
+    tokenizer: Any = None,
+    membership: Any = None,
+    cell_names: Sequence[str] | None = None,
+    min_group_size: int = 1,
     tolerance: float = 1e-3,
     batch_size: int = 256,
     opset: int = OPSET,
 ) -> ExportReport:
     """Write `model` as one ONNX file and prove it: input "image" uint8 `[batch, H, W, C]` (or "features" float32
-    `[batch, D]`), output "logits" float32 `[batch, classes]`, any batch size.
+    `[batch, D]`; of texts "input_ids" and "attention_mask" int64 `[batch, sequence]`), output "logits" float32
+    `[batch, classes]`, any batch size and length.
 
-    Normalisation is inside, resizing is left to the caller. The file carries classes, mean, std, version and the
-    per-group report as metadata. It is run by ONNX Runtime on the held-out data and appears, by rename, only when it
-    agrees with the model.
+    Normalisation is inside, resizing is left to the caller. A text model's tokenizer travels beside the file, as
+    tokenizer.json and tokenizer_config.json, so that `Predictor` reads strings. The file carries classes, mean, std,
+    version and the per-group report as metadata. It is run by ONNX Runtime on the held-out data and appears, by rename,
+    only when it agrees with the model.
 
     Args:
         source, groups: held-out data and its groups.
         class_names: default those of `groups`, else "0", "1", ...
-        train_groups: weigh the adjusted average, see `evaluate`.
+        train_groups, membership, cell_names, min_group_size: see `evaluate`.
+        tokenizer: of a `TokenSource`'s texts: a fast one of transformers, or a `tokenizers.Tokenizer`.
         tolerance: largest accepted |logit difference|.
 
     Raises:
-        ValueError: for bad arguments or a folder that cannot be written, before anything is exported.
-        ExportError: where logits differ by more than `tolerance` or a group's accuracy differs; no file is left.
+        ValueError: for bad arguments, a tokenizer that is not the model's, or a folder that cannot be written, before
+            anything is exported.
+        ExportError: where logits differ by more than `tolerance`, a group's accuracy differs, or the stored tokenizer
+            gives other ids; no file is left.
     """
     data = as_source(source)
     if len(data) != groups.num_examples:
@@ -118,6 +139,15 @@ def export_onnx(
         raise ValueError(f"tolerance must be positive, got {tolerance!r}")
     target = Path(path)
     temporary = target.with_name(f".{target.stem}-{os.getpid()}.onnx")
+    text = None
+    if isinstance(data, TokenSource):
+        text = StoredTokenizer(tokenizer, data, model, target)
+    elif tokenizer is not None:
+        raise ValueError("tokenizer is for texts; this source holds none")
+    measure = partial(
+        evaluate_logits, groups=groups, train_groups=train_groups, membership=membership, cell_names=cell_names,
+        min_group_size=min_group_size,
+    )  # fmt: skip
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -125,19 +155,26 @@ def export_onnx(
         raise ValueError(f"path: cannot write into {target.parent} ({error.strerror})") from None
     try:
         expected = predict(model, data, batch_size=batch_size).numpy()
-        evaluation = evaluate_logits(expected, groups, train_groups=train_groups)
+        evaluation = measure(expected)
         names = list(class_names or groups.class_names or map(str, range(expected.shape[1])))
         if len(names) != expected.shape[1]:
             raise ValueError(f"class_names: {len(names)} names for {expected.shape[1]} classes")
-        _write(model, data, temporary, opset, _metadata(data, names, evaluation))
-        report = _prove(temporary, target, data, groups, train_groups, expected, evaluation, tolerance, batch_size)
+        metadata = _metadata(data, names, evaluation)
+        if text is not None:
+            metadata["spurmix.text"] = text.settings
+        _write(model, data, temporary, opset, metadata)
+        predictor = Predictor(temporary) if text is None else text.predictor(temporary)
+        actual = _run(predictor, data, expected, batch_size)
+        report = _prove(target, actual, expected, measure(actual), evaluation, tolerance)
+        if text is not None:
+            text.write()
         temporary.replace(target)
         return report
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _metadata(data: ImageSource | FeatureSource, names: list[str], evaluation: Evaluation) -> dict[str, Any]:
+def _metadata(data: Source, names: list[str], evaluation: Evaluation) -> dict[str, Any]:
     normalise = {"mean": data.mean.tolist(), "std": data.std.tolist()} if isinstance(data, ImageSource) else {}
     return {
         "spurmix.version": __version__,
@@ -147,17 +184,26 @@ def _metadata(data: ImageSource | FeatureSource, names: list[str], evaluation: E
     }
 
 
-def _write(
-    model: nn.Module, data: ImageSource | FeatureSource, path: Path, opset: int, metadata: dict[str, Any]
-) -> None:
+def _traced(model: nn.Module, data: Source) -> tuple[nn.Module, tuple[Tensor, ...], list[str], tuple[Any, ...]]:
+    """What is exported, example inputs, their names and free dimensions."""
+    clone = copy.deepcopy(model).cpu().eval()
+    index = torch.arange(3) % len(data)
+    if isinstance(data, TokenSource):
+        tokens = data.gather(index)
+        ids, mask = (F.pad(t.long(), (0, max(0, 2 - t.shape[1]))) for t in tokens.tensors())
+        free = {0: "batch", 1: "sequence"}
+        return _TextLogits(clone), (ids, mask), ["input_ids", "attention_mask"], (free, free)
+    example = data.raw(index).cpu()
+    if isinstance(data, ImageSource):
+        return _WithPreprocessing(clone, data), (example,), ["image"], ({0: "batch"},)
+    return _Logits(clone), (example.float(),), ["features"], ({0: "batch"},)
+
+
+def _write(model: nn.Module, data: Source, path: Path, opset: int, metadata: dict[str, Any]) -> None:
     """Export a copy of the model, in evaluation mode on the CPU, and store the metadata."""
     import onnx
 
-    clone = copy.deepcopy(model).cpu().eval()
-    wrapped = _WithPreprocessing(clone, data) if isinstance(data, ImageSource) else _Logits(clone)
-    example = data.raw(torch.zeros(3, dtype=torch.int64)).cpu()
-    example = example if isinstance(data, ImageSource) else example.float()
-    name = "image" if isinstance(data, ImageSource) else "features"
+    wrapped, example, names, free = _traced(model, data)
     chatter = io.StringIO()
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -166,12 +212,12 @@ def _write(
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 wrapped.eval(),
-                (example,),
+                example,
                 dynamo=True,
                 opset_version=opset,
-                input_names=[name],
+                input_names=names,
                 output_names=["logits"],
-                dynamic_shapes=({0: "batch"},),
+                dynamic_shapes=free,
                 verbose=False,
             )
             assert program is not None
@@ -184,30 +230,35 @@ def _write(
     onnx.save_model(proto, str(path))
 
 
+def _run(predictor: Predictor, data: Source, expected: np.ndarray[Any, Any], batch_size: int) -> np.ndarray[Any, Any]:
+    """Logits of the file for every held-out example."""
+    actual = np.empty_like(expected)
+    # An odd first batch of one example, so that the free dimensions are proven to be free.
+    order = reading_order(data)
+    for index in (order[:1], *order[1:].split(batch_size)):
+        raw = data.raw(index)
+        if isinstance(raw, Tokens):
+            inputs: Any = {"input_ids": raw.ids.numpy(), "attention_mask": raw.mask.numpy()}
+        else:
+            inputs = raw.cpu().numpy() if isinstance(data, ImageSource) else raw.cpu().float().numpy()
+        actual[index.numpy()] = predictor.predict(inputs)
+    return actual
+
+
 def _prove(
-    file: Path,
     target: Path,
-    data: ImageSource | FeatureSource,
-    groups: GroupIndex,
-    train_groups: GroupIndex | None,
+    actual: np.ndarray[Any, Any],
     expected: np.ndarray[Any, Any],
+    proven: Evaluation,
     evaluation: Evaluation,
     tolerance: float,
-    batch_size: int,
 ) -> ExportReport:
-    """Run the file on every held-out example and compare it with the model."""
-    predictor = Predictor(file)
-    inputs = data.raw(torch.arange(len(data))).cpu()
-    array = inputs.numpy() if isinstance(data, ImageSource) else inputs.float().numpy()
-    # An odd first batch of one example, so that the batch dimension is proven to be free.
-    cuts = [0, 1, *range(1 + batch_size, len(data), batch_size), len(data)]
-    parts = [predictor.predict(array[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
-    actual = np.concatenate(parts)
+    """Compare what the file gave with what the model gave."""
     difference = float(np.abs(actual - expected).max())
     if not difference <= tolerance:
         raise ExportError(f"{target}: logits differ by {difference:.3g}, more than {tolerance:g}; no file was written")
-    proven = evaluate_logits(actual, groups, train_groups=train_groups)
-    for ours, theirs in zip(proven.groups, evaluation.groups, strict=True):
+    rows = zip(proven.groups + proven.cells, evaluation.groups + evaluation.cells, strict=True)
+    for ours, theirs in rows:
         if ours.correct != theirs.correct:
             raise ExportError(
                 f"{target}: accuracy of {ours.name} is {ours.accuracy:.4f} in the file and {theirs.accuracy:.4f} in the "

@@ -5,18 +5,23 @@ Indices and class ids are data, so the kernels check them, before any read: the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.backends import implementation, serving
+from spurmix.ops.calls import call as _call
+from spurmix.ops.calls import into as _into
+from spurmix.ops.calls import transformable as _transformable
+from spurmix.ops.embedding_grad import GradientBuffer
+from spurmix.ops.embeddings import mix_bert_embeddings, mix_embeddings
+from spurmix.ops.flags import check
 from spurmix.ops.loss_with_grad import LossWithGrad
 from spurmix.ops.reference import MEAN, NONE, SUM
 from spurmix.ops.tables import DrawTables, draw_tables
@@ -25,10 +30,14 @@ __all__ = [
     "Augment",
     "Draw",
     "DrawTables",
+    "GradientBuffer",
     "MixedImages",
+    "check",
     "draw",
     "draw_tables",
     "group_counts",
+    "mix_bert_embeddings",
+    "mix_embeddings",
     "mix_image_batch",
     "mix_images",
     "mix_labels",
@@ -62,34 +71,6 @@ class MixedImages(NamedTuple):
     group: Tensor
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a kernel; what it rejects raises IndexError (an index out of range) or ValueError on every backend."""
-    if torch.compiler.is_compiling():
-        return function(*args)
-    try:
-        return function(*args)
-    except RuntimeError as error:
-        _, mark, text = str(error).splitlines()[0].partition("spurmix::")
-        if not mark:
-            raise
-        raise (IndexError if "out of range" in text else ValueError)(text) from None
-
-
-def _transformable(backend: str) -> str:
-    """The reference inside torch.func's transforms (grad, jvp, vmap) and forward-mode AD: kernels have no rules for them."""
-    compiling = torch.compiler.is_compiling()
-    if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
-        return "reference"
-    return backend
-
-
-def _into(out: Tensor, function: Callable[..., Any], *args: Any) -> Tensor:
-    """Run an `_out` op (or the reference, whose result is copied) and mark `out` as changed for autograd."""
-    _call(function, *args, out)
-    torch.autograd.graph.increment_version(out)
-    return out
-
-
 def draw(
     groups: GroupIndex | DrawTables,
     policy: MixPolicy | None = None,
@@ -108,7 +89,7 @@ def draw(
         seed: in [0, 2^63).
         start, count: sample numbers, start + count at most 2^63.
         out: three tensors `[count]` to write into, index, partner and lam; or four, with the group of index, int64.
-        backend: "auto", "cpu", "triton" or "reference"; all give the same bits.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; all give the same bits.
 
     Returns:
         Draw(index, partner, lam). Without partner, partner = index and lam = 1.
@@ -176,7 +157,7 @@ def mix_images(
         ((x / 255 - mean) / std).permute(0, 3, 1, 2).to(dtype)
 
     Args:
-        images: uint8 `[N, H, W, C]`, each image contiguous.
+        images: uint8 `[N, H, W, C]`, each image contiguous; for indices on a GPU also in pinned memory of the host.
         index, partner: int64 `[B]` in [0, N); lam: float32 `[B]`, weight of index.
         mean, std: per channel, `[C]`, in units of 0 to 1; a number serves all channels.
         boxes: float32 `[B, 2, 4]`: top, left, height, width in pixels of the crop of index and partner, rounded to 2^-16.
@@ -194,7 +175,7 @@ def mix_images(
         TypeError, ValueError: naming the argument. IndexError: for an index outside [0, N), before any read.
     """
     validate.images(images)
-    device = images.device
+    device = validate.store_device(images, index)
     _, rows, columns, channels = images.shape
     index, partner, lam = _mixing_rows(index, partner, lam, device)
     batch = index.shape[0]
@@ -247,15 +228,15 @@ def mix_image_batch(
         mix_images(images, index, partner, lam, mean=mean, std=std), labels[index], labels[partner]
 
     Args:
-        images: uint8 `[N, H, W, C]`, each image contiguous.
+        images: uint8 `[N, H, W, C]`, each image contiguous; for tables on a GPU also in pinned memory of the host.
         labels: integers `[N]`.
-        tables: from `draw_tables(groups, policy)`, on the device of the images.
+        tables: from `draw_tables(groups, policy)`, on the device of the labels and of the output.
         augment: random resized crop and flip, see `Augment`; their randomness is part of the draw.
         out: seven tensors to write into, in the order of `MixedImages`.
         Others as in `mix_images` and `draw`.
     """
     validate.images(images)
-    device = images.device
+    device = validate.store_device(images, tables.packed)
     total, rows, columns, channels = images.shape
     validate.tensor(labels, "labels", validate.INTEGERS, (total,))
     validate.same_device(device, labels=labels, tables=tables.packed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spurmix import _build_stamp
-from spurmix.ops import reference
+from spurmix.ops import library_text, reference
 from spurmix.ops.schema import SCHEMAS
 
 _library = torch.library.Library("spurmix", "DEF")
@@ -61,6 +62,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "mixed_cross_entropy_with_grad": reference.mixed_cross_entropy_with_grad,
     "mixed_cross_entropy_backward": reference.mixed_cross_entropy_backward,
     "group_counts": reference.group_counts,
+    **library_text.REFERENCE,
 }
 
 
@@ -78,14 +80,14 @@ def _fake_draw(
 
 def _fake_mix_images(images: Tensor, index: Tensor, *args: Any) -> Tensor:
     height, width, dtype, channels_last = args[-4:]
-    return _fresh(images, (index.shape[0], images.shape[3], height, width), dtype, channels_last)
+    return _fresh(index, (index.shape[0], images.shape[3], height, width), dtype, channels_last)
 
 
-def _fake_mix_image_batch(images: Tensor, *args: Any, counter: Tensor | None = None) -> Any:
-    count, height, width, dtype, channels_last = args[13:18]
-    mixed = _fresh(images, (count, images.shape[3], height, width), dtype, channels_last)
+def _fake_mix_image_batch(images: Tensor, labels: Tensor, *args: Any, counter: Tensor | None = None) -> Any:
+    count, height, width, dtype, channels_last = args[12:17]
+    mixed = _fresh(labels, (count, images.shape[3], height, width), dtype, channels_last)
     kinds = (torch.int64, torch.int64, torch.float32, torch.int64, torch.int64, torch.int64)
-    return mixed, *(_fresh(images, (count,), kind) for kind in kinds)
+    return mixed, *(_fresh(labels, (count,), kind) for kind in kinds)
 
 
 def _fake_mix_rows(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,6 +127,7 @@ _FAKE = {
     "mixed_cross_entropy": _fake_cross_entropy,
     "mixed_cross_entropy_with_grad": _fake_cross_entropy_with_grad,
     "mixed_cross_entropy_backward": _fake_cross_entropy_backward,
+    **library_text.FAKE,
 }
 
 
@@ -211,15 +214,20 @@ class _Loss(torch.autograd.Function):
         return None, backward(grad, logits, logsumexp, *rest, ctx.reduction, ctx.label_smoothing), *[None] * 5
 
 
+def differentiable(name: str, kernels: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Kernel `name` of a set that serves the ops outside the dispatcher, differentiable like the op."""
+    if name == "mix_rows":
+        return functools.partial(_Rows.apply, kernels[name])
+    if name == "mixed_cross_entropy":
+        return functools.partial(_Loss.apply, kernels)
+    return kernels[name]
+
+
 def triton_kernel(name: str) -> Callable[..., Any]:
     """The Triton implementation of an op, differentiable like the op. The first call compiles, for seconds."""
     from spurmix.kernels.launch import KERNELS
 
-    if name == "mix_rows":
-        return functools.partial(_Rows.apply, KERNELS[name])
-    if name == "mixed_cross_entropy":
-        return functools.partial(_Loss.apply, KERNELS)
-    return KERNELS[name]
+    return differentiable(name, KERNELS)
 
 
 def _on_gpu(name: str) -> Callable[..., Any]:
@@ -231,32 +239,47 @@ def _on_gpu(name: str) -> Callable[..., Any]:
     return run
 
 
-def _load_compiled() -> str:
-    """Load the compiled CPU kernels; "ok" or why they are not there."""
-    status = str(_build_stamp.status().get("_C", "missing"))
+def _load_compiled(module: str) -> str:
+    """Load a compiled module, which registers its kernels; "ok" or why it is not there."""
+    status = str(_build_stamp.status().get(module, "missing"))
     if status != "ok":
         return status
     try:
-        from spurmix import _C  # noqa: F401  (registers its kernels)
+        importlib.import_module(f"spurmix.{module}")
     except (ImportError, OSError) as error:
         return f"cannot be loaded: {error}"
     return "ok"
 
 
+def has_cuda_kernel(name: str) -> bool:
+    """Whether op `name` has a compiled CUDA kernel here."""
+    return COMPILED_CUDA == "ok" and name not in _served_by_triton
+
+
 for _schema in SCHEMAS:
     _library.define(_schema)
+
+COMPILED_CPU: str = _load_compiled("_C")
+"""Whether the compiled CPU kernels serve `torch.ops.spurmix`: "ok", or what is wrong and how to build them."""
+COMPILED_CUDA: str = _load_compiled("_cuda") if torch.version.cuda is not None else "this torch is built without CUDA"
+"""The same of the compiled CUDA kernels."""
+_served_by_triton: set[str] = set()  # on CUDA tensors
+
 for _name, _function in REFERENCE.items():
     _library.impl(_name, _function, "CompositeExplicitAutograd")
-    if HAS_TRITON and torch.version.cuda is not None:
+    if torch.version.cuda is None or torch._C._dispatch_has_kernel_for_dispatch_key(f"spurmix::{_name}", "CUDA"):
+        continue
+    if HAS_TRITON:
         _library.impl(_name, _on_gpu(_name), "CUDA")
+        _served_by_triton.add(_name)
 for _schema in SCHEMAS:
     _name = _schema.split("(", 1)[0]
     torch.library.register_fake(f"spurmix::{_name}", _FAKE.get(_name, _fake_nothing), lib=_library)
 torch.library.register_autograd("spurmix::mix_rows", _rows_backward, setup_context=_rows_setup, lib=_library)
 torch.library.register_autograd("spurmix::mixed_cross_entropy", _loss_backward, setup_context=_loss_setup, lib=_library)
+for _name, (_setup, _backward) in library_text.AUTOGRAD.items():
+    torch.library.register_autograd(f"spurmix::{_name}", _backward, setup_context=_setup, lib=_library)
 
-COMPILED_CPU: str = _load_compiled()
-"""Whether the compiled CPU kernels serve `torch.ops.spurmix`: "ok", or what is wrong and how to build them."""
 if COMPILED_CPU != "ok":
     warnings.warn(
         f"spurmix: compiled CPU kernels are not in use ({COMPILED_CPU}); the much slower reference runs instead",

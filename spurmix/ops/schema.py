@@ -15,6 +15,7 @@ _MIX_IMAGE_BATCH = (
     "SymInt seed, SymInt start"
 )
 _MIX_ROWS = "Tensor rows, Tensor index, Tensor partner, Tensor lam"
+_LOOKUPS = "Tensor ids, Tensor partner_ids, Tensor lam, Tensor? mask, Tensor? partner_mask"
 _LABELS = "Tensor label, Tensor partner_label, Tensor lam"
 
 SCHEMAS: tuple[str, ...] = (
@@ -29,6 +30,18 @@ SCHEMAS: tuple[str, ...] = (
     "Tensor(c!) partner_label, Tensor(d!) lam, Tensor(e!) index, Tensor(f!) partner, Tensor(g!) group) -> ()",
     f"mix_rows({_MIX_ROWS}, ScalarType dtype) -> Tensor",
     f"mix_rows_out({_MIX_ROWS}, Tensor(a!) out) -> ()",
+    f"mix_embeddings(Tensor weight, {_LOOKUPS}, int padding_idx, ScalarType dtype) -> Tensor",
+    f"mix_embeddings_out(Tensor weight, {_LOOKUPS}, Tensor(a!) out) -> ()",
+    f"mix_embeddings_backward(Tensor grad, {_LOOKUPS}, int padding_idx, SymInt rows, ScalarType dtype) -> Tensor",
+    f"mix_embeddings_backward_out(Tensor grad, {_LOOKUPS}, int padding_idx, Tensor(a!) grad_weight) -> ()",
+    f"mix_embeddings_backward_rows(Tensor grad, {_LOOKUPS}, int padding_idx, SymInt rows, ScalarType dtype) "
+    "-> (Tensor row, Tensor values)",
+    "mix_bert_embeddings(Tensor weight, Tensor position_weight, Tensor? type_weight, Tensor norm_weight, "
+    f"Tensor norm_bias, {_LOOKUPS}, Tensor position_ids, Tensor? token_type_ids, float eps, int padding_idx, "
+    "ScalarType dtype) -> (Tensor output, Tensor mean, Tensor rstd)",
+    "mix_bert_embeddings_backward(Tensor grad, Tensor weight, Tensor position_weight, Tensor? type_weight, "
+    f"Tensor norm_weight, {_LOOKUPS}, Tensor position_ids, Tensor? token_type_ids, Tensor mean, Tensor rstd) "
+    "-> (Tensor grad_mixed, Tensor grad_position, Tensor grad_type, Tensor grad_norm_weight, Tensor grad_norm_bias)",
     f"mix_labels({_LABELS}, SymInt num_classes, ScalarType dtype) -> Tensor",
     f"mix_labels_out({_LABELS}, Tensor(a!) out) -> ()",
     f"mixed_cross_entropy(Tensor logits, {_LABELS}, int reduction, float label_smoothing) "

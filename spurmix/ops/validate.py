@@ -102,6 +102,24 @@ def images(value: Any) -> Tensor:
     return value
 
 
+def store_device(images: Tensor, beside: Any) -> torch.device:
+    """Where a mix of `images` takes place: their device, or that of `beside` where they lie in pinned memory.
+
+    Raises:
+        ValueError: for images on another device, or on the CPU without being pinned.
+    """
+    if not isinstance(beside, Tensor) or beside.device == images.device:
+        return images.device
+    if images.is_cpu and beside.is_cuda:
+        if images.is_pinned():
+            return beside.device
+        raise ValueError(
+            f"images are on the CPU and not pinned, the other tensors on {beside.device}: move the images "
+            f"({images.nbytes / 2**30:.2f} GiB) there, or pin them so that kernels read them from the host"
+        )
+    raise ValueError(f"images are on {images.device}, the other tensors on {beside.device}; move them together")
+
+
 def normalisation(value: Any, name: str, channels: int, device: torch.device) -> Tensor:
     """`mean` or `std` as float32 `[C]` on the device: a tensor as it is, a sequence or number converted."""
     if isinstance(value, Tensor):

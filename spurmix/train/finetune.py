@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ from torch import Tensor, nn
 
 from spurmix.data.batch import Batch
 from spurmix.data.loader import MixLoader
+from spurmix.data.text import TokenSource
 from spurmix.ops import functional
 from spurmix.train import checkpoint
 from spurmix.train.models import head_of, logits_of, parameter_groups
+from spurmix.train.progress import bar
 from spurmix.train.schedule import SCHEDULES, factor
+from spurmix.train.text import apply
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def finetune(
     """Fine-tune `model` on the batches of `loader`, in place.
 
     Args:
-        model: maps `batch.input` to logits: a tensor, an object with `.logits`, or a tuple that begins with them.
+        model: maps `batch.input` to logits: a tensor, an object with `.logits`, or a tuple that begins with them; for
+            texts a `MixedInputs`.
         loader: decides data, order, batch size and number of batches.
         optimizer: "adamw", "sgd", or a function of parameter groups. Biases and norms do not decay.
         schedule: "cosine", "one_cycle", "linear" or "constant", stepped on optimizer steps; warmup is a share of them.
@@ -75,6 +78,8 @@ def finetune(
             damaged or of another run.
     """
     _check(schedule, mixed_precision, accumulate, freeze, clip, save_every, keep)
+    if isinstance(loader.source, TokenSource):
+        loader.source.check_model(model)
     folder = Path(output) if output is not None else None
     if folder is None and (resume or save_every):
         raise ValueError("output: a folder is needed for checkpoints")
@@ -124,7 +129,7 @@ def finetune(
     if first >= total:
         return TrainResult(optimizer_steps, losses[-1] if losses else math.nan, tuple(losses), 0.0, 0.0)
     with _Metrics(folder, first, accelerator.is_main_process) as metrics:
-        for batch in _progress(loader, progress):
+        for batch in bar(loader, "training", total=total, size=loader.batch_size, done=first, shown=progress):
             step = loader.step - 1
             group_start = step - step % accumulate
             group = min(accumulate, total - group_start)
@@ -195,28 +200,10 @@ def _optimizer(model: nn.Module, kind: Any, learning_rate: float, weight_decay: 
 
 def _loss(model: nn.Module, batch: Batch, accelerator: Any, label_smoothing: float) -> Tensor:
     with accelerator.autocast():
-        logits = logits_of(model(batch.input))
+        logits = logits_of(apply(model, batch.input))
     return functional.mixed_cross_entropy(
         logits, batch.label, batch.partner_label, batch.lam, label_smoothing=label_smoothing
     )
-
-
-def _progress(loader: MixLoader, progress: bool | None) -> Iterator[Batch]:
-    """The loader's batches, with a bar that shows rate and time left where somebody watches."""
-    shown = sys.stderr.isatty() if progress is None else progress
-    if not shown:
-        yield from loader
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
-        task = bar.add_task("training", total=len(loader), completed=loader.step, rate="")
-        began, first = time.perf_counter(), loader.step
-        for batch in loader:
-            yield batch
-            speed = (loader.step - first) * loader.batch_size / (time.perf_counter() - began)
-            bar.update(task, completed=loader.step, rate=f"{speed:,.0f} examples/s")
 
 
 class _Metrics:

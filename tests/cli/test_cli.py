@@ -100,7 +100,7 @@ def test_version_and_info() -> None:
     assert run("--version").stdout == f"spurmix {spurmix.__version__}\n"
     done = run("info")
     assert done.returncode == 0, done.stderr
-    assert "op mix_image_batch on the CPU" in done.stdout
+    assert "op mix_image_batch" in done.stdout and "CPU: cpu, GPU: triton" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("--policy", "magic"), ("--model", "vgg"), ("--out", "/dev/null/x")])

@@ -107,6 +107,20 @@ def test_buffers_stay_valid_for_prefetch_further_batches_and_are_reused(prefetch
     assert len(pointers) == 2 * prefetch + 1
 
 
+@pytest.mark.parametrize("source", [IMAGES, FEATURES], ids=["images", "features"])
+def test_any_batch_can_be_asked_for(source: Any) -> None:
+    batches = loader(source)
+    whole = [b.clone() for b in loader(source)]
+    iterator = iter(batches)
+    next(iterator)
+    for step in (5, 0, 3, 3):
+        made = batches.batch(step)
+        assert all(torch.equal(a, b) for a, b in zip(made.tensors(), whole[step].tensors(), strict=True))
+    assert torch.equal(next(iterator).input, whole[1].input)
+    with pytest.raises(IndexError, match=r"step must lie in \[0, 6\), got 6"):
+        batches.batch(6)
+
+
 def test_restarting_keeps_held_batches_valid() -> None:
     batches = loader(prefetch=2)
     first = next(iter(batches))

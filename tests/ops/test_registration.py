@@ -22,6 +22,10 @@ MEAN, STD = torch.zeros(3), torch.ones(3)
 INDEX, PARTNER, LAM = torch.tensor([0, 5, 2]), torch.tensor([1, 5, 0]), torch.tensor([0.25, 1.0, 0.5])
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
 BOXES = torch.tensor([[[0.5, 1.0, 3.0, 2.5], [0.0, 0.0, 4.0, 5.0]]]).expand(3, 2, 4).contiguous()
+TABLE, NORM = torch.randn(6, 4), torch.rand(4)
+IDS, MASKS = torch.tensor([[0, 5], [2, 2], [1, 4]]), torch.tensor([[True, True], [True, False], [False, True]])
+LOOKUPS = (IDS, IDS.flip(1), LAM, MASKS, None)
+UPSTREAM = torch.randn(3, 2, 4)
 FLIPS = torch.tensor([[0, 1], [1, 1], [0, 0]], dtype=torch.uint8)
 
 
@@ -46,6 +50,17 @@ SAMPLES: list[tuple[str, tuple[Any, ...]]] = [
     ("mix_rows", (torch.randn(6, 4, requires_grad=True), INDEX, PARTNER, LAM, torch.float32)),
     ("mix_rows", (torch.randn(6, 4), INDEX, PARTNER, LAM.clone().requires_grad_(), torch.float32)),
     ("mix_rows_out", (torch.randn(6, 4), INDEX, PARTNER, LAM, torch.zeros(3, 4))),
+    ("mix_embeddings", (TABLE.clone().requires_grad_(), *LOOKUPS, 2, torch.float32)),
+    ("mix_embeddings", (TABLE.bfloat16().requires_grad_(), *LOOKUPS[:3], None, MASKS, -1, torch.float32)),
+    ("mix_embeddings_out", (TABLE, *LOOKUPS, torch.zeros(3, 2, 4))),
+    ("mix_embeddings_backward", (UPSTREAM.clone().requires_grad_(), *LOOKUPS, 2, 6, torch.float32)),
+    ("mix_embeddings_backward_out", (UPSTREAM, *LOOKUPS, -1, torch.zeros(6, 4))),
+    ("mix_embeddings_backward_rows", (UPSTREAM, *LOOKUPS, -1, 6, torch.float16)),
+    ("mix_bert_embeddings", (*(t.clone().requires_grad_() for t in (TABLE, TABLE, TABLE, NORM, NORM)), *LOOKUPS,
+                             IDS, IDS, 1e-12, 0, torch.float32)),
+    ("mix_bert_embeddings", (TABLE, TABLE, None, NORM, NORM, *LOOKUPS, IDS, None, 1e-5, -1, torch.bfloat16)),
+    ("mix_bert_embeddings_backward", (UPSTREAM, TABLE, TABLE, TABLE, NORM, *LOOKUPS, IDS, None, torch.zeros(3, 2),
+                                      torch.ones(3, 2))),
     ("mix_labels", (INDEX, PARTNER, LAM, 6, torch.float32)),
     ("mix_labels_out", (INDEX, PARTNER, LAM, torch.zeros(3, 6))),
     ("mixed_cross_entropy", (torch.randn(3, 6, requires_grad=True), INDEX, PARTNER, LAM, 1, 0.1)),

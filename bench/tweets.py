@@ -1,0 +1,277 @@
+"""Policies on real tweets: is a tweet hateful or offensive, where the mention of an identity tells in training?
+
+    python -m bench.tweets --data labeled_data.csv
+
+The file is `data/labeled_data.csv` of t-davidson/hate-speech-and-offensive-language on GitHub (MIT), of Davidson et al.
+2017 (arXiv 1703.04009): 24,783 English tweets, "class" 0 hate, 1 offensive, 2 neither. It is brought by whoever runs this.
+
+Label: hate or offensive (1) against neither (0). Attribute: the tweet has a word of `IDENTITY_TERMS`, which are names of
+groups and no slurs. Both are facts of the file; the training split is made spurious: of each class as many tweets are
+drawn, without replacement, that `--strength` of the offensive ones mention an identity and `--strength` of the others do
+not. The test split is a random 30% of each cell, as it comes, drawn first. Encoder: pre-trained MiniLM, frozen, mean of the
+last hidden states. A linear head is trained on them with each policy, all with the same number of samples, the same rate
+and no choice by test accuracy. Seeds change split, initial head and draws. All attributes of the training split are known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import html
+import io
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench import report
+from spurmix import FeatureSource, GroupIndex, TokenSource, evaluate, extract_features, models, policies, retrain_head
+from spurmix.cli.app import versions
+from spurmix.core.policy import MixPolicy
+from spurmix.train.metrics import Evaluation
+
+IDENTITY_TERMS = tuple(
+    [
+        "woman",
+        "women",
+        "girl",
+        "girls",
+        "female",
+        "females",
+        "lady",
+        "ladies",
+        "man",
+        "men",
+        "guy",
+        "guys",
+        "boy",
+        "boys",
+        "male",
+        "males",
+        "gay",
+        "gays",
+        "lesbian",
+        "lesbians",
+        "queer",
+        "trans",
+        "transgender",
+        "black",
+        "blacks",
+        "white",
+        "whites",
+        "asian",
+        "asians",
+        "mexican",
+        "mexicans",
+        "hispanic",
+        "latino",
+        "latina",
+        "chinese",
+        "indian",
+        "african",
+        "arab",
+        "arabs",
+        "muslim",
+        "muslims",
+        "islam",
+        "islamic",
+        "jew",
+        "jews",
+        "jewish",
+        "christian",
+        "christians",
+        "catholic",
+        "catholics",
+        "mormon",
+        "immigrant",
+        "immigrants",
+    ]
+)
+CLASS_NAMES, ATTRIBUTE_NAMES = ("neither", "offensive"), ("no identity", "identity")
+HELD_OUT, MAX_LENGTH, BATCH, EPOCHS, RATE = 0.3, 96, 128, 20.0, 1e-3
+POLICIES: dict[str, MixPolicy] = {
+    "erm": policies.erm(),
+    "group_balanced": policies.group_balanced(),
+    "lisa": policies.lisa(),
+    "mixup": policies.mixup(),
+    "balance_attributes": policies.balance_attributes(),
+}
+
+
+def read(path: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Texts, labels and attributes of the file.
+
+    Raises:
+        ValueError: naming line and column, for a file that is not in this layout.
+    """
+    texts, labels = [], []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file, strict=True)
+            for name in ("class", "tweet"):
+                if name not in (table.fieldnames or ()):
+                    raise ValueError(f"{path}: there is no column {name!r}, only {', '.join(table.fieldnames or ())}")
+            for row in table:
+                if row["class"] not in ("0", "1", "2") or row["tweet"] is None:
+                    raise ValueError(f"{path}, line {table.line_num}: class must be 0, 1 or 2, got {row['class']!r}")
+                texts.append(html.unescape(row["tweet"]))
+                labels.append(int(row["class"] != "2"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--data: {path} cannot be read: {error}") from None
+    word = re.compile(rf"\b({'|'.join(IDENTITY_TERMS)})\b", re.IGNORECASE)
+    attributes = [int(word.search(text) is not None) for text in texts]
+    return texts, np.array(labels, dtype=np.int64), np.array(attributes, dtype=np.int64)
+
+
+def split(
+    labels: NDArray[np.int64], attributes: NDArray[np.int64], strength: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the spurious training split and of the test split."""
+    rng = np.random.default_rng([seed, 1703])
+    rest, test = {}, []
+    for y in (0, 1):
+        for a in (0, 1):
+            rows = rng.permutation(np.flatnonzero((labels == y) & (attributes == a)))
+            held = round(HELD_OUT * rows.size)
+            test.append(rows[:held])
+            rest[y, a] = rows[held:]
+    common, rare = min(rest[0, 0].size, rest[1, 1].size), min(rest[0, 1].size, rest[1, 0].size)
+    size = int(min(common / strength, rare / (1 - strength)))
+    many = round(size * strength)
+    train = [rest[y, a][: many if y == a else size - many] for y in (0, 1) for a in (0, 1)]
+    if min(map(len, (*train, *test))) == 0:
+        sizes = f"of training {list(map(len, train))}, of test {list(map(len, test))}"
+        raise ValueError(f"--data, --strength: a cell is empty, {sizes}")
+    return np.concatenate(train), np.concatenate(test)
+
+
+def extract(texts: list[str], progress: bool | None = None) -> torch.Tensor:
+    """Features of every text, float32 `[N, 384]`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder(), local_files_only=True)
+    return extract_features(
+        models.minilm(2), TokenSource.from_texts(texts, tokenizer, max_length=MAX_LENGTH), progress=progress
+    )
+
+
+def run(
+    features: torch.Tensor, labels: NDArray[np.int64], attributes: NDArray[np.int64], strength: float, seed: int
+) -> dict[str, Evaluation]:
+    """Each policy's head, evaluated on the test split of a seed."""
+    train, test = split(labels, attributes, strength, seed)
+    names: dict[str, Any] = {"class_names": CLASS_NAMES, "attribute_names": ATTRIBUTE_NAMES}
+    groups = GroupIndex(labels[train], attributes[train], **names)
+    held_out = GroupIndex(labels[test], attributes[test], **names)
+    own, other = features[torch.from_numpy(train)], features[torch.from_numpy(test)]
+    results = {}
+    for name, policy in POLICIES.items():
+        torch.manual_seed(seed)
+        head = torch.nn.Linear(features.shape[1], 2)
+        retrain_head(
+            head, own, groups, policy, features=own, batch_size=BATCH, epochs=EPOCHS, seed=seed, learning_rate=RATE,
+            progress=False,
+        )  # fmt: skip
+        results[name] = evaluate(head, FeatureSource(other), held_out, train_groups=groups)
+    return results
+
+
+def rows_of(results: dict[int, dict[str, Evaluation]]) -> list[dict[str, Any]]:
+    """A row for every seed and policy: worst group with its interval, averages, and every group's accuracy."""
+    rows = []
+    for seed, by_policy in results.items():
+        for name, evaluation in by_policy.items():
+            worst = min(evaluation.groups, key=lambda g: g.accuracy)
+            row = {"seed": seed, "policy": name, "worst_group": worst.accuracy, "low": worst.low, "high": worst.high}
+            row |= {"worst_name": worst.name, "average": evaluation.average}
+            row |= {"adjusted_average": evaluation.adjusted_average}
+            rows.append(row | {g.name: g.accuracy for g in evaluation.groups})
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each policy: mean worst group over the seeds, its extremes, mean average, and seeds where it beats erm / is best."""
+    by_policy = {name: [r["worst_group"] for r in rows if r["policy"] == name] for name in POLICIES}
+    table = []
+    for name, worst in by_policy.items():
+        table.append({
+            "policy": name,
+            "worst_group_mean": float(np.mean(worst)),
+            "worst_group_min": min(worst),
+            "worst_group_max": max(worst),
+            "average_mean": float(np.mean([r["average"] for r in rows if r["policy"] == name])),
+            "seeds_above_erm": sum(w > e for w, e in zip(worst, by_policy["erm"], strict=True)),
+            "seeds_best": sum(w == max(all_of) for w, *all_of in zip(worst, *by_policy.values(), strict=True)),
+        })  # fmt: skip
+    return table
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    seeds = sorted({r["seed"] for r in rows})
+    table = Table("policy", *(f"seed {s}" for s in seeds), "mean", "average", "above erm", "best")
+    for line in summary(rows):
+        own = [r for r in rows if r["policy"] == line["policy"]]
+        cells = [f"{100 * r['worst_group']:.1f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]" for r in own]
+        table.add_row(
+            line["policy"], *cells, f"{100 * line['worst_group_mean']:.1f}", f"{100 * line['average_mean']:.1f}",
+            f"{line['seeds_above_erm']}/{len(seeds)}", f"{line['seeds_best']}/{len(seeds)}",
+        )  # fmt: skip
+    Console(width=120).print("worst-group accuracy, % [95% Wilson interval of that group]", table)
+
+
+def save(rows: list[dict[str, Any]], head: dict[str, Any], target: Path) -> None:
+    """Write `target` (JSON) and the rows beside it as CSV, by rename."""
+    report.write(target, json.dumps({"run": head, "summary": summary(rows), "rows": rows}, indent=1))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    report.write(target.with_suffix(".csv"), table.getvalue())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.tweets", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="CSV", help="labeled_data.csv")
+    parser.add_argument("--strength", type=float, default=0.95, help="of the correlation in training, in [0.5, 1)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=report.RESULTS / "tweets.json", metavar="FILE")
+    arguments = parser.parse_args(argv)
+    if not 0.5 <= arguments.strength < 1 or arguments.seeds < 1:
+        parser.error("--strength must lie in [0.5, 1) and --seeds be 1 or more")
+    began = time.perf_counter()
+    try:
+        report.check_writable(arguments.json)
+        texts, labels, attributes = read(arguments.data)
+        cells = [[int(((labels == y) & (attributes == a)).sum()) for a in (0, 1)] for y in (0, 1)]
+        print(f"{len(texts):,} tweets; neither / offensive without and with identity: {cells}")
+        train, _ = split(labels, attributes, arguments.strength, 0)
+        features = extract(texts)
+        results = {s: run(features, labels, attributes, arguments.strength, s) for s in range(arguments.seeds)}
+    except (ValueError, ImportError, OSError) as error:
+        print(f"bench.tweets: {error}", file=sys.stderr)
+        return 2
+    rows = rows_of(results)
+    show(rows)
+    head = {
+        "data": "t-davidson/hate-speech-and-offensive-language, data/labeled_data.csv",
+        "tweets": len(texts), "cells": cells, "strength": arguments.strength, "training": len(train),
+        "encoder": "all-MiniLM-L6-v2, frozen, mean pooled", "max_length": MAX_LENGTH, "batch": BATCH, "epochs": EPOCHS,
+        "learning_rate": RATE, "identity_terms": IDENTITY_TERMS, "versions": versions(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }  # fmt: skip
+    save(rows, head, arguments.json)
+    print(f"written: {arguments.json}, {arguments.json.with_suffix('.csv').name}; {head['seconds']} s")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

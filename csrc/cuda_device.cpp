@@ -1,0 +1,95 @@
+// Devices as the CUDA operators use them, and what Python asks of them.
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "ops_cuda.h"
+
+namespace spurmix {
+namespace {
+
+constexpr int kDevices = 64;
+std::mutex mutex;
+std::array<std::atomic<uint32_t*>, kDevices> flags = {};
+
+// cudaSuccess once the device's flag is there.
+cudaError_t make_flag(int device) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (flags[device] != nullptr) return cudaSuccess;
+  void* memory = nullptr;
+  cudaError_t code = cudaMalloc(&memory, sizeof(uint32_t));
+  if (code == cudaSuccess) code = cudaMemset(memory, 0, sizeof(uint32_t));
+  if (code == cudaSuccess) flags[device] = static_cast<uint32_t*>(memory);
+  return code;
+}
+
+}  // namespace
+
+OnDevice::OnDevice(const Tensor& tensor, const char* op) : op_(op), device_(tensor.get_device_index()) {
+  if (device_ < 0) device_ = 0;
+  SPURMIX_CHECK(device_ < kDevices, op, ": at most ", kDevices, " devices are supported");
+  cuda_check(cudaGetDevice(&before_), op);
+  if (before_ != device_) cuda_check(cudaSetDevice(device_), op);
+  if (flags[device_] == nullptr) {  // the first call on this device
+    int major = 0, minor = 0;
+    cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), op);
+    cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), op);
+    SPURMIX_CHECK(major >= 8, op, ": the GPU has compute capability ", major, ".", minor,
+                  ", the CUDA kernels need 8.0; use backend=\"triton\" or \"reference\"");
+    cuda_check(make_flag(device_), op);
+  }
+  flag_ = flags[device_];
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
+}
+
+OnDevice::~OnDevice() {
+  int now = 0;
+  if (cudaGetDevice(&now) == cudaSuccess && now != before_) cudaSetDevice(before_);
+}
+
+}  // namespace spurmix
+
+// Waits for a device and returns its flag's bits, which are cleared; 0 where no op ran there yet.
+static PyObject* take_flag(PyObject*, PyObject* argument) {
+  const long device = PyLong_AsLong(argument);
+  if (device == -1 && PyErr_Occurred()) return nullptr;
+  if (device < 0 || device >= spurmix::kDevices) {
+    PyErr_SetString(PyExc_ValueError, "device: no such device");
+    return nullptr;
+  }
+  uint32_t* flag = spurmix::flags[device];
+  uint32_t bits = 0;
+  if (flag == nullptr) return PyLong_FromLong(0);
+  cudaError_t code = cudaSuccess;
+  Py_BEGIN_ALLOW_THREADS;
+  int before = 0;
+  code = cudaGetDevice(&before);
+  if (code == cudaSuccess) code = cudaSetDevice(static_cast<int>(device));
+  if (code == cudaSuccess) code = cudaDeviceSynchronize();
+  if (code == cudaSuccess) code = cudaMemcpy(&bits, flag, sizeof bits, cudaMemcpyDeviceToHost);
+  if (code == cudaSuccess && bits != 0) code = cudaMemset(flag, 0, sizeof bits);
+  cudaSetDevice(before);
+  Py_END_ALLOW_THREADS;
+  if (code != cudaSuccess) {
+    PyErr_SetString(PyExc_RuntimeError, cudaGetErrorString(code));
+    return nullptr;
+  }
+  return PyLong_FromUnsignedLong(bits);
+}
+
+static PyMethodDef methods[] = {
+    {"take_flag", take_flag, METH_O, "Waits for a device; the bits that its kernels flagged since, which are cleared."},
+    {nullptr, nullptr, 0, nullptr}};
+
+#ifndef SPURMIX_MODULE
+#define SPURMIX_MODULE "_cuda"
+#define SPURMIX_MODULE_INIT PyInit__cuda
+#endif
+
+static PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, SPURMIX_MODULE, "Compiled CUDA operators.", -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC SPURMIX_MODULE_INIT() { return PyModule_Create(&module); }

@@ -1,0 +1,38 @@
+// draw: one thread a sample.
+#include "draw.cuh"
+
+namespace spurmix::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+__global__ void __launch_bounds__(kThreads) draw_kernel(Sequence sequence, int64_t count, DrawOut out, uint32_t* flag) {
+  __shared__ int64_t nearby[kNearby];
+  fetch_tables(sequence, nearby);
+  __syncthreads();
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) return;
+  Tables tables;
+  uint64_t n = 0;
+  if (!open_tables(sequence, nearby, &tables) || !sample_number(sequence, i, &n)) {
+    raise(flag, kBadTables);
+    out.index[i] = out.partner[i] = 0;
+    out.group[i] = -1;
+    out.lam[i] = nan_value();
+    return;
+  }
+  const Drawn drawn = draw_sample(tables, sequence.seed, n);
+  out.index[i] = drawn.index;
+  out.partner[i] = drawn.partner;
+  out.group[i] = drawn.group;
+  out.lam[i] = drawn.lam;
+}
+
+}  // namespace
+
+int draw(const Sequence& sequence, int64_t count, const DrawOut& out, uint32_t* flag, void* stream) {
+  if (count == 0) return 0;
+  return launch(draw_kernel, (count + kThreads - 1) / kThreads, kThreads, 0, stream, sequence, count, out, flag);
+}
+
+}  // namespace spurmix::cuda

@@ -1,0 +1,135 @@
+// mix_images and mix_image_batch: as many blocks as the device holds share the batch evenly; a block that comes to a
+// sample draws it, or reads what was given, and streams its part of both images.
+#include "images.cuh"
+
+namespace spurmix::cuda {
+namespace {
+
+enum class Path { vectors3, vectors4, planes, pairs, crops, bytes };
+
+// Taps of output rows [begin, end), and where `columns` those of all columns: by all threads; a barrier must follow.
+__device__ __forceinline__ void set_taps(const MixImages& m, const Sample& s, int begin, int end, bool crops,
+                                         bool columns, ColumnTap* column, RowTap* row) {
+  const int line = m.width * 3;
+  for (int i = static_cast<int>(threadIdx.x); columns && i < 2 * m.out_width; i += kThreads) {
+    const int side = i / m.out_width, x = i - side * m.out_width, from = s.flip[side] ? m.out_width - 1 - x : x;
+    const Tap tap =
+        crops ? axis_tap(s.box[side][1], s.box[side][3], m.width, m.out_width, from) : Tap{from, from, 0.0f};
+    column[i] = {tap.i0 * 3, tap.f};
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * (end - begin); i += kThreads) {
+    const int side = i & 1, y = begin + i / 2;
+    const Tap tap = crops ? axis_tap(s.box[side][0], s.box[side][2], m.height, m.out_height, y) : Tap{y, y, 0.0f};
+    row[i] = {tap.i0 * line, tap.i1 * line, tap.f};
+  }
+}
+
+// Blocks on a processor that registers must leave room for.
+constexpr int blocks_wanted(Path path) { return path == Path::vectors3 ? 5 : (path == Path::planes ? 2 : 4); }
+
+// `units`: of a sample; vectors, runs of pixels or rows, by the path.
+template <Path kPath, Format kFormat, bool kDraws>
+__global__ void __launch_bounds__(kThreads, blocks_wanted(kPath)) mix_images_kernel(MixImages m, int units) {
+  __shared__ Shared shared;
+  __shared__ RowTap row[kRows * 2];
+  constexpr bool kRowwise = kPath == Path::pairs || kPath == Path::crops || kPath == Path::bytes;
+  ColumnTap* column = reinterpret_cast<ColumnTap*>(dynamic_shared());
+  const bool crops = kDraws ? m.crop.enabled : m.boxes != nullptr;
+  if constexpr (kDraws) {
+    fetch_tables(m.sequence, shared.nearby);
+    __syncthreads();
+    if (threadIdx.x == 0) shared.opened = open_tables(m.sequence, shared.nearby, &shared.tables);
+    __syncthreads();
+  }
+  const int64_t total = m.batch * units, share = (total + gridDim.x - 1) / gridDim.x;
+  int64_t unit = share * blockIdx.x;
+  const int64_t stop = unit + share < total ? unit + share : total;
+  int64_t before = -1;
+  while (unit < stop) {
+    const int64_t at = unit / units;
+    const int begin = static_cast<int>(unit - at * units);
+    int end = stop - at * units < units ? static_cast<int>(stop - at * units) : units;
+    if constexpr (kRowwise) end = min(end, begin + kRows);
+    const bool fresh = at != before;
+    if (fresh) {
+      if constexpr (kDraws) {
+        draw_into(m, at, begin == 0, &shared);
+      } else {
+        read_into(m, at, &shared.sample);
+      }
+      __syncthreads();
+    }
+    const Sample& s = shared.sample;
+    if constexpr (kPath == Path::vectors3) mix_vectors<kFormat, 3>(m, s, at, begin, end);
+    if constexpr (kPath == Path::vectors4) mix_vectors<kFormat, 4>(m, s, at, begin, end);
+    if constexpr (kPath == Path::planes) mix_planes<kFormat>(m, s, at, begin, end);
+    if constexpr (kPath == Path::bytes) mix_bytes<kFormat>(m, s, at, begin, end, crops);
+    if constexpr (kPath == Path::pairs || kPath == Path::crops) {
+      set_taps(m, s, begin, end, kPath == Path::crops, fresh, column, row);
+      __syncthreads();
+      mix_pairs<kFormat, kPath == Path::crops>(m, s, at, begin, end, column, row);
+    }
+    __syncthreads();  // the sample and the taps are read until here
+    before = at;
+    unit = at * units + end;
+  }
+}
+
+template <Path kPath, Format kFormat, bool kDraws>
+int run(const MixImages& m, int units, void* stream) {
+  const auto kernel = mix_images_kernel<kPath, kFormat, kDraws>;
+  constexpr bool kTaps = kPath == Path::pairs || kPath == Path::crops;
+  const size_t memory = kTaps ? 2 * sizeof(ColumnTap) * static_cast<size_t>(m.out_width) : 0;
+  // No block gets less than one round of its threads, or one row.
+  const int64_t total = m.batch * units, least = kTaps || kPath == Path::bytes ? 1 : kThreads;
+  int64_t blocks = resident_blocks(kernel, kThreads, memory);
+  if (blocks > (total + least - 1) / least) blocks = (total + least - 1) / least;
+  return launch(kernel, blocks, kThreads, memory, stream, m, units);
+}
+
+template <Format kFormat, bool kDraws>
+int choose(const MixImages& m, void* stream) {
+  const bool crops = kDraws ? m.crop.enabled : m.boxes != nullptr;
+  const bool flips = kDraws ? m.crop.flip : m.flips != nullptr;
+  const int64_t pixels = int64_t{m.height} * m.width, size = pixels * m.channels;
+  const auto aligned = [&](int64_t bytes) {
+    return reinterpret_cast<uintptr_t>(m.images) % bytes == 0 && m.image_stride % bytes == 0 && size % bytes == 0;
+  };
+  const bool stores = reinterpret_cast<uintptr_t>(m.out) % 32 == 0;
+  if (size < int64_t{1} << 31 && stores) {
+    if (!crops && !flips && aligned(16)) {
+      const int c = m.channels;
+      if (c == 3 && m.channels_last)
+        return run<Path::vectors3, kFormat, kDraws>(m, static_cast<int>(size / 16), stream);
+      if (c == 1 || (m.channels_last && (c == 2 || c == 4))) {
+        return run<Path::vectors4, kFormat, kDraws>(m, static_cast<int>(size / 16), stream);
+      }
+      if (c == 3 && pixels % 16 == 0)
+        return run<Path::planes, kFormat, kDraws>(m, static_cast<int>(pixels / 16), stream);
+    }
+    // Tables of column taps must fit in the shared memory that every block may have.
+    if (m.channels == 3 && aligned(4) && m.out_width <= 2048) {
+      if (crops) return run<Path::crops, kFormat, kDraws>(m, m.out_height, stream);
+      return run<Path::pairs, kFormat, kDraws>(m, m.out_height, stream);
+    }
+  }
+  return run<Path::bytes, kFormat, kDraws>(m, m.out_height, stream);
+}
+
+template <bool kDraws>
+int mix(const MixImages& m, void* stream) {
+  if (m.batch == 0) return 0;
+  switch (m.format) {
+    case Format::f32: return choose<Format::f32, kDraws>(m, stream);
+    case Format::f16: return choose<Format::f16, kDraws>(m, stream);
+    default: return choose<Format::bf16, kDraws>(m, stream);
+  }
+}
+
+}  // namespace
+
+int mix_images(const MixImages& args, void* stream) { return mix<false>(args, stream); }
+
+int mix_image_batch(const MixImages& args, void* stream) { return mix<true>(args, stream); }
+
+}  // namespace spurmix::cuda

@@ -1,0 +1,88 @@
+"""Batches on a GPU: made ahead on a stream of their own, or into one set of buffers that a CUDA graph can refill."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, cuda
+
+from spurmix.data.batch import Batch
+
+Refill = Callable[[Tensor, Batch], None]
+"""refill(counter, batch): the samples from the number in `counter`, int64 `[1]` on the device, on into `batch`."""
+
+
+class SideStream(Iterator[Batch]):
+    """What `produce` queues on a stream of its own, `ahead` batches before they are asked for.
+
+    The consumer's current stream waits for a batch before it is handed out; the side stream waits for what the consumer
+    has queued by then before it makes another one, so that buffers are refilled only after they were used.
+
+    Args:
+        produce: queues a batch on the current stream; raises StopIteration after the last.
+    """
+
+    def __init__(self, produce: Iterator[Batch], device: torch.device, ahead: int) -> None:
+        self._produce, self._device, self._ahead = produce, device, ahead
+        self._stream = cuda.Stream(device)
+        self._queued: deque[tuple[Batch, cuda.Event]] = deque()
+
+    def _queue(self) -> None:
+        self._stream.wait_stream(cuda.current_stream(self._device))
+        with cuda.stream(self._stream):
+            batch = next(self._produce, None)
+            if batch is not None:
+                done = cuda.Event()
+                done.record(self._stream)
+                self._queued.append((batch, done))
+
+    def __next__(self) -> Batch:
+        while len(self._queued) <= self._ahead:
+            before = len(self._queued)
+            self._queue()
+            if len(self._queued) == before:
+                break
+        if not self._queued:
+            raise StopIteration
+        batch, done = self._queued.popleft()
+        consumer = cuda.current_stream(self._device)
+        consumer.wait_event(done)
+        for tensor in batch.tensors():
+            tensor.record_stream(consumer)  # memory that is freed while the consumer's work is still queued
+        return batch
+
+
+class StaticBatch:
+    """One set of buffers, and a call that refills them with the next batch of the loader's sequence.
+
+    The number of the batch is kept on the device, so a CUDA graph that captured the call, and the training step after
+    it, makes the next batch at each replay:
+
+        >>> static = loader.static_batch()  # doctest: +SKIP
+        >>> with torch.cuda.graph(graph): step(static())  # doctest: +SKIP
+        >>> for _ in range(len(loader)): graph.replay()  # doctest: +SKIP
+
+    Calling it, or replaying, beyond the end of the run continues the sequence.
+
+    Attributes:
+        batch: the buffers. counter: int64 `[1]`, number of the sample the next call begins with, on the device.
+    """
+
+    def __init__(self, batch: Batch, refill: Refill, device: torch.device, batch_size: int, step: int) -> None:
+        self.batch = batch
+        self._refill, self._batch_size = refill, batch_size
+        self.counter = torch.tensor([step * batch_size], device=device)
+
+    def __call__(self) -> Batch:
+        """The next batch, in the same memory as the one before."""
+        self._refill(self.counter, self.batch)
+        self.counter.add_(self._batch_size)
+        return self.batch
+
+    def set_step(self, step: int) -> None:
+        """Continue with batch number `step`."""
+        if step < 0:
+            raise ValueError(f"step must be 0 or more, got {step}")
+        self.counter.fill_(step * self._batch_size)

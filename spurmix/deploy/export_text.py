@@ -1,0 +1,117 @@
+"""The tokenizer of an exported text model: checked against texts and model, written beside the file, proven."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from spurmix.data import tokenise
+from spurmix.data.text import TokenSource
+from spurmix.deploy.predictor import Predictor
+from spurmix.deploy.tokenizer import FILE, TextInput, files
+
+PROBES = ("", "Hello, world!", "naïve café, Straße", "你好 😀 e\u0301", "a\tb\n c", "two words " * 2000)
+
+
+class ExportError(RuntimeError):
+    """The exported file does not do what the model does; no file was left."""
+
+
+class StoredTokenizer:
+    """What is stored of a tokenizer, after checks that it is the one of the texts and of the model.
+
+    Attributes:
+        settings: what the model's file says about it.
+
+    Raises:
+        TypeError: for one that `tokenizers` cannot run. ValueError: for one of another model.
+    """
+
+    def __init__(self, tokenizer: Any, source: TokenSource, model: nn.Module, target: Path) -> None:
+        if tokenizer is None:
+            raise ValueError("tokenizer: a text model travels with its tokenizer; give the one that made the ids")
+        backend = tokenizer if hasattr(tokenizer, "encode_batch") else getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise TypeError(f"tokenizer must be a fast one, which `tokenizers` can run, got {type(tokenizer).__name__}")
+        source.check_tokenizer(tokenizer)
+        source.check_model(model)
+        size = tokenise.vocabulary_size(tokenizer)
+        rows = getattr(model, "get_input_embeddings")().weight.shape[0]  # noqa: B009
+        if not source.vocab_size <= size <= rows:
+            raise ValueError(
+                f"tokenizer: it has {size:,} tokens, the ids go up to {source.vocab_size - 1:,} and the model's table has "
+                f"{rows:,} rows; is it another model's?"
+            )
+        pad, sep = tokenise.special_ids(tokenizer)
+        for name, theirs, ours in (("padding", pad, source.pad_id), ("closing", sep, source.sep_id)):
+            if theirs != ours and ours is not None:
+                raise ValueError(
+                    f"tokenizer: its {name} token is {theirs}, that of the ids {ours}; is it another model's?"
+                )
+        limit = source.max_length if source.max_length is not None else tokenise.model_max_length(tokenizer)
+        self.settings = {
+            "fingerprint": tokenise.tokenizer_fingerprint(tokenizer),
+            "max_length": limit,
+            "pad_id": source.pad_id,
+            "vocab_size": size,
+        }
+        self.folder = target.parent
+        others = [p.name for p in self.folder.glob("*.onnx") if p.name != target.name and not p.name.startswith(".")]
+        beside = self.folder / FILE
+        self.files = files(backend, limit, _special(tokenizer, pad, sep))
+        if others and beside.is_file() and not self._same(beside):
+            raise ValueError(
+                f"path: {beside} is another tokenizer, which {', '.join(sorted(others))} may need; take a folder of its own"
+            )
+        self._prove(tokenizer, limit)
+
+    def _same(self, file: Path) -> bool:
+        try:
+            TextInput(file, self.settings)
+        except ValueError:
+            return False
+        return True
+
+    def _stored(self, folder: Path) -> TextInput:
+        (folder / FILE).write_text(self.files[FILE], encoding="utf-8")
+        return TextInput(folder / FILE, self.settings)
+
+    def _prove(self, tokenizer: Any, limit: int | None) -> None:
+        """The stored file gives the ids that the tokenizer gives."""
+        with tempfile.TemporaryDirectory() as folder:
+            stored = self._stored(Path(folder)).encode(PROBES)
+        ids, offsets = tokenise.encode(PROBES, tokenizer, limit, progress=False)
+        for n, row in enumerate(stored):
+            if row != ids[offsets[n] : offsets[n + 1]].tolist():
+                raise ExportError(
+                    f"tokenizer: the stored file reads {PROBES[n][:40]!r} differently; no file was written"
+                )
+
+    def predictor(self, model: Path) -> Predictor:
+        """A predictor on `model`, which is not in its place yet."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "model.onnx"
+            place.symlink_to(model.resolve())
+            self._stored(Path(folder))
+            return Predictor(place)
+
+    def write(self) -> None:
+        """Put the files beside the model, each by rename."""
+        for name, text in self.files.items():
+            temporary = self.folder / f".{name}-{os.getpid()}"
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(self.folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _special(tokenizer: Any, pad: int, sep: int | None) -> dict[str, int | None]:
+    """Ids of special tokens by their names in transformers."""
+    names = ("unk", "cls", "mask", "bos", "eos")
+    known = {f"{name}_token": getattr(tokenizer, f"{name}_token_id", None) for name in names}
+    return {"pad_token": pad, "sep_token": sep, **known}

@@ -1,0 +1,29 @@
+"""A progress bar with rate and time left, where somebody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def bar(
+    batches: Iterable[T], name: str, *, total: int, size: int, done: int = 0, shown: bool | None = None
+) -> Iterator[T]:
+    """The `batches` of `size` examples each, `done` of `total` made before; shown: default on a terminal."""
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield from batches
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task(name, total=total, completed=done, rate="")
+        began = time.perf_counter()
+        for count, batch in enumerate(batches, 1):
+            yield batch
+            speed = count * size / (time.perf_counter() - began)
+            progress.update(task, completed=done + count, rate=f"{speed:,.0f} examples/s")

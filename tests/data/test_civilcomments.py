@@ -1,0 +1,191 @@
+"""CivilComments in the layout of WILDS: a generated file, read back; every damage named by line, row and column."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spurmix import policies
+from spurmix.data.civilcomments import FILE, IDENTITIES, SPLITS, read_civilcomments
+
+COLUMNS = ["", "id", "split", "comment_text", "toxicity", *IDENTITIES, "asian", "identity_any"]
+COUNT = 60
+
+
+def rows() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(5)
+    made = []
+    for n in range(COUNT):
+        row: dict[str, Any] = {"": n, "id": 1000 + n, "split": SPLITS[n % 3], "toxicity": round(rng.random(), 3)}
+        row["comment_text"] = f'comment {n}, "quoted",\nof two lines; é' if n % 4 == 0 else f"comment {n}"
+        row.update({name: round(rng.random() ** 7, 3) for name in IDENTITIES})
+        row["asian"] = rng.integers(0, 2)
+        row["identity_any"] = int(row["asian"] or any(row[name] >= 0.5 for name in IDENTITIES))
+        made.append(row)
+    made[7]["toxicity"], made[8]["toxicity"], made[9]["black"] = 0.5, 0.4999, 0.5
+    made[10]["white"] = ""
+    return made
+
+
+def write(folder: Path, content: list[dict[str, Any]], columns: list[str] = COLUMNS, encoding: str = "utf-8") -> Path:
+    file = folder / FILE
+    with file.open("w", encoding=encoding, newline="") as stream:
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(content)
+    return file
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    content = rows()
+    data = read_civilcomments(write(tmp_path, content))
+    assert len(data) == COUNT
+    assert data.texts == [r["comment_text"] for r in content]
+    assert data.labels.tolist() == [r["toxicity"] >= 0.5 for r in content]
+    assert data.labels[7:9].tolist() == [1, 0]
+    expected = [[r[name] != "" and r[name] >= 0.5 for name in IDENTITIES] for r in content]
+    assert data.identities.tolist() == expected
+    assert data.attributes.tolist() == [any(e) for e in expected]
+    assert [SPLITS[s] for s in data.splits] == [r["split"] for r in content]
+    for encoding in ("utf-8-sig", "utf-8"):
+        write(tmp_path, content, encoding=encoding)
+        assert read_civilcomments(tmp_path).texts == data.texts  # the folder will do
+
+
+def test_splits_groups_and_overlapping_cells(tmp_path: Path) -> None:
+    content = rows()
+    data = read_civilcomments(write(tmp_path, content))
+    parts = [data.split(name) for name in SPLITS]
+    assert sum(map(len, parts)) == COUNT
+    train = parts[0]
+    assert train.texts == [r["comment_text"] for r in content if r["split"] == "train"]
+    groups = train.groups()
+    assert groups.num_groups == 4
+    assert groups.group_name(3) == "toxic, any identity"
+    policies.group_balanced().audit(groups)
+    members = train.membership()
+    assert (members.shape, members.dtype) == ((len(train), 16), np.bool_)
+    assert len(train.cell_names) == 16
+    assert train.cell_names[:3] == ("male, not toxic", "male, toxic", "female, not toxic")
+    for k, identity in enumerate(IDENTITIES):
+        for y in (0, 1):
+            expected = [
+                r[identity] != "" and r[identity] >= 0.5 and (r["toxicity"] >= 0.5) == bool(y)
+                for r in content
+                if r["split"] == "train"
+            ]
+            assert members[:, 2 * k + y].tolist() == expected
+    assert members.sum(axis=1).max() > 1
+    with pytest.raises(ValueError, match="split must be one of"):
+        data.split("validation")
+
+
+@pytest.mark.parametrize("attribute", ["black", "identity_any", "asian"])
+def test_the_training_attribute_is_a_column_of_choice(tmp_path: Path, attribute: str) -> None:
+    content = rows()
+    data = read_civilcomments(write(tmp_path, content), attribute=attribute, identities=["black", "white"])
+    assert data.attributes.tolist() == [r[attribute] >= 0.5 for r in content]
+    assert data.membership().shape == (COUNT, 4)
+    assert data.groups().group_name(0) == f"not toxic, no {attribute}"
+
+
+def test_empty_comments_are_an_error_or_left_out(tmp_path: Path) -> None:
+    content = rows()
+    content[3]["comment_text"], content[20]["comment_text"] = "", " \n"
+    file = write(tmp_path, content)
+    with pytest.raises(ValueError, match=r"line \d+ \(row 3\), column 'comment_text': is empty"):
+        read_civilcomments(file)
+    data = read_civilcomments(file, drop_empty=True)
+    assert len(data) == COUNT - 2
+    left = [r for n, r in enumerate(content) if n not in (3, 20)]
+    assert data.texts == [r["comment_text"] for r in left]
+    assert data.labels.tolist() == [r["toxicity"] >= 0.5 for r in left]
+    assert data.membership().shape == (COUNT - 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (dict(toxicity=""), "(row 5), column 'toxicity': is missing (NaN)"),
+        (dict(toxicity="nan"), "(row 5), column 'toxicity': is missing (NaN)"),
+        (dict(toxicity="high"), "(row 5), column 'toxicity': must be a number in [0, 1], got 'high'"),
+        (dict(toxicity="1.5"), "(row 5), column 'toxicity': must be a number in [0, 1], got 1.5"),
+        (dict(muslim="yes"), "(row 5), column 'muslim': must be a number in [0, 1], got 'yes'"),
+        (dict(muslim="-inf"), "(row 5), column 'muslim': must be a number"),
+        (dict(split="dev"), "(row 5), column 'split': must be one of train, val, test, got 'dev'"),
+    ],
+)
+def test_a_bad_field_is_named(tmp_path: Path, change: dict[str, Any], text: str) -> None:
+    content = rows()
+    content[5].update(change)
+    with pytest.raises(ValueError) as caught:
+        read_civilcomments(write(tmp_path, content))
+    # Comments 0 and 4 take two lines each, so row 5 begins in line 9.
+    assert "line 9 " + text in str(caught.value)
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    file = write(tmp_path, rows(), [c for c in COLUMNS if c != "LGBTQ"])
+    with pytest.raises(ValueError, match="no column 'LGBTQ'; the columns are '', 'id', 'split'"):
+        read_civilcomments(file)
+    file = write(tmp_path, rows(), [*COLUMNS, "black"])
+    with pytest.raises(ValueError, match="2 times a column 'black'"):
+        read_civilcomments(file)
+    file = write(tmp_path, rows())
+    with pytest.raises(ValueError, match="no column 'latino'"):
+        read_civilcomments(file, identities=["latino"])
+    with pytest.raises(ValueError, match="no column 'latino'"):
+        read_civilcomments(file, attribute="latino")
+    for wrong in ("male", [], ["male", "male"]):
+        with pytest.raises(ValueError, match="identities must be different column names"):
+            read_civilcomments(file, identities=wrong)
+
+
+HEAD = "comment_text,split,toxicity,male\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "the file is empty"),
+        (HEAD, "no comments, only a header"),
+        (HEAD + "fine,train,0.1,0\n" * 3 + '"never closed,train,0.1,0\nfine,train,0.1,0\n', "line 5: broken quoting"),
+        (HEAD + 'fine,train,0.1,0\n"closed" early,train,0.1,0\n', "line 3: broken quoting"),
+        (HEAD + "fine,train,0.1,0\none, two,train,0.1,0\n", "line 3: 5 fields, the header has 4"),
+        (HEAD + "fine,train,0.1,0\nshort,train\n", "line 3: 2 fields, the header has 4"),
+        (HEAD + '"' + "x" * 200_000 + "\n" * 3 + '",train,0.1,0\n', "line 2: broken quoting"),
+    ],
+)
+def test_broken_files_name_the_line(tmp_path: Path, content: str, text: str) -> None:
+    file = tmp_path / "comments.csv"
+    file.write_text(content)
+    csv.field_size_limit(200)
+    with pytest.raises(ValueError) as caught:
+        read_civilcomments(file, identities=["male"])
+    assert text in str(caught.value)
+    assert "comments.csv" in str(caught.value)
+    assert csv.field_size_limit(1 << 17) == 200  # the process's own setting is left alone
+
+
+def test_an_empty_line_is_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "comments.csv"
+    file.write_text(HEAD + "fine,train,0.1,0\n\nfine too,val,0.9,1\n")
+    assert read_civilcomments(file, identities=["male"]).texts == ["fine", "fine too"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "comments.csv"
+    file.write_bytes((HEAD + "fine,train,0.1,0\n" * 5000 + "café,train,0.1,0\n").encode(encoding))
+    line = 5002 if encoding == "latin-1" else 1
+    with pytest.raises(ValueError, match=f"line {line}: not UTF-8"):
+        read_civilcomments(file, identities=["male"])
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_civilcomments(tmp_path)

@@ -1,0 +1,183 @@
+"""What a loader does for GPUs, without one: static batches on the CPU, the order of streams in a model of them, errors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, TokenSource, policies
+from spurmix.data import gpu, ring, sources
+from spurmix.ops import functional as F
+from spurmix.ops import validate
+from spurmix.ops.augment import Augment
+
+RNG = np.random.default_rng(3)
+LABELS, ATTRIBUTES = RNG.integers(0, 2, 60), RNG.integers(0, 2, 60)
+GROUPS = GroupIndex(LABELS, ATTRIBUTES)
+IMAGES = RNG.integers(0, 256, (60, 10, 8, 3), dtype=np.uint8)
+FEATURES = RNG.standard_normal((60, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("source", [IMAGES, FEATURES], ids=["images", "features"])
+def test_a_static_batch_is_the_loaders_sequence_in_one_set_of_buffers(source: Any) -> None:
+    options: Any = dict(seed=4, steps=5, augment=Augment(size=6) if source is IMAGES else None)
+    for rank in (0, 1):
+        loader = MixLoader(source, GROUPS, policies.lisa(), 8, rank=rank, world_size=2, **options)
+        expected = [batch.clone() for batch in loader]
+        static = loader.static_batch()
+        memory = [t.data_ptr() for t in static.batch.tensors()]
+        for step in (0, 1, 2, 4, 3):
+            if step > 2:
+                static.set_step(step)
+            made = static()
+            assert [t.data_ptr() for t in made.tensors()] == memory
+            assert all(torch.equal(a, b) for a, b in zip(made.tensors(), expected[step].tensors(), strict=True))
+        loader.set_step(3)
+        assert torch.equal(loader.static_batch()().index, expected[3].index)
+    with pytest.raises(ValueError, match="step must be 0 or more"):
+        static.set_step(-1)
+
+
+def test_texts_have_no_static_batch() -> None:
+    texts = TokenSource.from_lists([[1, 2]] * 60)
+    with pytest.raises(ValueError, match="differ in length"):
+        MixLoader(texts, GROUPS, policies.erm(), 8).static_batch()
+
+
+class Streams:
+    """A model of CUDA's streams: queues of work that run whenever their events allow, in an order of the test's choice."""
+
+    def __init__(self) -> None:
+        self.consumer = Stream()
+        self.side: list[Stream] = []
+        self.current = self.consumer
+
+    def Stream(self, device: torch.device) -> Stream:
+        self.side.append(Stream())
+        return self.side[-1]
+
+    def Event(self) -> Event:
+        return Event()
+
+    def current_stream(self, device: torch.device) -> Stream:
+        return self.current
+
+    def stream(self, stream: Stream) -> Any:
+        outer = self
+
+        class Within:
+            def __enter__(self) -> None:
+                outer.current = stream
+
+            def __exit__(self, *_: object) -> None:
+                outer.current = outer.consumer
+
+        return Within()
+
+    def run(self, side_first: bool) -> None:
+        """Run all work; of two streams that could go on, always the same one."""
+        streams = [*self.side, self.consumer] if side_first else [self.consumer, *self.side]
+        while any(s.done < len(s.work) for s in streams):
+            ready = next(s for s in streams if s.may_go_on())  # StopIteration: they wait for each other
+            ready.work[ready.done][0]()
+            ready.done += 1
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.work: list[tuple[Any, list[tuple[Stream, int]]]] = []
+        self.waits: list[tuple[Stream, int]] = []
+        self.done = 0
+
+    def queue(self, work: Any) -> None:
+        self.work.append((work, list(self.waits)))
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waits.append((other, len(other.work)))
+
+    def wait_event(self, event: Event) -> None:
+        self.waits.append(event.at)
+
+    def may_go_on(self) -> bool:
+        return self.done < len(self.work) and all(s.done >= n for s, n in self.work[self.done][1])
+
+
+class Event:
+    at: tuple[Stream, int]
+
+    def record(self, stream: Stream) -> None:
+        self.at = (stream, len(stream.work))
+
+
+class Slot:
+    """A buffer: one number, and the streams its memory is marked as used on."""
+
+    def __init__(self) -> None:
+        self.value, self.streams = -1, set()
+
+    def tensors(self) -> tuple[Slot]:
+        return (self,)
+
+    def record_stream(self, stream: Stream) -> None:
+        self.streams.add(stream)
+
+
+@pytest.mark.parametrize("side_first", [False, True])
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_side_streams_refill_what_was_used_and_hand_out_what_was_filled(
+    side_first: bool, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = Streams()
+    monkeypatch.setattr(gpu, "cuda", streams)
+    lifetime = 2  # batches that the consumer may still use, as with prefetch=2
+    buffers: Any = ring.Ring(Slot, lifetime + ahead, ahead=False)  # type: ignore[arg-type,return-value]
+    buffers.restart(False)
+
+    def produce() -> Any:
+        for step in range(20):
+            slot = buffers.take_back()
+            streams.current.queue(lambda slot=slot, step=step: setattr(slot, "value", step))
+            buffers.hand_out(slot)
+            yield slot
+
+    seen: list[tuple[int, int]] = []
+    kept: list[Any] = []
+    for step, slot in enumerate(gpu.SideStream(produce(), torch.device("cuda:0"), ahead)):
+        kept.append(slot)
+        for back in range(min(lifetime, step + 1)):  # this batch and those that are still valid
+            old = kept[step - back]
+            streams.consumer.queue(lambda old=old, n=step - back: seen.append((n, old.value)))
+        assert slot.streams == {streams.consumer}
+    streams.run(side_first)
+    assert len(seen) == 2 * 20 - 1 and all(wanted == value for wanted, value in seen)
+    assert len({id(s) for s in kept}) == lifetime + ahead
+
+
+def test_what_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 << 30, 80 << 30))
+    large = SimpleNamespace(device=torch.device("cpu"), nbytes=45 << 30)
+    with pytest.raises(MemoryError, match=r"take 45.0 GiB, cuda:0 has 3.0 of 80.0 GiB free: keep them on the host"):
+        sources.check_fits(large, torch.device("cuda:0"))  # type: ignore[arg-type]
+    sources.check_fits(torch.zeros(4), torch.device("cuda:0"))
+    assert torch.equal(ImageSource(IMAGES).to("cpu").images, torch.from_numpy(IMAGES))
+    assert FeatureSource(FEATURES).to("cpu").device.type == "cpu"
+
+
+def test_devices_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="CUDA is not available"):
+        MixLoader(IMAGES, GROUPS, policies.erm(), 8, device="cuda")
+    with pytest.raises(ValueError, match="needs CUDA"):
+        ImageSource(IMAGES).pinned()
+    with FakeTensorMode():
+        images, other = torch.empty(2, 4, 4, 3, dtype=torch.uint8), torch.empty(2, dtype=torch.int64, device="cuda")
+        with pytest.raises(ValueError, match=r"images are on the CPU and not pinned, the other tensors on cuda"):
+            validate.store_device(images, other)
+        with pytest.raises(ValueError, match="move them together"):
+            validate.store_device(images.to("meta"), other)
+        with pytest.raises(ValueError, match="index is on cuda"):
+            F.mix_rows(torch.empty(2, 3), other, other, torch.empty(2, device="cuda"))

@@ -1,0 +1,84 @@
+"""The CUDA kernels and their operators, run on the host: `tests/cuda/emulation.h` stands in for the GPU.
+
+The same sources as of `spurmix._cuda` are compiled by g++ and register for CPU tensors, in a library of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from spurmix.ops.schema import SCHEMAS
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = "spurmix_emulated"
+
+
+def sources() -> list[Path]:
+    """What `_cuda` is made of."""
+    return sorted([*ROOT.glob("csrc/*cuda*.cpp"), *ROOT.glob("kernels/cuda/*.cu")])
+
+
+def compile_module(folder: Path) -> Path:
+    """The emulated module, compiled into `folder` unless one of these sources is there already."""
+    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("kernels/cuda/*.*h"), *ROOT.glob("tests/cuda/*.h")]
+    texts = [p.read_bytes() for p in sorted([*sources(), *headers])] + [torch.__version__.encode()]
+    key = hashlib.sha256(b"".join(texts)).hexdigest()[:16]
+    module = folder / f"_emulated-{key}.so"
+    if module.exists():
+        return module
+    folder.mkdir(parents=True, exist_ok=True)
+    package = Path(torch.__file__).parent
+    flags = [
+        "-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
+        "-fvisibility=hidden", f"-I{ROOT / 'tests/cuda'}", f"-I{package / 'include'}",
+        f"-I{sysconfig.get_paths()['include']}", "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-DSPURMIX_HERE(tensor)=(tensor).is_cpu()", '-DSPURMIX_WHERE="on the emulated GPU"',
+        f"-DSPURMIX_LIBRARY={LIBRARY}", "-DSPURMIX_KEY=CPU", '-DSPURMIX_MODULE="_emulated"',
+        "-DSPURMIX_MODULE_INIT=PyInit__emulated",
+    ]  # fmt: skip
+
+    def build(source: Path) -> str:
+        target = folder / f"{source.name}.{os.getpid()}.o"
+        subprocess.run(["g++", "-x", "c++", *flags, "-c", str(source), "-o", str(target)], check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(build, sources()))
+    temporary = folder / f"{module.name}.{os.getpid()}"
+    libraries = [f"-L{package / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run(["g++", "-shared", *objects, *libraries, "-o", str(temporary)], check=True)
+    for name in objects:
+        os.unlink(name)
+    temporary.rename(module)
+    return module
+
+
+@functools.cache
+def load() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
+    """The module, for its flag, and the kernels by name."""
+    path = compile_module(ROOT / "build" / "emulated")
+    library = torch.library.Library(LIBRARY, "DEF")
+    for schema in SCHEMAS:
+        library.define(schema)
+    loader = importlib.machinery.ExtensionFileLoader("_emulated", str(path))
+    spec = importlib.util.spec_from_loader("_emulated", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    load.library = library  # type: ignore[attr-defined]  # kept alive
+    names = [schema.split("(", 1)[0] for schema in SCHEMAS]
+    present = [n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(f"{LIBRARY}::{n}", "CPU")]
+    return module, {name: getattr(getattr(torch.ops, LIBRARY), name).default for name in present}

@@ -1,0 +1,227 @@
+"""Ops on token embeddings: every backend against an independent float64 model, gradients in every form, bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spurmix.ops import functional as F
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+TOLERANCE: dict[torch.dtype, Any] = {
+    torch.float32: dict(rtol=2e-6, atol=4e-6),
+    torch.float16: dict(rtol=2.0**-10, atol=1e-5),
+    torch.bfloat16: dict(rtol=2.0**-7, atol=1e-5),
+    torch.float64: dict(rtol=1e-12, atol=1e-12),
+}
+SHAPES = [(1, 1, 1, 1), (5, 1, 1, 16), (7, 3, 5, 17), (40, 4, 6, 64), (9, 2, 3, 700), (3, 0, 4, 8), (3, 2, 0, 8),
+          (300, 9, 33, 48)]  # fmt: skip
+
+
+@pytest.fixture(params=["reference", "cpu", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def tokens(rng: np.random.Generator, rows: int, batch: int, length: int, masked: bool) -> dict[str, Any]:
+    """Lookups of both examples: texts of different lengths, with lam 0 and 1 among the weights."""
+    ids, partner_ids = (torch.from_numpy(rng.integers(0, rows, (batch, length))) for _ in range(2))
+    lam = torch.from_numpy(rng.random(batch).astype(np.float32))
+    lam[1::4], lam[2::4] = 1.0, 0.0
+    found: dict[str, Any] = dict(ids=ids, partner_ids=partner_ids, lam=lam)
+    if masked:
+        for name in ("mask", "partner_mask"):
+            ends = torch.from_numpy(rng.integers(0, length + 1, batch))
+            found[name] = torch.arange(length)[None] < ends[:, None]
+    return found
+
+
+def mixed(
+    weight: torch.Tensor, ids: Any, partner_ids: Any, lam: Any, mask: Any = None, partner_mask: Any = None
+) -> Any:
+    """The contract's formula, differentiable, in the dtype of `weight`."""
+    own = lam.to(weight.dtype)[:, None] * (1 if mask is None else mask)
+    other = (1 - lam.to(weight.dtype)[:, None]) * (1 if partner_mask is None else partner_mask)
+    return own[..., None] * weight[ids] + other[..., None] * weight[partner_ids]
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected.to(actual.dtype), **TOLERANCE[actual.dtype])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("source", FLOATS, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_mix_embeddings(
+    backend: str, shape: tuple[int, ...], source: torch.dtype, masked: bool, rng: np.random.Generator
+) -> None:
+    rows, batch, length, columns = shape
+    weight = torch.from_numpy(rng.standard_normal((2 * rows, columns + 3))).to(source)[::2, :columns]
+    lookups = tokens(rng, rows, batch, length, masked)
+    expected = mixed(weight.double(), **lookups)
+    for target in dict.fromkeys((source, torch.float32, torch.bfloat16)):
+        out = F.mix_embeddings(weight, **lookups, dtype=target, backend=backend)
+        assert out.dtype == target and out.is_contiguous()
+        rounded = expected if target == source == torch.float64 else expected.float()
+        close(out, rounded)
+        buffer = torch.empty(out.shape, dtype=target)
+        before = buffer._version
+        assert F.mix_embeddings(weight, **lookups, out=buffer, backend=backend) is buffer
+        assert torch.equal(buffer, out) and buffer._version > before
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("form", ["dense", "buffer", "sparse"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients(
+    backend: str, shape: tuple[int, ...], dtype: torch.dtype, form: str, masked: bool, rng: np.random.Generator
+) -> None:
+    rows, batch, length, columns = shape
+    weight = torch.from_numpy(rng.standard_normal((rows, columns))).to(dtype).requires_grad_()
+    exact = weight.detach().double().requires_grad_()
+    lookups = tokens(rng, rows, batch, length, masked)
+    upstream = torch.from_numpy(rng.standard_normal((batch, length, columns))).to(dtype)
+    padding = int(lookups["ids"][0, 0]) if lookups["ids"].numel() else 0
+    options: Any = {"dense": {}, "buffer": dict(grad_buffer=F.GradientBuffer()), "sparse": dict(sparse=True)}[form]
+    for padding_idx in (None, padding, padding - rows):
+        weight.grad = exact.grad = None
+        F.mix_embeddings(weight, **lookups, padding_idx=padding_idx, backend=backend, **options).backward(upstream)
+        mixed(exact, **lookups).backward(upstream.double())
+        assert weight.grad is not None and exact.grad is not None
+        if padding_idx is not None:
+            exact.grad[padding] = 0
+        if form == "sparse":
+            row = weight.grad._indices()[0]
+            assert weight.grad.is_sparse and bool((row[1:] > row[:-1]).all())
+        found = weight.grad.to_dense() if form == "sparse" else weight.grad
+        # Up to all the tokens add up in one row, in float32.
+        torch.testing.assert_close(found, exact.grad.to(dtype), **{**TOLERANCE[dtype], "atol": 1e-4})
+
+
+def test_gradcheck(backend: str, rng: np.random.Generator) -> None:
+    weight = torch.from_numpy(rng.standard_normal((6, 3))).requires_grad_()
+    lookups = tokens(rng, 6, 4, 3, True)
+
+    def mix(weight: torch.Tensor) -> torch.Tensor:
+        return F.mix_embeddings(weight, **lookups, backend=backend)
+
+    assert torch.autograd.gradcheck(mix, (weight,))
+    assert torch.autograd.gradgradcheck(lambda w: mix(w).pow(2), (weight,))
+
+
+def test_a_weight_of_zero_reads_nothing(backend: str) -> None:
+    weight = torch.tensor([[1.0, 2.0], [torch.nan, torch.inf]], requires_grad=True)
+    ids, partner = torch.tensor([[0, 1]]), torch.tensor([[1, 1]])
+    mask = torch.tensor([[True, False]])
+    out = F.mix_embeddings(weight, ids, partner, torch.ones(1), mask, backend=backend)
+    assert out.tolist() == [[[1.0, 2.0], [0.0, 0.0]]]
+    out.backward(torch.tensor([[[3.0, 4.0], [torch.nan, torch.nan]]]))
+    assert weight.grad is not None and weight.grad.tolist() == [[3.0, 4.0], [0.0, 0.0]]
+
+
+def test_lam_of_one_gives_the_embeddings_to_the_bit(backend: str, rng: np.random.Generator) -> None:
+    weight = torch.from_numpy(rng.standard_normal((50, 33))).float()
+    ids, partner = torch.from_numpy(rng.integers(0, 50, (2, 4, 9)))
+    out = F.mix_embeddings(weight, ids, partner, torch.ones(4), backend=backend)
+    assert torch.equal(out, torch.nn.functional.embedding(ids, weight))
+
+
+def test_a_frozen_table_keeps_nothing(backend: str, rng: np.random.Generator) -> None:
+    weight = torch.from_numpy(rng.standard_normal((5, 4))).float()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: pytest.fail("saved"), lambda t: t):
+        out = F.mix_embeddings(weight, **tokens(rng, 5, 2, 3, True), backend=backend)
+    assert not out.requires_grad
+
+
+def test_the_table_is_not_kept_for_the_backward_pass(rng: np.random.Generator) -> None:
+    weight, kept = torch.nn.Parameter(torch.randn(5, 4)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape), lambda t: t):
+        F.mix_embeddings(weight, **tokens(rng, 5, 2, 3, True))
+    assert kept and weight.shape not in kept
+
+
+def test_threads_do_not_change_the_gradient(rng: np.random.Generator) -> None:
+    upstream = torch.from_numpy(rng.standard_normal((8, 40, 513))).float()
+    lookups = tokens(rng, 1000, 8, 40, True)
+    lookups["ids"][:, ::3] = 7  # a row that many tokens share
+    weight = torch.zeros(1000, 513, requires_grad=True)
+    found = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            out = F.mix_embeddings(weight, **lookups, backend="cpu")
+            found.append(torch.autograd.grad(out, weight, upstream)[0])
+    finally:
+        torch.set_num_threads(2)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_gradient_buffers_are_used_again_only_when_nothing_refers_to_them(rng: np.random.Generator) -> None:
+    weight = torch.nn.Parameter(torch.zeros(300, 2048))
+    buffer = F.GradientBuffer()
+    lookups = tokens(rng, 300, 2, 3, False)
+
+    def step() -> torch.Tensor:
+        F.mix_embeddings(weight, **lookups, grad_buffer=buffer).sum().backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    expected, first = step().clone(), weight.grad.data_ptr()  # type: ignore[union-attr]
+    weight.grad = None
+    torch.testing.assert_close(step(), expected)
+    assert weight.grad.data_ptr() == first  # type: ignore[union-attr]
+    torch.testing.assert_close(step(), 2 * expected)  # accumulates
+    held, weight.grad = weight.grad, None
+    step()
+    torch.testing.assert_close(held, 2 * expected)
+    weight.grad = None
+    both = [F.mix_embeddings(weight, **lookups, grad_buffer=buffer) for _ in range(2)]
+    (both[0] + both[1]).sum().backward()
+    torch.testing.assert_close(weight.grad, 2 * expected)
+
+
+WEIGHT, IDS, LAM, MASK = torch.zeros(4, 3), torch.zeros(2, 5, dtype=torch.int64), torch.ones(2), torch.ones(2, 5).bool()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda b: F.mix_embeddings(WEIGHT.int(), IDS, IDS, LAM, backend=b), TypeError, "weight must have dtype"),
+        (lambda b: F.mix_embeddings(WEIGHT[0], IDS, IDS, LAM, backend=b), ValueError, "weight must have shape [V, D]"),
+        (lambda b: F.mix_embeddings(torch.zeros(3, 4).T, IDS, IDS, LAM, backend=b), ValueError, "each row must be contiguous"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS.int(), IDS, LAM, backend=b), TypeError, "ids must have dtype int64"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS[0], IDS, LAM, backend=b), ValueError, "ids must have shape [B, S]"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS[:1], LAM, backend=b), ValueError, "partner_ids must have shape [2, 5]"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM[:1], backend=b), ValueError, "lam must have shape [2]"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM.double(), backend=b), TypeError, "lam must have dtype float32"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM.clone().requires_grad_(), backend=b), ValueError, "lam requires grad"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM, MASK[:, :4], backend=b), ValueError, "mask must have shape [2, 5]"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM, MASK, MASK.long(), backend=b), TypeError, "partner_mask must have dtype bool"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM, padding_idx=4, backend=b), ValueError, "padding_idx must lie in [-4, 4)"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM, padding_idx=True, backend=b), TypeError, "padding_idx must be an integer"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM, dtype=torch.int8, backend=b), TypeError, "dtype must be"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM, out=torch.empty(2, 5, 4), backend=b), ValueError, "out must have shape"),
+        (lambda b: F.mix_embeddings(WEIGHT.clone().requires_grad_(), IDS, IDS, LAM, out=torch.empty(2, 5, 3), backend=b), ValueError, "weight requires grad"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM, grad_buffer=1, backend=b), TypeError, "grad_buffer must be a GradientBuffer"),
+        (lambda b: F.mix_embeddings(WEIGHT, IDS, IDS, LAM, sparse=True, grad_buffer=F.GradientBuffer(), backend=b), ValueError, "not both"),
+    ],
+)  # fmt: skip
+def test_bad_input(backend: str, call: Any, error: type, text: str) -> None:
+    with pytest.raises(error) as caught:
+        call(backend)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [4, -1, 2**62])
+def test_ids_out_of_range_are_not_read(backend: str, bad: int) -> None:
+    ids = IDS.clone()
+    ids[1, 3] = bad
+    where = "out of range" if backend == "triton" else rf"ids\[1, 3\] = {bad} is out of range \[0, 4\)"
+    for mask in (None, ~MASK):
+        for pair in ((ids, IDS), (IDS, ids)):
+            with pytest.raises(IndexError, match=where):
+                F.mix_embeddings(WEIGHT, *pair, LAM / 2, mask, mask, backend=backend)
