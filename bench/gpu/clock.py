@@ -44,7 +44,7 @@ class Clock:
         for call in calls.values():
             for _ in range(1 if dry() else 3):
                 call()
-        for _ in range(2 if dry() else turns):
+        for _ in range(1 if dry() else turns):
             for name, call in calls.items():
                 if len(times[name]) < 3 or sum(times[name]) < budget_s * 1e6:
                     times[name].append(self.once(call))
@@ -82,21 +82,22 @@ def compare(
     step: str, case: str, contenders: Sequence[Contender], *, moved: int, bandwidth: float | None, tolerance: float,
     turns: int = 41, memory: bool = False,
 ) -> None:  # fmt: skip
-    """Gate the contenders by the first one's result, measure them in turns, and emit a row of each.
+    """Gate the contenders by the first peer's result, measure them in turns, and emit a row of each.
 
     `moved`: bytes the work must move; `bandwidth`: bytes per second of a copy.
     """
-    first, able = contenders[0], []
-    value = first.run()
+    truth = next(c for c in contenders if c.kind == "peer")
+    value = truth.run()
     expected = value.clone() if isinstance(value, torch.Tensor) else value
+    able = []
     for contender in contenders:
-        failure = "" if contender is first else gate(contender, expected, tolerance)
+        failure = "" if contender is truth else gate(contender, expected, tolerance).replace("ours", truth.name)
         if failure:
             emit(Row(step, case, contender.name, contender.kind, note=contender.note, error=failure))
         else:
             able.append(contender)
     found = Clock().in_turns({c.name: c.run for c in able}, turns)
-    base = found[first.name][1]
+    base = found[able[0].name][1]
     for contender in able:
         low, middle, high = found[contender.name]
         row = Row(step, case, contender.name, contender.kind, middle, low, high, moved, note=contender.note)

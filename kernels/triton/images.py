@@ -196,7 +196,7 @@ def _mix(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=["total", "height", "out_height"])
 def mix_images_kernel(
     images, image_stride: tl.int64, total: tl.int64, index, partner, lam, mean, std, boxes, flips, out, flag, height,
     width, out_height, out_width, size, CROP: tl.constexpr, FLIP: tl.constexpr, LAST: tl.constexpr,
@@ -231,7 +231,7 @@ def _whole(x):
     return tl.sum(x, 0)
 
 
-@triton.jit(do_not_specialize=["length", "seed", "start"])
+@triton.jit(do_not_specialize=["length", "seed", "start", "height", "out_height"])
 def mix_image_batch_kernel(
     images, image_stride: tl.int64, labels, tables, length: tl.int64, members, mean, std, scale_min, scale_max, log_min,
     log_max, seed: tl.int64, start: tl.int64, counter, out, label, partner_label, lam, index, partner, group, flag,

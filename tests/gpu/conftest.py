@@ -27,6 +27,8 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     if REHEARSED:  # interpreting is slow: the last of each test's parameters will do
         last = {item.originalname: item for item in here}
         items[:] = [item for item in items if item not in here or last[item.originalname] is item]
+    part, parts = map(int, os.environ.get("SPURMIX_GPU_SHARD", "0/1").split("/"))
+    items[:] = [item for k, item in enumerate(items) if item not in here or k % parts == part]
 
 
 @pytest.fixture(scope="session")

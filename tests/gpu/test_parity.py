@@ -66,7 +66,7 @@ def test_mix_images(
     dtype: torch.dtype, last: bool, channels: int, device: torch.device, backend: str, scale: SimpleNamespace,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    for shape, size, batch in (((scale.side,) * 2, (scale.side,) * 2, 5), ((31, 17), (31, 17), 3), ((19, 45), (33, 8), 3),
+    for shape, size, batch in (((scale.side,) * 2, (scale.side,) * 2, scale.batch), ((31, 17), (31, 17), 2), ((19, 45), (33, 8), 2),
                                ((7, 9), (7, 9), 0), ((1, 1), (1, 1), 1)):  # fmt: skip
         store = torch.from_numpy(rng.integers(0, 256, (9, *shape, channels), dtype=np.uint8))
         mean = torch.from_numpy(rng.random(channels).astype(np.float32))
@@ -116,7 +116,7 @@ def test_mix_image_batch(
 
         def call(chosen: str, images: Tensor, labels: Tensor, augment: Any = augment) -> Any:
             return F.mix_image_batch(
-                images, labels, tables.to(images.device), seed=5, start=2**41, count=11, mean=0.4, std=0.3, augment=augment,
+                images, labels, tables.to(images.device), seed=5, start=2**41, count=scale.batch, mean=0.4, std=0.3, augment=augment,
                 dtype=dtype, channels_last=last, backend=chosen,
             )  # fmt: skip
 
@@ -173,7 +173,9 @@ def test_loss_and_gradient(
 
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
-def test_group_counts(dtype: torch.dtype, device: torch.device, backend: str, scale: SimpleNamespace, rng: np.random.Generator) -> None:
+def test_group_counts(
+    dtype: torch.dtype, device: torch.device, backend: str, scale: SimpleNamespace, rng: np.random.Generator
+) -> None:
     for batch, classes, groups in ((1, 1, 1), (5 * scale.batch, 7, 5), (4, 2500, 40)):
         logits = torch.from_numpy(rng.integers(-2, 3, (batch, classes))).to(dtype)  # with ties
         logits[0, classes // 2] = torch.nan
