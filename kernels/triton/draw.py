@@ -111,6 +111,21 @@ def count_at_most(values, count, x, mask):
 
 
 @triton.jit
+def _count_at_most_by_lanes(values, count, x, LANES: tl.constexpr):
+    """The same for one `x`, a block of one: LANES probes at once, as each step waits for memory."""
+    low, left, point = tl.sum(x, 0) * 0, tl.sum(x, 0) * 0 + count, tl.sum(x, 0)
+    lane = tl.arange(0, LANES).to(tl.int64)
+    while left > 0:
+        step = (left + LANES - 1) // LANES
+        at = (lane + 1) * step - 1
+        passed = tl.load(values + low + at, mask=at < left, other=0) <= point
+        skipped = tl.sum(((at < left) & passed).to(tl.int64), 0) * step
+        low += skipped
+        left = tl.minimum(step - 1, left - skipped)
+    return x * 0 + low
+
+
+@triton.jit
 def uniform_below(high, low, m):
     """mulhi64 of the 64-bit word and m, int64."""
     word = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
@@ -130,8 +145,11 @@ def tables_are_valid(tables, length):
 
 
 @triton.jit
-def draw_samples(tables, members, seed, n, mask, HAS_MEMBERS: tl.constexpr):
-    """Samples `n` (an int64 block): index, partner, group int64, lam float32, and the word that flips."""
+def draw_samples(tables, members, seed, n, mask, HAS_MEMBERS: tl.constexpr, LANES: tl.constexpr):
+    """Samples `n` (an int64 block): index, partner, group int64, lam float32, and the word that flips.
+
+    LANES: how many lanes look for the groups of a block of one; 0 for larger blocks.
+    """
     groups, strata, period = tl.load(tables + 3), tl.load(tables + 4), tl.load(tables + 5)
     rows, flags = tl.load(tables + 6), tl.load(tables + 7)
     slot = tables + HEADER
@@ -163,12 +181,21 @@ def draw_samples(tables, members, seed, n, mask, HAS_MEMBERS: tl.constexpr):
     position += tl.load(first + s, mask=mask, other=0)
 
     # 3. its group
-    group = count_at_most(offsets, groups + 1, position, mask) - 1
+    if LANES > 0:
+        group = _count_at_most_by_lanes(offsets, groups + 1, position, LANES) - 1
+    else:
+        group = count_at_most(offsets, groups + 1, position, mask) - 1
 
     # 4. the partner
     row = tl.load(row_of + group, mask=mask, other=-1)
     paired = mask & (row >= 0)
-    h = count_at_most(threshold + tl.where(paired, row, 0) * groups, groups, a2.to(tl.int64), paired)
+    if LANES > 0:
+        searched = tl.where(tl.sum(row, 0) >= 0, groups, 0)
+        h = _count_at_most_by_lanes(
+            threshold + tl.maximum(tl.sum(row, 0), 0) * groups, searched, a2.to(tl.int64), LANES
+        )
+    else:
+        h = count_at_most(threshold + tl.where(paired, row, 0) * groups, groups, a2.to(tl.int64), paired)
     begin = tl.load(offsets + h, mask=paired, other=0)
     end = tl.load(offsets + h + 1, mask=paired, other=1)
     partner = tl.where(paired, begin + uniform_below(b0, b1, end - begin), position)
@@ -187,9 +214,9 @@ def draw_samples(tables, members, seed, n, mask, HAS_MEMBERS: tl.constexpr):
     return index, partner, group, lam, b3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "seed", "start", "count"])
 def draw_kernel(
-    tables, length, members, seed, start, counter, index, partner, lam, group, flag, count,
+    tables, length: tl.int64, members, seed: tl.int64, start: tl.int64, counter, index, partner, lam, group, flag, count,
     HAS_MEMBERS: tl.constexpr, HAS_COUNTER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Samples start to start + count; BLOCK of them a program. Bad tables set `flag` and are not followed."""
@@ -202,7 +229,7 @@ def draw_kernel(
         tl.store(flag, 1)
         tl.store(lam + i, float("nan"), mask=inside)
         return
-    drawn, mate, of, weight, _ = draw_samples(tables, members, seed, n, inside, HAS_MEMBERS)
+    drawn, mate, of, weight, _ = draw_samples(tables, members, seed, n, inside, HAS_MEMBERS, 0)
     tl.store(index + i, drawn, mask=inside)
     tl.store(partner + i, mate, mask=inside)
     tl.store(group + i, of, mask=inside)

@@ -16,6 +16,7 @@ from spurmix.kernels.draw import draw_kernel
 from spurmix.kernels.images import mix_image_batch_kernel, mix_images_kernel
 from spurmix.kernels.loss import cross_entropy_backward_kernel, cross_entropy_kernel, group_counts_kernel
 from spurmix.kernels.rows import mix_labels_kernel, mix_rows_kernel
+from spurmix.kernels.tuned import Tuned, size_class
 from torch import Tensor
 
 import triton
@@ -23,8 +24,36 @@ import triton.language as tl
 from spurmix.core.tables import KEEP_LABELS
 
 NONE, MEAN = 0, 1
-DRAW_BLOCK, COLUMN_BLOCK = 128, 1024
-PIXEL_BLOCK, CROP_BLOCK = 1024, 256  # bilinear taps take many registers
+
+
+def _configs(names: str, *options: tuple[int, ...]) -> list[triton.Config]:
+    """Configurations of constants, each followed by its number of warps; the first is the default."""
+    return [triton.Config(dict(zip(names.split(), o[:-1], strict=True)), num_warps=o[-1]) for o in options]
+
+
+_FLAT = _configs(
+    "BLOCK VECTOR STEPS ROWS COLUMNS",
+    (2048, 16, 4, 1, 1, 4),
+    (2048, 8, 4, 1, 1, 4),
+    (4096, 16, 2, 1, 1, 4),
+    (2048, 8, 16, 1, 1, 4),
+    (4096, 8, 4, 1, 1, 8),
+)
+_TILES = _configs(
+    "BLOCK VECTOR STEPS ROWS COLUMNS",
+    (1, 0, 1, 8, 32, 4),
+    (1, 0, 1, 4, 64, 4),
+    (1, 0, 1, 4, 128, 8),
+    (1, 0, 1, 16, 32, 4),
+)
+_COLUMNS = _configs("BLOCK", (1024, 4), (2048, 4), (4096, 8), (512, 2))
+_DRAW = Tuned(draw_kernel, _configs("BLOCK", (128, 4), (64, 2), (256, 4)))
+_IMAGES = {flat: Tuned(mix_images_kernel, _FLAT if flat else _TILES) for flat in (True, False)}
+_IMAGE_BATCH = {flat: Tuned(mix_image_batch_kernel, _FLAT if flat else _TILES) for flat in (True, False)}
+_ROWS, _LABELS = Tuned(mix_rows_kernel, _COLUMNS), Tuned(mix_labels_kernel, _COLUMNS)
+_LOSS = Tuned(cross_entropy_kernel, _configs("BLOCK", (1024, 4), (1024, 8), (2048, 8), (4096, 16), (256, 1)))
+_LOSS_BACKWARD = Tuned(cross_entropy_backward_kernel, _COLUMNS)
+_COUNTS = Tuned(group_counts_kernel, _configs("BLOCK GROUP_BLOCK", (1024, 16, 4)))
 
 _flags: dict[torch.device, Tensor] = {}
 
@@ -49,6 +78,8 @@ def check(device: torch.device, what: str = "an earlier call") -> None:
 
 
 def _finish(device: torch.device, op: str) -> None:
+    if device.type == "meta":
+        return
     if device.type == "cpu" or os.environ.get("SPURMIX_DEBUG") == "1":
         check(device, op)
 
@@ -57,8 +88,9 @@ def _wide(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def _block(size: int, most: int = COLUMN_BLOCK) -> int:
-    return min(most, triton.next_power_of_2(max(1, size)))
+def _align(*sizes: int) -> int:
+    """The largest power of two up to 16 that divides all `sizes`: rows of that many elements start on wide loads."""
+    return math.gcd(16, *sizes)
 
 
 def _last(out: Tensor) -> bool:
@@ -75,13 +107,14 @@ def _check_size(images: Tensor, height: int, width: int) -> None:
 
 def draw_out(tables: Tensor, members: Tensor, seed: int, start: int, counter: Tensor | None, *out: Tensor) -> None:
     index, partner, lam, group = out
-    count = index.numel()
+    count, device = index.numel(), tables.device
     if count:
-        draw_kernel[(triton.cdiv(count, DRAW_BLOCK),)](
-            tables, tables.numel(), members, seed, start, counter, index, partner, lam, group, flag_of(tables.device),
-            count, HAS_MEMBERS=members.numel() > 0, HAS_COUNTER=counter is not None, BLOCK=DRAW_BLOCK,
+        _DRAW(
+            device, (size_class(count), members.dtype, members.numel() > 0), lambda c: (triton.cdiv(count, c["BLOCK"]),),
+            tables, tables.numel(), members, seed, start, counter, index, partner, lam, group, flag_of(device), count,
+            HAS_MEMBERS=members.numel() > 0, HAS_COUNTER=counter is not None,
         )  # fmt: skip
-    _finish(tables.device, "draw")
+    _finish(device, "draw")
 
 
 def draw(
@@ -93,6 +126,14 @@ def draw(
     return out  # type: ignore[return-value]
 
 
+def _parts(out: Tensor, crop: bool, channels: int) -> tuple[bool, Callable[[dict[str, Any]], tuple[int, int]]]:
+    """Whether a batch is a flat pass over bytes, and the grid of a configuration."""
+    batch, _, height, width = out.shape
+    if not crop and channels <= 4 and (_last(out) or channels == 1):
+        return True, lambda c: (batch, triton.cdiv(height * width * channels, c["BLOCK"] * c["STEPS"]))
+    return False, lambda c: (batch, triton.cdiv(height, c["ROWS"]))
+
+
 def mix_images_out(
     images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, mean: Tensor, std: Tensor, boxes: Tensor | None,
     flips: Tensor | None, out: Tensor,
@@ -100,28 +141,34 @@ def mix_images_out(
     total, height, width, channels = images.shape
     batch, _, out_height, out_width = out.shape
     _check_size(images, out_height, out_width)
+    device, crop, flip = index.device, boxes is not None, flips is not None
     if batch:
-        block = _block(out_height * out_width, PIXEL_BLOCK if boxes is None else CROP_BLOCK)
-        flips = flips.view(torch.uint8) if flips is not None else None
-        mix_images_kernel[(batch, triton.cdiv(out_height * out_width, block))](
-            images, images.stride(0), total, index, partner, lam, mean, std, boxes, flips, out, flag_of(images.device),
-            height, width, out_height, out_width, CROP=boxes is not None, FLIP=flips is not None, LAST=_last(out),
-            CHANNELS=channels, BLOCK=block,
+        flat, grid = _parts(out, crop, channels)
+        size = out_height * out_width * channels
+        _IMAGES[flat](
+            device, (size_class(batch), size_class(size), channels, crop, flip, _last(out), out.dtype), grid, images,
+            images.stride(0), total, index, partner, lam, mean, std, boxes, _bytes(flips), out, flag_of(device), height,
+            width, out_height, out_width, size, CROP=crop, FLIP=flip, LAST=_last(out), CHANNELS=channels,
         )  # fmt: skip
-    _finish(images.device, "mix_images")
+    _finish(device, "mix_images")
 
 
-def _images(like: Tensor, batch: int, height: int, width: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    return mask.view(torch.uint8) if mask is not None else None
+
+
+def _images(
+    like: Tensor, channels: int, batch: int, height: int, width: int, dtype: torch.dtype, channels_last: bool
+) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (batch, like.shape[3], height, width)
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
+    return torch.empty((batch, channels, height, width), dtype=dtype, device=like.device, memory_format=layout)
 
 
 def mix_images(
     images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, mean: Tensor, std: Tensor, boxes: Tensor | None,
     flips: Tensor | None, height: int, width: int, dtype: torch.dtype, channels_last: bool,
 ) -> Tensor:  # fmt: skip
-    out = _images(images, index.shape[0], height, width, dtype, channels_last)
+    out = _images(index, images.shape[3], index.shape[0], height, width, dtype, channels_last)
     mix_images_out(images, index, partner, lam, mean, std, boxes, flips, out)
     return out
 
@@ -131,26 +178,28 @@ def mix_image_batch_out(
     scale_min: float, scale_max: float, ratio_min: float, ratio_max: float, flip: bool, seed: int, start: int,
     counter: Tensor | None, *out: Tensor,
 ) -> None:  # fmt: skip
-    mixed = out[0]
+    mixed, device, channels = out[0], labels.device, images.shape[3]
     batch, _, out_height, out_width = mixed.shape
     _check_size(images, out_height, out_width)
     if batch:
-        block = _block(out_height * out_width, CROP_BLOCK if crop else PIXEL_BLOCK)
-        mix_image_batch_kernel[(batch, triton.cdiv(out_height * out_width, block))](
+        flat, grid = _parts(mixed, crop, channels)
+        size = out_height * out_width * channels
+        _IMAGE_BATCH[flat](
+            device, (size_class(batch), size_class(size), channels, crop, flip, _last(mixed), mixed.dtype), grid,
             images, images.stride(0), labels, tables, tables.numel(), members, mean, std, scale_min, scale_max,
-            math.log(ratio_min), math.log(ratio_max), seed, start, counter, *out, flag_of(images.device),
-            images.shape[1], images.shape[2], out_height, out_width, HAS_MEMBERS=members.numel() > 0,
+            math.log(ratio_min), math.log(ratio_max), seed, start, counter, *out, flag_of(device), images.shape[1],
+            images.shape[2], out_height, out_width, size, HAS_MEMBERS=members.numel() > 0,
             HAS_COUNTER=counter is not None, KEEP_LABELS=KEEP_LABELS, CROP=crop, FLIP=flip, LAST=_last(mixed),
-            CHANNELS=images.shape[3], BLOCK=block,
+            CHANNELS=channels,
         )  # fmt: skip
-    _finish(images.device, "mix_image_batch")
+    _finish(device, "mix_image_batch")
 
 
 def mix_image_batch(*inputs: Any, counter: Tensor | None = None) -> tuple[Tensor, ...]:
-    images, batch = inputs[0], inputs[14]
+    images, labels, batch = inputs[0], inputs[1], inputs[14]
     kinds = (torch.int64, torch.int64, torch.float32, torch.int64, torch.int64, torch.int64)
-    out = [_images(images, *inputs[14:19])]
-    out += [torch.empty(batch, dtype=kind, device=images.device) for kind in kinds]
+    out = [_images(labels, images.shape[3], *inputs[14:19])]
+    out += [torch.empty(batch, dtype=kind, device=labels.device) for kind in kinds]
     mix_image_batch_out(*inputs[:14], inputs[19] if len(inputs) > 19 else counter, *out)
     return tuple(out)
 
@@ -158,16 +207,16 @@ def mix_image_batch(*inputs: Any, counter: Tensor | None = None) -> tuple[Tensor
 def mix_rows_out(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, out: Tensor) -> None:
     batch, columns = out.shape
     if batch and columns:
-        block = _block(columns)
-        mix_rows_kernel[(batch, triton.cdiv(columns, block))](
-            rows, rows.stride(0), rows.shape[0], index, partner, lam, out, columns, flag_of(rows.device),
-            WIDE=_wide(rows.dtype), BLOCK=block,
+        _ROWS(
+            index.device, (size_class(batch), size_class(columns), rows.dtype, out.dtype),
+            lambda c: (batch, triton.cdiv(columns, c["BLOCK"])), rows, rows.stride(0), rows.shape[0], index, partner,
+            lam, out, columns, flag_of(index.device), WIDE=_wide(rows.dtype), ALIGN=_align(rows.stride(0), columns),
         )  # fmt: skip
-    _finish(rows.device, "mix_rows")
+    _finish(index.device, "mix_rows")
 
 
 def mix_rows(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: torch.dtype) -> Tensor:
-    out = torch.empty(index.shape[0], rows.shape[1], dtype=dtype, device=rows.device)
+    out = torch.empty(index.shape[0], rows.shape[1], dtype=dtype, device=index.device)
     mix_rows_out(rows, index, partner, lam, out)
     return out
 
@@ -175,10 +224,11 @@ def mix_rows(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: t
 def mix_labels_out(label: Tensor, partner_label: Tensor, lam: Tensor, out: Tensor) -> None:
     batch, classes = out.shape
     if batch:
-        block = _block(classes)
-        mix_labels_kernel[(batch, triton.cdiv(classes, block))](
-            label, partner_label, lam, out, classes, flag_of(label.device), WIDE=_wide(out.dtype), BLOCK=block
-        )
+        _LABELS(
+            label.device, (size_class(batch), size_class(classes), out.dtype),
+            lambda c: (batch, triton.cdiv(classes, c["BLOCK"])), label, partner_label, lam, out, classes,
+            flag_of(label.device), WIDE=_wide(out.dtype), ALIGN=_align(classes),
+        )  # fmt: skip
     _finish(label.device, "mix_labels")
 
 
@@ -188,20 +238,32 @@ def mix_labels(label: Tensor, partner_label: Tensor, lam: Tensor, num_classes: i
     return out
 
 
-def mixed_cross_entropy(
-    logits: Tensor, label: Tensor, partner_label: Tensor, lam: Tensor, reduction: int, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
+def _losses(
+    logits: Tensor, label: Tensor, partner_label: Tensor, lam: Tensor, reduction: int, label_smoothing: float,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The reduced loss, and logsumexp or the gradient for an upstream gradient of 1."""
     batch, classes = logits.shape
     wide = torch.promote_types(logits.dtype, torch.float32)
-    loss, logsumexp = (torch.empty(batch, dtype=wide, device=logits.device) for _ in range(2))
+    loss = torch.empty(batch, dtype=wide, device=logits.device)
+    other = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if with_grad else torch.empty_like(loss)
     if batch:
-        block = _block(classes, 4096)
-        cross_entropy_kernel[(batch,)](
-            logits, logits.stride(0), classes, label, partner_label, lam, label_smoothing, loss, logsumexp,
-            flag_of(logits.device), WIDE=_wide(wide), STEPS=triton.cdiv(classes, block), BLOCK=block,
+        _LOSS(
+            logits.device, (size_class(batch), size_class(classes), logits.dtype, with_grad), lambda c: (batch,), logits,
+            logits.stride(0), classes, label, partner_label, lam, label_smoothing, loss, other, other,
+            batch if reduction == MEAN else 1, flag_of(logits.device), WIDE=_wide(wide),
+            ALIGN=_align(logits.stride(0), classes), GRAD=with_grad,
         )  # fmt: skip
     _finish(logits.device, "mixed_cross_entropy")
-    return (loss if reduction == NONE else loss.mean() if reduction == MEAN else loss.sum()), logsumexp
+    return (loss if reduction == NONE else loss.mean() if reduction == MEAN else loss.sum()), other
+
+
+def mixed_cross_entropy(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return _losses(*inputs, with_grad=False)
+
+
+def mixed_cross_entropy_with_grad(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return _losses(*inputs, with_grad=True)
 
 
 def mixed_cross_entropy_backward(
@@ -211,29 +273,25 @@ def mixed_cross_entropy_backward(
     batch, classes = logits.shape
     out = torch.empty(batch, classes, dtype=logits.dtype, device=logits.device)
     if batch:
-        block = _block(classes)
-        cross_entropy_backward_kernel[(batch, triton.cdiv(classes, block))](
-            grad, grad.stride(0) if reduction == NONE else 0, 1.0 / batch if reduction == MEAN else 1.0, logits,
-            logits.stride(0), classes, logsumexp, label, partner_label, lam, label_smoothing, out,
-            flag_of(logits.device), WIDE=_wide(logsumexp.dtype), BLOCK=block,
+        _LOSS_BACKWARD(
+            logits.device, (size_class(batch), size_class(classes), logits.dtype),
+            lambda c: (batch, triton.cdiv(classes, c["BLOCK"])), grad, grad.stride(0) if reduction == NONE else 0,
+            batch if reduction == MEAN else 1, logits, logits.stride(0), classes, logsumexp, label, partner_label, lam,
+            label_smoothing, out, flag_of(logits.device), WIDE=_wide(logsumexp.dtype),
+            ALIGN=_align(logits.stride(0), classes),
         )  # fmt: skip
     _finish(logits.device, "mixed_cross_entropy")
     return out
 
 
-def mixed_cross_entropy_with_grad(*inputs: Any) -> tuple[Tensor, Tensor]:
-    loss, logsumexp = mixed_cross_entropy(*inputs)
-    return loss, mixed_cross_entropy_backward(torch.ones_like(loss), inputs[0], logsumexp, *inputs[1:])
-
-
 def group_counts(logits: Tensor, label: Tensor, group: Tensor, counts: Tensor) -> None:
     batch, classes = logits.shape
     if batch:
-        membership, block = group.dtype == torch.bool, _block(classes)
-        group_counts_kernel[(batch,)](
-            logits, logits.stride(0), classes, label, group.view(torch.uint8) if membership else group, counts,
-            counts.shape[0], flag_of(logits.device), WIDE=_wide(logits.dtype), MEMBERSHIP=membership,
-            STEPS=triton.cdiv(classes, block), BLOCK=block, GROUP_STEPS=triton.cdiv(counts.shape[0], 16), GROUP_BLOCK=16,
+        membership = group.dtype == torch.bool
+        _COUNTS(
+            logits.device, (), lambda c: (batch,), logits, logits.stride(0), classes, label,
+            group.view(torch.uint8) if membership else group, counts, counts.shape[0], flag_of(logits.device),
+            WIDE=_wide(logits.dtype), ALIGN=_align(logits.stride(0), classes), MEMBERSHIP=membership,
         )  # fmt: skip
     _finish(logits.device, "group_counts")
 

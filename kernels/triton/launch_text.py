@@ -6,18 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from spurmix.kernels.launch import _block, _finish, _wide, flag_of
+from spurmix.kernels.launch import _COLUMNS, _bytes, _configs, _finish, _wide, flag_of
 from spurmix.kernels.text import bert_backward_kernel, bert_embeddings_kernel, mix_embeddings_kernel, sum_rows_kernel
+from spurmix.kernels.tuned import Tuned, size_class
 from torch import Tensor
 
 import triton
 from spurmix.ops.reference_text import token_weights
 
 TOKEN_CHUNK = 16
-
-
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.view(torch.uint8)
+_MIX, _SUM = Tuned(mix_embeddings_kernel, _COLUMNS), Tuned(sum_rows_kernel, _COLUMNS)
+_BERT = Tuned(bert_embeddings_kernel, _configs("", (4,), (8,), (2,)))
+_BERT_BACKWARD = {  # by whether a row is long: two sums of it stay in registers
+    wide: Tuned(bert_backward_kernel, _configs("", (8,) if wide else (4,))) for wide in (True, False)
+}
 
 
 def mix_embeddings_out(
@@ -26,11 +28,12 @@ def mix_embeddings_out(
 ) -> None:  # fmt: skip
     columns = weight.shape[1]
     if out.numel():
-        block = _block(columns)
-        mix_embeddings_kernel[(ids.numel(), triton.cdiv(columns, block))](
-            weight, weight.stride(0), weight.shape[0], ids, partner_ids, lam, _bytes(mask), _bytes(partner_mask), out,
-            ids.shape[1], columns, flag_of(weight.device), MASK=mask is not None, PARTNER_MASK=partner_mask is not None,
-            WIDE=_wide(weight.dtype), BLOCK=block,
+        tokens = ids.numel()
+        _MIX(
+            weight.device, (size_class(tokens), size_class(columns), weight.dtype, out.dtype),
+            lambda c: (tokens, triton.cdiv(columns, c["BLOCK"])), weight, weight.stride(0), weight.shape[0], ids,
+            partner_ids, lam, _bytes(mask), _bytes(partner_mask), out, ids.shape[1], columns, flag_of(weight.device),
+            MASK=mask is not None, PARTNER_MASK=partner_mask is not None, WIDE=_wide(weight.dtype),
         )  # fmt: skip
     _finish(weight.device, "mix_embeddings")
 
@@ -46,10 +49,11 @@ def _sum_rows(grad: Tensor, token: Tensor, weight: Tensor, offsets: Tensor, out:
     """out[r] = the sum of weight[k] * grad[token[k]] for k from offsets[r] to offsets[r + 1]."""
     rows, columns = out.shape
     if out.numel():
-        block = _block(columns)
-        sum_rows_kernel[(rows, triton.cdiv(columns, block))](
-            grad, token, weight, offsets, out, columns, WIDE=_wide(weight.dtype), BLOCK=block
-        )
+        _SUM(
+            grad.device, (size_class(rows), size_class(columns), grad.dtype, out.dtype),
+            lambda c: (rows, triton.cdiv(columns, c["BLOCK"])), grad, token, weight, offsets, out, columns,
+            WIDE=_wide(weight.dtype),
+        )  # fmt: skip
 
 
 def _entries(
@@ -117,7 +121,8 @@ def mix_bert_embeddings(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty((*ids.shape, columns), dtype=dtype, device=weight.device)
     mean, rstd = (torch.empty(ids.shape, dtype=wide, device=weight.device) for _ in range(2))
     if ids.numel():
-        bert_embeddings_kernel[(ids.numel(),)](
+        _BERT(
+            weight.device, (size_class(ids.numel()), size_class(columns), weight.dtype, dtype), lambda c: (ids.numel(),),
             *found, norm_weight, norm_bias, a, b, lam, mask, partner_mask, positions, types, eps, out, mean, rstd,
             ids.shape[1], columns, flag_of(weight.device), **constants,
         )  # fmt: skip
@@ -145,10 +150,10 @@ def mix_bert_embeddings_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, 
     chunks = triton.cdiv(tokens, TOKEN_CHUNK)
     partial = torch.empty(chunks, 2, columns, dtype=wide, device=grad.device)
     if tokens:
-        bert_backward_kernel[(chunks,)](
-            grad, *found, norm_weight, a, b, lam, mask, partner_mask, positions, types, mean, rstd, grad_mixed, partial,
-            tokens, ids.shape[1], columns, flag_of(grad.device), CHUNK=TOKEN_CHUNK,
-            num_warps=8 if constants["BLOCK"] >= 1024 else 4, **constants,  # two sums of a block stay in registers
+        _BERT_BACKWARD[constants["BLOCK"] >= 1024](
+            grad.device, (), lambda c: (chunks,), grad, *found, norm_weight, a, b, lam, mask, partner_mask, positions,
+            types, mean, rstd, grad_mixed, partial, tokens, ids.shape[1], columns, flag_of(grad.device),
+            CHUNK=TOKEN_CHUNK, **constants,
         )  # fmt: skip
     _finish(grad.device, "mix_bert_embeddings")
     norm_grads = partial.sum(0).to(norm_weight.dtype)

@@ -6,11 +6,16 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def mix_rows_kernel(
-    rows, stride, total, index, partner, lam, out, columns, flag, WIDE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """One sample and BLOCK columns a program; arithmetic in WIDE (float32, or float64 for float64 rows)."""
+    rows, stride: tl.int64, total: tl.int64, index, partner, lam, out, columns, flag,
+    WIDE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One sample and BLOCK columns a program; arithmetic in WIDE (float32, or float64 for float64 rows).
+
+    ALIGN: a power of two that divides stride and columns.
+    """
+    stride, columns = stride // ALIGN * ALIGN, columns // ALIGN * ALIGN  # the compiler does not know
     sample = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     own, other = tl.load(index + sample), tl.load(partner + sample)
@@ -26,8 +31,11 @@ def mix_rows_kernel(
 
 
 @triton.jit
-def mix_labels_kernel(label, partner_label, lam, out, classes, flag, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def mix_labels_kernel(
+    label, partner_label, lam, out, classes, flag, WIDE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr
+):
     """One sample and BLOCK classes a program."""
+    classes = classes // ALIGN * ALIGN  # the compiler does not know
     sample = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     own, other = tl.load(label + sample), tl.load(partner_label + sample)

@@ -124,6 +124,35 @@ def _demo(
     demo.run(out, policy=policy, model_name=model or "small", seed=seed, epochs=epochs)
 
 
+@app.command()
+def warmup(
+    batch: Annotated[list[int], typer.Option(help="Batch size; repeatable.", min=1)] = [256],  # noqa: B006
+    dtype: Annotated[list[str], typer.Option(help="Of inputs and logits; repeatable.")] = ["bfloat16"],  # noqa: B006
+    size: Annotated[int, typer.Option(help="Height and width of the model's input.", min=1)] = 224,
+    channels: Annotated[int, typer.Option(help="Of the images.", min=1)] = 3,
+    columns: Annotated[int, typer.Option(help="Of feature rows.", min=1)] = 2048,
+    classes: Annotated[int, typer.Option(help="Of the logits.", min=1)] = 1000,
+    crop: Annotated[bool, typer.Option(help="Random resized crops.")] = False,
+    flip: Annotated[bool, typer.Option(help="Random flips.")] = False,
+    channels_last: Annotated[bool, typer.Option(help="Memory format of the input.")] = True,
+    capability: Annotated[
+        int | None, typer.Option(help="Compile for this compute capability (90: H100) without a GPU.", min=70, max=130)
+    ] = None,
+) -> None:
+    """Compile and tune the Triton kernels ahead: otherwise the first call of each takes seconds."""
+    from spurmix.cli import warmup as warming
+
+    unknown = [name for name in dtype if name not in warming.DTYPES]
+    if unknown:
+        raise ValueError(f"--dtype must be {' or '.join(warming.DTYPES)}, got {unknown[0]!r}")
+    shapes = [
+        warming.Shapes(b, size, channels, columns, classes, warming.DTYPES[d], crop, flip, channels_last)
+        for b in batch
+        for d in dtype
+    ]
+    warming.run(shapes, capability)
+
+
 data.register(app)
 
 

@@ -1,81 +1,80 @@
-"""Compiles every Triton kernel for three GPU generations and prints registers and stack of each; needs no GPU."""
+"""Compiles every Triton kernel for GPU generations and prints registers, stack and wide accesses; needs no GPU.
+
+`--all` compiles every configuration that tuning may choose, otherwise the defaults.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
-from spurmix.kernels import draw, images, launch, launch_text, loss, rows, text
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from spurmix.kernels import tuned
 
-TYPES = {
-    "flag": "*i32", "tables": "*i64", "length": "i64", "members": "*i32", "seed": "i64", "start": "i64",
-    "counter": "*i64", "index": "*i64", "partner": "*i64", "lam": "*fp32", "group": "*i64", "count": "i32",
-    "rows": "*fp32", "stride": "i64", "total": "i64", "columns": "i32", "label": "*i64", "partner_label": "*i64",
-    "classes": "i32", "logits": "*bf16", "smoothing": "fp32", "loss": "*fp32", "logsumexp": "*fp32", "grad": "*fp32",
-    "grad_stride": "i64", "factor": "fp32", "counts": "*i64", "groups": "i32", "images": "*u8", "image_stride": "i64",
-    "labels": "*i64", "mean": "*fp32", "std": "*fp32", "scale_min": "fp32", "scale_max": "fp32", "log_min": "fp32",
-    "log_max": "fp32", "boxes": "*fp32", "flips": "*u8", "height": "i32", "width": "i32", "out_height": "i32",
-    "out_width": "i32", "out": "*bf16", "weight": "*fp32", "ids": "*i64", "partner_ids": "*i64", "mask": "*u8",
-    "partner_mask": "*u8", "sequence": "i32", "entry_token": "*i64", "entry_weight": "*fp32", "offsets": "*i64",
-    "position_weight": "*fp32", "positions": "i32", "type_weight": "*fp32", "types": "i32", "norm_weight": "*fp32",
-    "norm_bias": "*fp32", "position_ids": "*i64", "token_type_ids": "*i64", "eps": "fp32", "rstd": "*fp32",
-    "grad_mixed": "*fp32", "partial": "*fp32", "tokens": "i32",
-}  # fmt: skip
-WIDE = triton.language.float32
-BATCH: dict[str, Any] = dict(HAS_MEMBERS=True, HAS_COUNTER=True, KEEP_LABELS=2)
+from spurmix.cli.warmup import Shapes, calls
 
-
-def pixels(crop: bool, last: bool) -> dict[str, Any]:
-    return dict(CROP=crop, FLIP=crop, LAST=last, CHANNELS=3, BLOCK=launch.CROP_BLOCK if crop else launch.PIXEL_BLOCK)
-
-
-KERNELS: list[tuple[Any, dict[str, Any]]] = [
-    (draw.draw_kernel, dict(HAS_MEMBERS=True, HAS_COUNTER=True, BLOCK=128)),
-    *((images.mix_images_kernel, pixels(c, last)) for c in (False, True) for last in (False, True)),
-    *((images.mix_image_batch_kernel, {**pixels(c, last), **BATCH}) for c in (False, True) for last in (False, True)),
-    (rows.mix_rows_kernel, dict(WIDE=WIDE, BLOCK=1024)),
-    (rows.mix_labels_kernel, dict(WIDE=WIDE, BLOCK=1024)),
-    (loss.cross_entropy_kernel, dict(WIDE=WIDE, STEPS=1, BLOCK=1024)),
-    (loss.cross_entropy_backward_kernel, dict(WIDE=WIDE, BLOCK=1024)),
+CUOBJDUMP = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
+WIDE = r"\.global\S*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)"  # 128 bits and more
+SMALL = dict(batch=8, columns=768)
+SHAPES = [
+    Shapes(**SMALL, classes=1000, dtype=torch.float32),
+    Shapes(**SMALL, classes=128256, flip=True),
+    Shapes(**SMALL, crop=True, flip=True),
+    Shapes(**SMALL, flip=True, channels_last=False, dtype=torch.float16),
+    Shapes(**SMALL, crop=True, flip=True, channels_last=False),
+    Shapes(batch=3, size=29, channels=5, columns=17, classes=7),  # nothing is a multiple of anything
 ]
-COUNTS = dict(WIDE=WIDE, STEPS=1, BLOCK=1024, GROUP_STEPS=1, GROUP_BLOCK=16)
-MASKS: dict[str, Any] = dict(MASK=True, PARTNER_MASK=True, WIDE=WIDE, BLOCK=1024)
-KERNELS += [
-    (text.mix_embeddings_kernel, MASKS),
-    (text.sum_rows_kernel, dict(WIDE=WIDE, BLOCK=1024)),
-    (text.bert_embeddings_kernel, dict(TYPES=True, TYPE_IDS=True, **MASKS)),
-    (text.bert_backward_kernel, dict(TYPES=True, TYPE_IDS=True, CHUNK=launch_text.TOKEN_CHUNK, num_warps=8, **MASKS)),
-]
-KERNELS += [(loss.group_counts_kernel, dict(MEMBERSHIP=False, **COUNTS))]
 
 
-def resources(kernel: Any, constants: dict[str, Any], capability: int, folder: Path) -> str:
-    """Registers and stack of one compiled kernel, as cuobjdump reports them."""
-    signature = {name: "constexpr" if name in constants else TYPES[name] for name in kernel.arg_names}
-    positions = {(k,): constants[name] for k, name in enumerate(kernel.arg_names) if name in constants}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=positions)
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=constants.get("num_warps", 4))
-    )
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
-    shown = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
-    (found,) = re.findall(r"REG:\d+ STACK:\d+", shown)
-    return str(found)
+def resources(compiled: tuned.Compiled) -> str:
+    """Registers, stack and the number of wide loads and stores of one compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.result.asm["cubin"])
+        cubin.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", cubin.name]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", shown)[0]
+    code = compiled.result.asm["ptx"]
+    loads, stores = (len(re.findall(access + WIDE, code)) for access in ("ld", "st"))
+    return f"loads={loads} stores={stores} registers={registers} stack={stack}"
+
+
+def lines(task: tuple[int, int, bool]) -> list[str]:
+    """One line for each kernel of shapes number `task[1]`, compiled for a capability."""
+    capability, which, every = task
+    shapes = SHAPES[which]
+    with tuned.offline(capability, every) as made:
+        for _, call in calls(shapes, "meta"):
+            call()
+    return list(_described(made, f"sm_{capability} size={shapes.size} classes={shapes.classes}"))
+
+
+def _described(made: list[tuned.Compiled], where: str) -> Iterator[str]:
+    seen: set[str] = set()
+    for compiled in made:
+        settings: dict[str, Any] = {**compiled.constants, **compiled.options}
+        text = " ".join(f"{k}={v}" for k, v in settings.items() if k not in ("num_ctas", "num_stages"))
+        line = f"{compiled.kernel} {where} {text} {resources(compiled)}"
+        if line not in seen:
+            seen.add(line)
+            yield line
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for kernel, constants in KERNELS:
-            for capability in (80, 90, 100):
-                print(kernel.__name__, f"sm_{capability}", resources(kernel, constants, capability, Path(folder)))
+    every = "--all" in sys.argv
+    few = range(0, len(SHAPES), 2)  # every kernel, with and without a crop
+    chosen = {80: few, 90: range(len(SHAPES)), 100: few}
+    tasks = [(c, w, every) for c in chosen for w in (range(len(SHAPES)) if every else chosen[c])]
+    with ProcessPoolExecutor(2) as pool:
+        for found in pool.map(lines, tasks):
+            print("\n".join(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from spurmix.ops import functional as F
 from spurmix.ops.tables import draw_tables
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+BOTH = ["reference", "triton"]
 TOLERANCE: dict[torch.dtype, dict[str, float]] = {
     torch.float64: dict(rtol=1e-12, atol=1e-12),
     torch.float32: dict(rtol=3e-6, atol=3e-6),
@@ -104,6 +106,56 @@ def test_mix_image_batch(dtype: torch.dtype, augmented: bool, keep: bool, rng: n
                 torch.testing.assert_close(a, b, atol=2e-2 if augmented else TOLERANCE[dtype]["atol"], rtol=1e-2)
             else:
                 assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("shape", [(64, 80), (61, 83), (1, 1)])
+def test_flat_passes_of_several_blocks(shape: tuple[int, int], channels: int, rng: np.random.Generator) -> None:
+    """Images of more than a program's share, with and without wide accesses."""
+    store = torch.from_numpy(rng.integers(0, 256, (3, *shape, channels), dtype=np.uint8))
+    index, partner, lam = pairs(rng, 3, 2)
+    flips = torch.tensor([[True, False], [False, True]])
+    for flip in (None, flips):
+        arguments: Any = dict(mean=0.4, std=0.3, flips=flip, dtype=torch.bfloat16, channels_last=True)
+        expected = F.mix_images(store, index, partner, lam, **arguments, backend="reference")
+        close(F.mix_images(store, index, partner, lam, **arguments, backend="triton"), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 127, 128, 129, 130, 1000])
+def test_groups_are_found_by_lanes(groups: int, rng: np.random.Generator) -> None:
+    """The search of the image kernels, whose lanes look for one sample together."""
+    label = torch.from_numpy(rng.permutation(np.concatenate([np.arange(groups), rng.integers(0, groups, 500)])))
+    index = GroupIndex(label.numpy())
+    weights = rng.random((groups, groups)) * (rng.random((groups, 1)) < 0.8)
+    tables = draw_tables(index, MixPolicy("all", partner=weights, lam=Beta(0.4)))
+    store = torch.zeros(len(label), 1, 1, 1, dtype=torch.uint8)
+    found = [F.mix_image_batch(store, label, tables, seed=1, start=7, count=12, backend=b)[1:] for b in BOTH]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+def test_loss_with_gradient(dtype: torch.dtype, rng: np.random.Generator) -> None:
+    logits = torch.from_numpy(rng.standard_normal((3, 1300)) * 4).to(dtype)
+    arguments = *pairs(rng, 1300, 3), 1, 0.1
+    found = [F.implementation("mixed_cross_entropy_with_grad", b, logits.device)(logits, *arguments) for b in BOTH]
+    for a, b in zip(*found, strict=True):
+        close(b, a)
+
+
+def test_large_and_infinite_logits_keep_their_digits(rng: np.random.Generator) -> None:
+    logits = torch.from_numpy(rng.standard_normal((6, 1500)).astype(np.float32))
+    logits[0] += 1e4
+    logits[1, :1100] = -torch.inf
+    logits[2] = -torch.inf
+    logits[3, 7] = torch.inf
+    logits[4, 1400] = torch.nan
+    label, partner = torch.full((6,), 1200), torch.full((6,), 1300)
+    for smoothing in (0.0, 0.2):
+        options: Any = dict(reduction="none", label_smoothing=smoothing)
+        found = [
+            F.mixed_cross_entropy(logits, label, partner, torch.full((6,), 0.3), **options, backend=b) for b in BOTH
+        ]
+        close(found[1], found[0])
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
@@ -212,12 +264,33 @@ def test_sizes_beyond_the_kernels_are_refused() -> None:
         F.mix_images(store, zero, zero, lam, boxes=boxes, size=(1, 32768), backend="triton")
 
 
-def test_compiles_for_gpus_without_spills() -> None:
-    """In a process of its own: here the kernels are interpreted."""
+def compiled(*options: str) -> list[str]:
+    """Lines of compile_triton.py, in a process of its own: here the kernels are interpreted."""
     script = Path(__file__).with_name("compile_triton.py")
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script), *options], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.split("\n")[:-1]
-    assert len(lines) == 3 * 18, done.stdout
-    assert all(line.endswith("STACK:0") for line in lines), done.stdout
+    return done.stdout.split("\n")[:-1]
+
+
+def check_compiled(lines: list[str]) -> None:
+    kernels = "draw mix_images mix_image_batch mix_rows mix_labels cross_entropy cross_entropy_backward group_counts"
+    kernels += " mix_embeddings sum_rows bert_embeddings bert_backward"
+    for generation in (80, 90, 100):
+        for kernel in kernels.split():
+            assert any(line.startswith(f"{kernel}_kernel sm_{generation} ") for line in lines), (kernel, generation)
+    assert all(line.endswith("stack=0") for line in lines), lines
+    flat = [line for line in lines if re.search(r"size=224 .*VECTOR=(8|16)", line)]
+    assert len(flat) >= 8 and not any("stores=0" in line for line in flat), flat
+    assert not any("loads=0" in line for line in flat if "VECTOR=16" in line), flat  # 16 bytes a load
+    rows = [line for line in lines if line.startswith(("mix_rows", "cross_entropy")) and "ALIGN=1 " not in line]
+    assert len(rows) > 8 and not any("loads=0" in line for line in rows if "num_warps=4" in line), rows
+
+
+def test_compiles_for_gpus_without_spills() -> None:
+    check_compiled(compiled())
+
+
+@pytest.mark.slow
+def test_all_configurations_compile_without_spills() -> None:
+    check_compiled(compiled("--all"))

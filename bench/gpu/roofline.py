@@ -1,0 +1,246 @@
+"""Step `roofline`: every op against the copy bandwidth of the device and against what else does its work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as nn
+from torch import Tensor
+
+from bench.gpu import data
+from bench.gpu.clock import Clock, compare
+from bench.gpu.record import Row, device, dry, emit, gpu_backends, installed, survived
+from bench.registry import Contender
+from spurmix.ops import functional as F
+from spurmix.ops import reference_draw
+from spurmix.ops.backends import implementation
+
+STEP = "roofline"
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a copy of 1 GiB on the device."""
+    size = 1 << (16 if dry() else 30)
+    source, target = (torch.zeros(size, dtype=torch.int8, device=device()) for _ in range(2))
+    low, middle, high = Clock().in_turns({"copy": lambda: target.copy_(source)}, 31)["copy"]
+    emit(
+        Row(
+            STEP,
+            "copy",
+            "1 GiB on the device",
+            "limit",
+            middle,
+            low,
+            high,
+            2 * size,
+            note=f"{2 * size / middle / 1e6:.3f} TB/s",
+        )
+    )
+    return 2 * size / (middle * 1e-6)
+
+
+def batches(name: str, batch: int, dtype: torch.dtype, last: bool, bandwidth: float) -> None:
+    """Draw, mix, normalise and label one batch of images, without a crop."""
+    side = 12 if dry() else 224
+    pictures = data.Pictures(40 if dry() else 4096, side, 4 if dry() else batch)
+    out = pictures.out(side, dtype, last)
+
+    def fused(backend: str) -> Callable[[], Tensor]:
+        mix, fixed = implementation("mix_image_batch_out", backend, device()), pictures.fixed(None)
+
+        def run() -> Tensor:
+            mix(*fixed, 0, None, *out)
+            return out[0]
+
+        return run
+
+    index, partner, lam = pictures.drawn
+    arguments = (pictures.images, index, partner, lam)
+    contenders = [Contender(f"spurmix {b}", fused(b), "ours") for b in gpu_backends()]
+    contenders += [
+        Contender("eager", lambda: data.eager(*arguments, dtype, last), note="mixing only"),
+        Contender("eager, lean", lambda: data.lean(*arguments, dtype, last), note="mixing only"),
+    ]
+    if not dry() and dtype == torch.bfloat16 and batch == 256:  # the fastest peers; compiling them takes its time
+        planes = pictures.images.permute(0, 3, 1, 2).contiguous()
+        theirs = torch.empty_like(out[0])
+        norm = data.constants()
+        compiled = torch.compile(data.compilable, dynamic=False, mode="max-autotune-no-cudagraphs")
+        compiled_planes = torch.compile(data.compilable_planes, dynamic=False, mode="max-autotune-no-cudagraphs")
+        contenders += [
+            Contender("torch.compile, same store", lambda: compiled(*arguments, *norm, theirs), note="mixing only"),
+            Contender("torch.compile, NCHW store", lambda: compiled_planes(planes, *arguments[1:], *norm, theirs),
+                      note="mixing only"),
+        ]  # fmt: skip
+    if dtype == torch.bfloat16 and batch == 256:
+        contenders += libraries(pictures)
+    moved = out[0].numel() * (2 + dtype.itemsize)
+    compare(
+        STEP, name, contenders, moved=moved, bandwidth=bandwidth, tolerance=5e-2 if dtype != torch.float32 else 1e-4
+    )
+
+
+def libraries(pictures: data.Pictures) -> list[Contender]:
+    """Mixing by libraries that are here; they draw a lam of their own, and partners within the batch."""
+    found = installed("torchvision", "timm", "kornia")
+    batch = pictures.images[pictures.drawn.index].permute(0, 3, 1, 2)
+    labels = pictures.labels[pictures.drawn.index]
+    mean, std = data.constants()
+    images = ((batch.float() / 255 - mean[:, None, None]) / std[:, None, None]).to(torch.bfloat16)
+    note, made = "mixing of a normalised batch; own lam", []
+    if "torchvision" in found:
+        from torchvision.transforms import v2
+
+        mixup = v2.MixUp(num_classes=2)
+        made.append(Contender("torchvision v2.MixUp", lambda: _none(mixup(images, labels)), note=note))
+    if "timm" in found:
+        from timm.data import Mixup
+
+        timm = Mixup(num_classes=2)
+        made.append(Contender("timm Mixup", lambda: _none(timm(images.clone(), labels)), note=note))
+    if "kornia" in found:
+        from kornia.augmentation import RandomMixUpV2
+
+        kornia = RandomMixUpV2(data_keys=["input", "class"])
+        made.append(Contender("kornia RandomMixUpV2", lambda: _none(kornia(images.float(), labels)), note=note))
+    for name in {"torchvision", "timm", "kornia"} - found.keys():
+        emit(Row(STEP, "images_256_bf16_last", name, "peer", note="absent"))
+    return made
+
+
+def _none(value: Any) -> None:
+    """Nothing to compare: lam is drawn by the library."""
+
+
+def crops(bandwidth: float) -> None:
+    """The same with a random resized crop and flip, 256 to 224 pixels."""
+    stored, side, batch = (20, 12, 3) if dry() else (256, 224, 256)
+    pictures = data.Pictures(40 if dry() else 4096, stored, batch)
+    augment = F.Augment(size=side)
+    out, theirs = (pictures.out(side, torch.bfloat16, True) for _ in range(2))
+    packed = pictures.tables.packed
+    n = reference_draw.sample_numbers(packed, 0, batch, None)
+    boxes = reference_draw.crop_boxes(n, 0, stored, stored, augment.scale, augment.ratio)
+    bits = reference_draw.draw(packed, pictures.tables.members, 0, 0, batch, None).flip_bits
+    flips = reference_draw.flip_flags(bits).to(torch.uint8)
+
+    def fused(backend: str) -> Callable[[], Tensor]:
+        mix, fixed = implementation("mix_image_batch_out", backend, device()), pictures.fixed(augment)
+
+        def run() -> Tensor:
+            mix(*fixed, 0, None, *out)
+            return out[0]
+
+        return run
+
+    contenders = [Contender(f"spurmix {b}", fused(b), "ours") for b in gpu_backends()]
+    arguments = (pictures.images, *pictures.drawn, boxes, flips, *data.constants(), theirs[0])
+    contenders.append(Contender("eager gathers", lambda: data.sampled_crops(*arguments), note="mixing only"))
+    if not dry():
+        compiled = torch.compile(data.sampled_crops, dynamic=False)
+        contenders.append(Contender("torch.compile of gathers", lambda: compiled(*arguments), note="mixing only"))
+    read = float((boxes[..., 2] * boxes[..., 3]).sum()) * 3
+    moved = int(read) + out[0].numel() * 2
+    compare(STEP, "crops_256_bf16_last", contenders, moved=moved, bandwidth=bandwidth, tolerance=0.15, turns=31)
+
+
+def losses(batch: int, classes: int, dtype: torch.dtype, bandwidth: float) -> None:
+    """Forward and backward of the mixed cross entropy."""
+    case = f"loss_{batch}_{classes}_{str(dtype)[6:]}"
+    batch, classes = (4, 50) if dry() else (batch, classes)
+    logits = torch.randn(batch, classes, device=device(), dtype=dtype, requires_grad=True)
+    label, partner = torch.randint(0, classes, (2, batch), device=device())
+    lam = torch.rand(batch, device=device())
+
+    def dense(x: Tensor) -> Tensor:
+        weight = lam[:, None]
+        return nn.cross_entropy(
+            x.float(), weight * nn.one_hot(label, classes) + (1 - weight) * nn.one_hot(partner, classes)
+        )
+
+    def two(x: Tensor) -> Tensor:
+        own, other = (nn.cross_entropy(x.float(), y, reduction="none") for y in (label, partner))
+        return (lam * own + (1 - lam) * other).mean()
+
+    def stepping(loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            logits.grad = None
+            loss(logits).backward()  # type: ignore[no-untyped-call]
+            assert logits.grad is not None
+            return logits.grad
+
+        return step
+
+    forms: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
+        (f"spurmix {b}", "ours", lambda x, b=b: F.mixed_cross_entropy(x, label, partner, lam, backend=b))  # type: ignore[misc]
+        for b in gpu_backends()
+    ]
+    forms += [("dense soft targets", "peer", dense), ("two index losses", "peer", two)]
+    if not dry() and (classes == 1000) == (dtype == torch.float32):
+        forms += [("torch.compile, dense", "peer", torch.compile(dense, dynamic=False)),
+                  ("torch.compile, two losses", "peer", torch.compile(two, dynamic=False))]  # fmt: skip
+    contenders = [Contender(name, stepping(loss), kind) for name, kind, loss in forms]
+    tolerance = (2e-5 if dtype == torch.float32 else 8e-3) / batch
+    moved = 3 * batch * classes * dtype.itemsize
+    compare(STEP, case, contenders, moved=moved, bandwidth=bandwidth, tolerance=tolerance, memory=True, turns=31)
+
+
+def small_ops(bandwidth: float) -> None:
+    """Draw, feature rows, dense targets, counts."""
+    rows_count, columns, batch, classes, draws = (50, 16, 8, 20, 40) if dry() else (65536, 2048, 8192, 1000, 10**6)
+    pictures = data.Pictures(max(rows_count, 64), 1, batch)
+    table = torch.randn(rows_count, columns, device=device())
+    index, partner = torch.randint(0, rows_count, (2, batch), device=device())
+    label, other = torch.randint(0, classes, (2, batch), device=device())
+    lam = torch.rand(batch, device=device())
+    logits = torch.randn(batch, classes, device=device())
+    group = torch.randint(0, 4, (batch,), device=device())
+    counts = torch.zeros(4, 2, dtype=torch.int64, device=device())
+    weight, ours = lam[:, None], gpu_backends()
+
+    def counted() -> Tensor:
+        correct = (logits.argmax(1) == label).long()
+        hits = torch.bincount(group, correct.double(), minlength=4).long()
+        return torch.stack([hits, torch.bincount(group, minlength=4)], 1)
+
+    cases: list[tuple[str, int, Callable[[str], Callable[[], Any]], str, Callable[[], Any]]] = [
+        ("draw_1e6", draws * 28, lambda b: lambda: F.draw(pictures.tables, seed=1, start=0, count=draws, backend=b).index,
+         "reference", lambda: F.draw(pictures.tables, seed=1, start=0, count=draws, backend="reference").index),
+        ("rows_8192_2048", 3 * batch * columns * 4, lambda b: lambda: F.mix_rows(table, index, partner, lam, backend=b),
+         "eager", lambda: weight * table[index] + (1 - weight) * table[partner]),
+        ("labels_8192_1000", batch * classes * 4,
+         lambda b: lambda: F.mix_labels(label, other, lam, classes, backend=b),
+         "eager", lambda: weight * nn.one_hot(label, classes) + (1 - weight) * nn.one_hot(other, classes)),
+        ("counts_8192_1000", batch * classes * 4,
+         lambda b: lambda: F.group_counts(logits, label, group, out=counts.zero_(), backend=b), "eager", counted),
+    ]  # fmt: skip
+    for name, moved, make, peer, run in cases:
+        with survived(STEP, name):
+            contenders = [Contender(f"spurmix {b}", make(b), "ours") for b in ours]
+            contenders.append(Contender(peer, run))
+            compare(STEP, name, contenders, moved=moved, bandwidth=bandwidth, tolerance=1e-4, turns=31)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    bandwidth = copy_bandwidth()
+    bf16, f32 = torch.bfloat16, torch.float32
+    for name, batch, dtype, last in (
+        ("images_256_bf16_last", 256, bf16, True), ("images_32_bf16_last", 32, bf16, True),
+        ("images_256_fp16_last", 256, torch.float16, True), ("images_256_fp32_planes", 256, f32, False),
+    ):  # fmt: skip
+        with survived(STEP, name):
+            batches(name, batch, dtype, last, bandwidth)
+    with survived(STEP, "crops_256_bf16_last"):
+        crops(bandwidth)
+    for batch, classes, dtype in ((8192, 1000, f32), (8192, 1000, bf16), (256, 128256, f32), (256, 128256, bf16)):
+        with survived(STEP, f"loss_{batch}_{classes}"):
+            losses(batch, classes, dtype, bandwidth)
+    small_ops(bandwidth)
+    F.check(device())
+
+
+if __name__ == "__main__":
+    main()

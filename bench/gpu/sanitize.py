@@ -1,0 +1,81 @@
+"""Step `sanitize`: small calls of every op under compute-sanitizer's memcheck and racecheck, where it is found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import torch
+
+from bench.gpu import data
+from bench.gpu.record import Row, device, dry, emit, gpu_backends
+from spurmix.ops import functional as F
+
+STEP = "sanitize"
+
+
+def calls() -> None:
+    """Every op on odd shapes, with indices that are in range and that are not."""
+    for backend in gpu_backends():
+        pictures = data.Pictures(40, 13, 5)
+        for augment in (None, F.Augment(size=11), F.Augment(crop=False)):
+            for last in (False, True):
+                F.mix_image_batch(
+                    pictures.images, pictures.labels, pictures.tables, seed=1, start=2**40, count=5, augment=augment,
+                    dtype=torch.bfloat16, channels_last=last, backend=backend,
+                )  # fmt: skip
+        index, lam = torch.tensor([0, 39, 40, -1], device=device()), torch.rand(4, device=device())
+        logits = torch.randn(4, 39, device=device()).requires_grad_()
+        for chosen in (index[:2], index):
+            weight = lam[: len(chosen)]
+            try:
+                F.mix_images(pictures.images, chosen, chosen, weight, channels_last=True, backend=backend)
+                F.mix_rows(torch.randn(40, 33, device=device()), chosen, chosen, weight, backend=backend)
+                F.mix_labels(chosen, chosen, weight, 40, backend=backend)
+                own = chosen.clamp(0, 38) if len(chosen) == 2 else chosen
+                loss = F.mixed_cross_entropy(logits[: len(own)], own, own, weight, backend=backend)
+                loss.backward()  # type: ignore[no-untyped-call]
+                F.group_counts(logits[: len(own)].detach(), own, own.clamp(-1, 3), 4, backend=backend)
+                F.check(device())
+            except IndexError as error:
+                print(f"{backend}: told: {error}")
+    if not dry():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    if "--calls" in sys.argv:
+        calls()
+        return
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if dry() or not os.path.exists(tool):
+        calls()
+        emit(Row(STEP, "calls", "without compute-sanitizer", note="it is not here; the calls ran by themselves"))
+        return
+    # The caching allocator hides accesses beyond a tensor: each gets memory of its own here.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "SPURMIX_AUTOTUNE": "0"}
+    running = {}
+    for check in ("memcheck", "racecheck"):
+        command = [tool, "--tool", check, "--print-limit", "20", sys.executable, "-m", "bench.gpu.sanitize", "--calls"]
+        output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read when the process has ended)
+        running[check] = subprocess.Popen(command, env=environment, stdout=output, stderr=output), output
+    failed = False
+    for check, (process, output) in running.items():
+        code = process.wait()
+        output.seek(0)
+        text = output.read()
+        found = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", text)
+        errors = [int(a or b) for a, b in found]
+        good = code == 0 and bool(errors) and not any(errors)
+        told = "" if good else " ".join(text.split())[-900:]
+        emit(Row(STEP, "calls", check, note=f"{sum(errors)} errors" if errors else "no summary", error=told))
+        failed = failed or not good
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

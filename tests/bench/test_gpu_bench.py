@@ -1,0 +1,68 @@
+"""The GPU benchmark, rehearsed on the CPU: every step runs, and what fails becomes a row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.gpu import __main__ as runner  # noqa: E402
+from bench.gpu import clock, record  # noqa: E402
+from bench.registry import Contender  # noqa: E402
+
+
+def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
+    target = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--json", str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    rows = json.loads(target.read_text())["rows"]
+    assert not [row for row in rows if row["error"]]
+    assert [row["step"] for row in rows if row["contender"] == "whole"] == list(runner.STEPS)
+    measured = {(row["case"], row["contender"]) for row in rows if row["microseconds"] is not None}
+    for case in ("images_256_bf16_last", "crops_256_bf16_last", "loss_8192_1000_float32", "draw_1e6", "rows_8192_2048"):
+        assert (case, "spurmix triton") in measured, case
+    assert {"spurmix loader, resident", "DataLoader, eager mixing"} <= {contender for _, contender in measured}
+    assert len(list(csv.DictReader(target.with_suffix(".csv").open()))) == len(rows)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gpu.csv", "gpu.json"]
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runner.main([]) == 2
+    assert "no CUDA GPU is seen here; --dry-run rehearses" in capsys.readouterr().err
+
+
+def test_a_step_that_hangs_or_breaks_becomes_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows"
+    assert runner.run("latency", 0.2, rows, True).error == "not done after 0 s"
+    assert runner.run("nothing", 60, rows, True).error.startswith("exit code 1: ")
+    rows.write_text('{"step": "a", "case": "b", "contender": "c"}\n{"step": "a", "ca')
+    assert record.rows_of(rows) == [record.Row("a", "b", "c")]
+
+
+def test_what_fails_or_differs_is_told_and_the_rest_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(record.DRY, "1")
+    monkeypatch.setenv(record.ROWS, str(tmp_path / "rows"))
+    right = torch.arange(4.0)
+    contenders = [
+        Contender("broken", lambda: torch.zeros(2) @ torch.zeros(3), "ours"),
+        Contender("wrong", lambda: right + 1, "ours"),
+        Contender("good", lambda: right, "ours"),
+        Contender("truth", lambda: right),
+    ]
+    clock.compare("step", "case", contenders, moved=100, bandwidth=1e6, tolerance=1e-6)
+    with record.survived("step", "other"):
+        raise ValueError("a reason")
+    found = {row.contender: row for row in record.rows_of(tmp_path / "rows")}
+    assert found["broken"].error.startswith("failed: ") and "differs from truth by 1" in found["wrong"].error
+    assert found["good"].ratio == 1 and found["truth"].microseconds is not None and found["good"].share is not None
+    assert found[""].error == "ValueError: a reason"

@@ -1,0 +1,133 @@
+"""How a kernel's configuration is chosen and kept; the GPU's part is played by stand-ins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from spurmix.kernels import tuned
+
+DEVICE = torch.device("cuda", 0)
+
+
+class Kernel:
+    """Notes its launches; a larger BLOCK is faster."""
+
+    __name__ = "kernel"
+    cache_key = "source"
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args, **options: self.launched.append((grid, options["BLOCK"]))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    state = SimpleNamespace(capturing=False, name="A GPU", measured=0, fails=None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name=state.name, major=9, minor=0)
+    )
+
+    def do_bench(run: Any, **options: Any) -> float:
+        if state.fails is not None:
+            raise state.fails
+        state.measured += 1
+        run()
+        return 1.0 / state.kernel.launched.pop()[1]
+
+    monkeypatch.setattr(triton.testing, "do_bench", do_bench)
+    return state
+
+
+def tune(gpu: SimpleNamespace, *keys: tuple[Any, ...]) -> list[int]:
+    """Blocks a new process would launch for `keys`, one call after the other."""
+    gpu.kernel, gpu.measured = Kernel(), 0
+    kernel = tuned.Tuned(gpu.kernel, [triton.Config({"BLOCK": b}) for b in (64, 256, 128)])
+    for key in keys:
+        kernel(DEVICE, key, lambda c: (1024 // c["BLOCK"],), 1, 2)
+    assert all(grid == (1024 // block,) for grid, block in gpu.kernel.launched)
+    return [block for _, block in gpu.kernel.launched]
+
+
+def test_the_fastest_is_kept_and_found_again(gpu: SimpleNamespace) -> None:
+    assert tune(gpu, (8, torch.bfloat16), (8, torch.bfloat16), (16, torch.bfloat16)) == [256] * 3
+    assert gpu.measured == 6
+    assert tune(gpu, (16, torch.bfloat16), (8, torch.bfloat16)) == [256] * 2 and gpu.measured == 0
+    gpu.name = "Another GPU"
+    assert tune(gpu, (8, torch.bfloat16)) == [256] and gpu.measured == 3
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"8": 3}', '{"8": {"options": {"BLOCK": 7}, "milliseconds": 1.0}}'])
+def test_a_damaged_file_is_measured_anew(gpu: SimpleNamespace, damage: str) -> None:
+    tune(gpu, (8,))
+    (file,) = tuned.cache_folder().iterdir()
+    file.write_text(damage)
+    assert tune(gpu, (8,)) == [256] and gpu.measured == 3
+    assert json.loads(file.read_text())["8"]["options"]["BLOCK"] == 256
+
+
+def test_nothing_is_measured_inside_a_capture_or_where_memory_is_short(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.capturing = True
+    assert tune(gpu, (8,)) == [64]
+    gpu.capturing, gpu.fails = False, torch.OutOfMemoryError("full")
+    assert tune(gpu, (8,)) == [64]
+    gpu.fails = None
+    monkeypatch.setenv("SPURMIX_AUTOTUNE", "0")
+    assert tune(gpu, (8,)) == [64] and gpu.measured == 0
+    assert not tuned.cache_folder().exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert tune(gpu, (8,), (8,)) == [256, 256] and gpu.measured == 3
+
+
+def test_compiling_ahead_needs_kernels_that_are_not_interpreted() -> None:
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"), tuned.offline(90):
+        pass
+    with pytest.raises(RuntimeError, match="inside offline"):
+        tuned.Tuned(Kernel(), [])(torch.device("meta"), (), lambda c: (1,))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interpret", "code", "message"),
+    [
+        ((), "0", 1, "no CUDA GPU is seen here; --capability 90 compiles"),
+        (("--capability", "90"), "1", 1, "TRITON_INTERPRET=1"),
+        (("--dtype", "int8"), "0", 2, "--dtype must be float32 or float16 or bfloat16, got 'int8'"),
+        (("--batch", "0"), "0", 2, "Invalid value for '--batch'"),
+    ],
+)
+def test_warmup_says_what_is_wrong(arguments: tuple[str, ...], interpret: str, code: int, message: str) -> None:
+    command = [sys.executable, "-m", "spurmix", "warmup", *arguments]
+    environment = {**os.environ, "TRITON_INTERPRET": interpret, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_warmup_compiles_for_a_gpu_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "spurmix", "warmup", "--capability", "80", "--batch", "4", "--size", "20"]
+    sizes = ["--classes", "5", "--columns", "9", "--dtype", "float32", "--no-channels-last"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([*command, *sizes], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "mix_image_batch, float32, batch 4: " in done.stdout and "kernels compiled for sm_80" in done.stdout
+    assert len(list(tmp_path.rglob("*.cubin"))) > 10
