@@ -17,6 +17,7 @@
 
 #include "../../csrc/cpu/isa.h"
 #include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cpu/text.h"
 #include "../../csrc/host/group_cells.h"
 
 extern "C" void __sanitizer_set_death_callback(void (*)());
@@ -575,16 +576,21 @@ void cells_case() {
   expect(at == count, "group_cells: counts do not add up");
 }
 
+// ---- token embeddings
+
+#include "text_case.h"
+
 struct Family {
   const char* name;
   int64_t weight;  // of 100 cases
   void (*run)();
 };
 
-constexpr Family kFamilies[] = {{"mix_images", 45, images_case},
+constexpr Family kFamilies[] = {{"mix_images", 37, images_case},
                                 {"draw", 10, draw_case},
                                 {"view_tables", 5, tables_case},
-                                {"mix_rows", 12, rows_case},
+                                {"mix_rows", 10, rows_case},
+                                {"text", 10, text_case},
                                 {"mix_labels", 6, labels_case},
                                 {"loss", 15, loss_case},
                                 {"group_cells32", 4, cells_case<int32_t>},
