@@ -45,7 +45,7 @@ SANITIZE_FLAGS := -std=c++17 -O1 -g -Wall -pthread -fno-omit-frame-pointer -fsan
 SANITIZE_CASES ?= 5000
 SANITIZE_SEED ?= 1
 SANITIZED := tests/sanitize/driver.cpp csrc/host/group_cells.cpp csrc/host/tokens.cpp $(wildcard csrc/cpu/*.cpp)
-HEADERS := $(shell find csrc -name '*.h' -o -name '*.inc')
+HEADERS := $(shell find csrc tests/sanitize -name '*.h' -o -name '*.inc')
 
 $(SANITIZE)/%.o: %.cpp $(HEADERS)
 	mkdir -p $(@D)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -27,6 +28,11 @@ class GradientBuffer:
     def __init__(self) -> None:
         self._pages: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
         self._lent: weakref.ref[NDArray[np.uint8]] | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        """A copy, such as that of a model which holds one, starts without memory."""
+        return GradientBuffer, ()
 
     def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor `[rows, columns]`; its memory is this buffer's until it is dropped.
@@ -35,10 +41,11 @@ class GradientBuffer:
             MemoryError: where the system has no room.
         """
         size = rows * columns * dtype.itemsize
-        if self._pages.nbytes != size or (self._lent is not None and self._lent() is not None):
-            self._pages = memory.empty(size, np.uint8)
-        lent = self._pages[:]  # the tensor keeps this array, and this array the pages
-        self._lent = weakref.ref(lent)
+        with self._lock:
+            if self._pages.nbytes != size or (self._lent is not None and self._lent() is not None):
+                self._pages = memory.empty(size, np.uint8)
+            lent = self._pages[:]  # the tensor keeps this array, and this array the pages
+            self._lent = weakref.ref(lent)
         return torch.from_numpy(lent).view(dtype).view(rows, columns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,7 @@ def test_gradient_buffers_are_used_again_only_when_nothing_refers_to_them(rng: n
     both = [F.mix_embeddings(weight, **lookups, grad_buffer=buffer) for _ in range(2)]
     (both[0] + both[1]).sum().backward()
     torch.testing.assert_close(weight.grad, 2 * expected)
+    assert copy.deepcopy(buffer).take(1, 2, torch.bfloat16).shape == (1, 2)
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
