@@ -40,7 +40,7 @@ bench-peers:
 # instruction set the machine has, then the tests of _host. Leaks of Python itself are not looked for.
 SANITIZE := build/sanitize
 SANITIZE_FLAGS := -std=c++17 -O1 -g -Wall -pthread -fno-omit-frame-pointer -fsanitize=address,undefined \
-	-fno-sanitize-recover=all -Wno-maybe-uninitialized
+	-fno-sanitize-recover=all -Wno-maybe-uninitialized -Wno-uninitialized
 SANITIZE_CASES ?= 5000
 SANITIZE_SEED ?= 1
 SANITIZED := tests/sanitize/driver.cpp csrc/host/group_cells.cpp csrc/host/tokens.cpp $(wildcard csrc/cpu/*.cpp)

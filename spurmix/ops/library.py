@@ -215,20 +215,24 @@ class _Loss(torch.autograd.Function):
 
 def triton_kernel(name: str) -> Callable[..., Any]:
     """The Triton implementation of an op, differentiable like the op. The first call compiles, for seconds."""
-    from spurmix.kernels.launch import KERNELS
-
+    kernels = _triton_kernels(name)
     if name == "mix_rows":
-        return functools.partial(_Rows.apply, KERNELS[name])
+        return functools.partial(_Rows.apply, kernels[name])
     if name == "mixed_cross_entropy":
-        return functools.partial(_Loss.apply, KERNELS)
-    return KERNELS[name]
+        return functools.partial(_Loss.apply, kernels)
+    return kernels[name]
+
+
+def _triton_kernels(name: str) -> dict[str, Callable[..., Any]]:
+    """The launchers of the file that has op `name`."""
+    from spurmix.kernels import launch, launch_text
+
+    return launch_text.KERNELS if name in launch_text.KERNELS else launch.KERNELS
 
 
 def _on_gpu(name: str) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
-        from spurmix.kernels.launch import KERNELS
-
-        return KERNELS[name](*args, **options)
+        return _triton_kernels(name)[name](*args, **options)
 
     return run
 

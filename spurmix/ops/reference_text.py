@@ -17,7 +17,7 @@ def check_ids(ids: Tensor, rows: int, name: str) -> None:
         raise IndexError(f"{name}[{b}, {s}] = {int(ids[b, s])} is out of range [0, {rows})")
 
 
-def _weights(
+def token_weights(
     lam: Tensor, mask: Tensor | None, partner_mask: Tensor | None, ids: Tensor, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Weight of each token of the two sides, [B, S]: lam and 1 - lam where the masks are true, else 0."""
@@ -47,7 +47,7 @@ def mix_embeddings(
     check_ids(ids, weight.shape[0], "ids")
     check_ids(partner_ids, weight.shape[0], "partner_ids")
     wide = torch.promote_types(weight.dtype, torch.float32)
-    own, other = _weights(lam, mask, partner_mask, ids, wide)
+    own, other = token_weights(lam, mask, partner_mask, ids, wide)
     rows, partner_rows = (torch.embedding(weight, k, padding_idx).to(wide) for k in (ids, partner_ids))
     return (_weighted(own, rows) + _weighted(other, partner_rows)).to(dtype)
 
@@ -58,7 +58,7 @@ def _kept(
 ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
     """For each side the rows [n] that get a gradient, in the order of the tokens, and what they get, [n, D]."""
     sides = []
-    for weight, rows in zip(_weights(lam, mask, partner_mask, ids, wide), (ids, partner_ids), strict=True):
+    for weight, rows in zip(token_weights(lam, mask, partner_mask, ids, wide), (ids, partner_ids), strict=True):
         kept = (weight != 0) & (rows != padding_idx)
         sides.append((rows[kept], weight[kept][:, None] * grad[kept].to(wide)))
     return sides

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from spurmix.kernels import draw, images, launch, loss, rows
+from spurmix.kernels import draw, images, launch, launch_text, loss, rows, text
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -21,7 +21,11 @@ TYPES = {
     "grad_stride": "i64", "factor": "fp32", "counts": "*i64", "groups": "i32", "images": "*u8", "image_stride": "i64",
     "labels": "*i64", "mean": "*fp32", "std": "*fp32", "scale_min": "fp32", "scale_max": "fp32", "log_min": "fp32",
     "log_max": "fp32", "boxes": "*fp32", "flips": "*u8", "height": "i32", "width": "i32", "out_height": "i32",
-    "out_width": "i32", "out": "*bf16",
+    "out_width": "i32", "out": "*bf16", "weight": "*fp32", "ids": "*i64", "partner_ids": "*i64", "mask": "*u8",
+    "partner_mask": "*u8", "sequence": "i32", "entry_token": "*i64", "entry_weight": "*fp32", "offsets": "*i64",
+    "position_weight": "*fp32", "positions": "i32", "type_weight": "*fp32", "types": "i32", "norm_weight": "*fp32",
+    "norm_bias": "*fp32", "position_ids": "*i64", "token_type_ids": "*i64", "eps": "fp32", "rstd": "*fp32",
+    "grad_mixed": "*fp32", "partial": "*fp32", "tokens": "i32",
 }  # fmt: skip
 WIDE = triton.language.float32
 BATCH: dict[str, Any] = dict(HAS_MEMBERS=True, HAS_COUNTER=True, KEEP_LABELS=2)
@@ -41,6 +45,13 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (loss.cross_entropy_backward_kernel, dict(WIDE=WIDE, BLOCK=1024)),
 ]
 COUNTS = dict(WIDE=WIDE, STEPS=1, BLOCK=1024, GROUP_STEPS=1, GROUP_BLOCK=16)
+MASKS: dict[str, Any] = dict(MASK=True, PARTNER_MASK=True, WIDE=WIDE, BLOCK=1024)
+KERNELS += [
+    (text.mix_embeddings_kernel, MASKS),
+    (text.sum_rows_kernel, dict(WIDE=WIDE, BLOCK=1024)),
+    (text.bert_embeddings_kernel, dict(TYPES=True, TYPE_IDS=True, **MASKS)),
+    (text.bert_backward_kernel, dict(TYPES=True, TYPE_IDS=True, CHUNK=launch_text.TOKEN_CHUNK, num_warps=8, **MASKS)),
+]
 KERNELS += [(loss.group_counts_kernel, dict(MEMBERSHIP=False, **COUNTS))]
 
 
@@ -49,7 +60,9 @@ def resources(kernel: Any, constants: dict[str, Any], capability: int, folder: P
     signature = {name: "constexpr" if name in constants else TYPES[name] for name in kernel.arg_names}
     positions = {(k,): constants[name] for k, name in enumerate(kernel.arg_names) if name in constants}
     source = ASTSource(fn=kernel, signature=signature, constexprs=positions)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=4))
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=constants.get("num_warps", 4))
+    )
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_embeddings import FLOATS, TOLERANCE, mixed, tokens
+from test_embeddings import EACH, FLOATS, TOLERANCE, mixed, tokens
 
 from spurmix.ops import functional as F
 
-SHAPES = [(1, 1, 1, 1), (5, 1, 1, 16), (7, 3, 5, 17), (40, 4, 6, 64), (9, 2, 3, 700), (3, 0, 4, 8), (3, 2, 0, 8),
-          (300, 9, 33, 48)]  # fmt: skip
 NAMES = ("weight", "position_weight", "type_weight", "norm_weight", "norm_bias")
 
 
@@ -35,12 +33,11 @@ def block(found: list[Any], position_ids: Any, token_type_ids: Any, eps: float, 
     return torch.nn.functional.layer_norm(x, x.shape[2:], norm_weight, norm_bias, eps)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@EACH
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("form", ["dense", "buffer", "sparse"])
 @pytest.mark.parametrize("plain", [False, True])
 def test_output_and_gradients(
-    backend: str, shape: tuple[int, ...], dtype: torch.dtype, form: str, plain: bool, rng: np.random.Generator
+    backend: str, shape: tuple[int, ...], dtype: torch.dtype, plain: bool, rng: np.random.Generator
 ) -> None:
     rows, batch, length, columns = shape
     lookups = tokens(rng, rows, batch, length, not plain)
@@ -53,9 +50,9 @@ def test_output_and_gradients(
     else:
         position_ids, token_type_ids = (torch.from_numpy(rng.integers(0, n, (batch, length))) for n in (length + 2, 3))
         given = dict(position_ids=position_ids, token_type_ids=token_type_ids)
-    options: Any = {"dense": {}, "buffer": dict(grad_buffer=F.GradientBuffer()), "sparse": dict(sparse=True)}[form]
     eps = 1e-3  # keeps one column's division by zero away
-    out = F.mix_bert_embeddings(*found, **lookups, **given, **options, eps=eps, padding_idx=0, backend=backend)
+    given = dict(**lookups, **given, eps=eps, padding_idx=0, backend=backend)
+    out = F.mix_bert_embeddings(*found, **given)
     exact = [None if t is None else t.detach().double().requires_grad_() for t in found]
     expected = block(exact, position_ids, token_type_ids, eps, **lookups)
     assert out.dtype == dtype
@@ -65,13 +62,21 @@ def test_output_and_gradients(
     out.backward(upstream)
     expected.backward(upstream.double())
     exact[0].grad[0] = 0  # type: ignore[union-attr, index]
+    for form in (dict(sparse=True), dict(grad_buffer=F.GradientBuffer())):
+        again = F.mix_bert_embeddings(*found, **given, **form)
+        assert torch.equal(again, out)
+        (grad,) = torch.autograd.grad(again, found[0], upstream)
+        assert grad.is_sparse == ("sparse" in form) and torch.equal(grad.to_dense(), found[0].grad)
     for name, table, wanted in zip(NAMES, found, exact, strict=True):
         if table is None or wanted is None:
             continue
-        grad = table.grad.to_dense() if table.grad.is_sparse else table.grad
         limit = 1e-9 if dtype == torch.float64 else 1e-3
         torch.testing.assert_close(
-            grad, wanted.grad.to(dtype), rtol=max(1e-4, rounding["rtol"]), atol=limit, msg=lambda m, n=name: f"{n}: {m}"
+            table.grad,
+            wanted.grad.to(dtype),
+            rtol=max(1e-4, rounding["rtol"]),
+            atol=limit,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 

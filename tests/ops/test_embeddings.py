@@ -17,8 +17,11 @@ TOLERANCE: dict[torch.dtype, Any] = {
     torch.bfloat16: dict(rtol=2.0**-7, atol=1e-5),
     torch.float64: dict(rtol=1e-12, atol=1e-12),
 }
-SHAPES = [(1, 1, 1, 1), (5, 1, 1, 16), (7, 3, 5, 17), (40, 4, 6, 64), (9, 2, 3, 700), (3, 0, 4, 8), (3, 2, 0, 8),
+SHAPES = [(1, 1, 1, 1), (7, 3, 5, 17), (9, 2, 3, 700), (3, 2, 0, 8), (5, 1, 1, 16), (40, 4, 6, 64), (3, 0, 4, 8),
           (300, 9, 33, 48)]  # fmt: skip
+# rows, batch, length, columns; the interpreter of Triton takes seconds for the others.
+CASES = [(b, s) for b in ("reference", "cpu", "triton") for s in (SHAPES[:4] if b == "triton" else SHAPES)]
+EACH = pytest.mark.parametrize(("backend", "shape"), CASES, ids=lambda value: str(value))
 
 
 @pytest.fixture(params=["reference", "cpu", "triton"])
@@ -52,7 +55,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected.to(actual.dtype), **TOLERANCE[actual.dtype])
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@EACH
 @pytest.mark.parametrize("source", FLOATS, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_mix_embeddings(
@@ -73,12 +76,11 @@ def test_mix_embeddings(
         assert torch.equal(buffer, out) and buffer._version > before
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@EACH
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("form", ["dense", "buffer", "sparse"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradients(
-    backend: str, shape: tuple[int, ...], dtype: torch.dtype, form: str, masked: bool, rng: np.random.Generator
+    backend: str, shape: tuple[int, ...], dtype: torch.dtype, masked: bool, rng: np.random.Generator
 ) -> None:
     rows, batch, length, columns = shape
     weight = torch.from_numpy(rng.standard_normal((rows, columns))).to(dtype).requires_grad_()
@@ -86,20 +88,21 @@ def test_gradients(
     lookups = tokens(rng, rows, batch, length, masked)
     upstream = torch.from_numpy(rng.standard_normal((batch, length, columns))).to(dtype)
     padding = int(lookups["ids"][0, 0]) if lookups["ids"].numel() else 0
-    options: Any = {"dense": {}, "buffer": dict(grad_buffer=F.GradientBuffer()), "sparse": dict(sparse=True)}[form]
-    for padding_idx in (None, padding, padding - rows):
+    forms: list[tuple[int | None, Any]] = [(None, {}), (padding, {}), (padding - rows, dict(sparse=True))]
+    for padding_idx, form in [*forms, (None, dict(sparse=True)), (padding, dict(grad_buffer=F.GradientBuffer()))]:
         weight.grad = exact.grad = None
-        F.mix_embeddings(weight, **lookups, padding_idx=padding_idx, backend=backend, **options).backward(upstream)
+        F.mix_embeddings(weight, **lookups, padding_idx=padding_idx, backend=backend, **form).backward(upstream)
         mixed(exact, **lookups).backward(upstream.double())
         assert weight.grad is not None and exact.grad is not None
         if padding_idx is not None:
             exact.grad[padding] = 0
-        if form == "sparse":
+        assert weight.grad.is_sparse == ("sparse" in form)
+        if weight.grad.is_sparse:
             row = weight.grad._indices()[0]
-            assert weight.grad.is_sparse and bool((row[1:] > row[:-1]).all())
-        found = weight.grad.to_dense() if form == "sparse" else weight.grad
+            assert bool((row[1:] > row[:-1]).all())
         # Up to all the tokens add up in one row, in float32.
-        torch.testing.assert_close(found, exact.grad.to(dtype), **{**TOLERANCE[dtype], "atol": 1e-4})
+        limits = {**TOLERANCE[dtype], "atol": 1e-4}
+        torch.testing.assert_close(weight.grad.to_dense(), exact.grad.to(dtype), **limits)
 
 
 def test_gradcheck(backend: str, rng: np.random.Generator) -> None:
@@ -182,6 +185,56 @@ def test_gradient_buffers_are_used_again_only_when_nothing_refers_to_them(rng: n
     both = [F.mix_embeddings(weight, **lookups, grad_buffer=buffer) for _ in range(2)]
     (both[0] + both[1]).sum().backward()
     torch.testing.assert_close(weight.grad, 2 * expected)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_whole(compiler: str, rng: np.random.Generator) -> None:
+    lookups = tokens(rng, 30, 4, 6, True)
+    weight, position_weight, scale, shift = (torch.randn(*s, requires_grad=True) for s in ((30, 8), (6, 8), (8,), (8,)))
+    buffer = F.GradientBuffer()
+
+    def both(lam: torch.Tensor) -> torch.Tensor:
+        given = {**lookups, "lam": lam}
+        words = F.mix_embeddings(weight, **given, padding_idx=3, grad_buffer=buffer)
+        return words + F.mix_bert_embeddings(weight, position_weight, None, scale, shift, **given, eps=1e-3)
+
+    compiled = torch.compile(both, fullgraph=True, backend=compiler)
+    for lam in (lookups["lam"], lookups["lam"].flip(0)):
+        results = []
+        for run in (both, compiled):
+            out = run(lam)
+            results.append((out, *torch.autograd.grad(out.pow(2).sum(), (weight, position_weight, scale, shift))))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    with pytest.raises(Exception, match="cannot be traced by"):
+        torch.compile(lambda: F.mix_embeddings(weight, **lookups, sparse=True), fullgraph=True, backend=compiler)()
+
+
+def test_transforms_and_forward_mode(rng: np.random.Generator) -> None:
+    weight, lookups = torch.from_numpy(rng.standard_normal((6, 3))), tokens(rng, 6, 2, 4, True)
+
+    def total(weight: torch.Tensor) -> torch.Tensor:
+        return F.mix_embeddings(weight, **lookups, sparse=True).pow(2).sum()
+
+    expected = torch.autograd.grad(mixed(w := weight.clone().requires_grad_(), **lookups).pow(2).sum(), w)[0]
+    torch.testing.assert_close(torch.func.grad(total)(weight), expected)
+    direction = torch.randn(6, 3, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.jvp(total, (weight,), (direction,))[1], (expected * direction).sum())
+
+
+def test_optimizers_take_every_form(rng: np.random.Generator) -> None:
+    lookups = tokens(rng, 40, 3, 5, True)
+    found = []
+    for form in ({}, dict(grad_buffer=F.GradientBuffer()), dict(sparse=True)):
+        weight = torch.nn.Parameter(torch.ones(40, 6))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.mix_embeddings(weight, **lookups, padding_idx=1, **form).pow(2).sum().backward()
+            optimizer.step()
+        found.append(weight.detach())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 WEIGHT, IDS, LAM, MASK = torch.zeros(4, 3), torch.zeros(2, 5, dtype=torch.int64), torch.ones(2), torch.ones(2, 5).bool()

@@ -181,6 +181,17 @@ def test_every_instruction_set_gives_the_same_results(isa: str) -> None:
         "            torch.testing.assert_close(o.float(), r.float(), rtol={torch.float32: 2e-6}.get(dtype, 8e-3), atol=1e-5)\n"
         "o, r = (F.mixed_cross_entropy(l, i, j, lam, backend=k) for k in ('cpu', 'reference'))\n"
         "torch.testing.assert_close(o, r)\n"
+        "w = [torch.randn(*s).requires_grad_() for s in ((50, 83), (9, 83), (2, 83), (83,), (83,))]\n"
+        "a, b = torch.randint(0, 50, (2, 6, 7)); m = torch.rand(6, 7) < 0.7; t = a % 2\n"
+        "for dtype in (torch.float32, torch.float16, torch.bfloat16):\n"
+        "    v, g = [x.detach().to(dtype).requires_grad_() for x in w], torch.randn(6, 7, 83)\n"
+        "    for call, n in ((lambda k: F.mix_embeddings(v[0], a, b, lam, m, backend=k), 1),\n"
+        "                    (lambda k: F.mix_bert_embeddings(*v, a, b, lam, m, token_type_ids=t, backend=k), 5)):\n"
+        "        o, r = call('cpu'), call('reference')\n"
+        "        both = [(o, r), *zip(*(torch.autograd.grad(x, v[:n], g.to(dtype)) for x in (o, r)))]\n"
+        "        for x, y in both:\n"
+        "            tolerance = {torch.float32: 1e-5}.get(dtype, 8e-3)\n"
+        "            torch.testing.assert_close(x.float(), y.float(), rtol=tolerance, atol=tolerance)\n"
     )
     import os
 

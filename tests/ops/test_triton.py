@@ -219,5 +219,5 @@ def test_compiles_for_gpus_without_spills() -> None:
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.split("\n")[:-1]
-    assert len(lines) == 3 * 14, done.stdout
+    assert len(lines) == 3 * 18, done.stdout
     assert all(line.endswith("STACK:0") for line in lines), done.stdout
