@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from spurmix.kernels.draw import draw_kernel
+from spurmix.kernels.embeddings import mix_embeddings_backward_kernel, mix_embeddings_kernel
 from spurmix.kernels.images import mix_image_batch_kernel, mix_images_kernel
 from spurmix.kernels.loss import cross_entropy_backward_kernel, cross_entropy_kernel, group_counts_kernel
 from spurmix.kernels.rows import mix_labels_kernel, mix_rows_kernel
@@ -22,6 +23,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 from spurmix.core.tables import KEEP_LABELS
+from spurmix.ops import library_text
 
 NONE, MEAN = 0, 1
 
@@ -53,6 +55,10 @@ _IMAGE_BATCH = {flat: Tuned(mix_image_batch_kernel, _FLAT if flat else _TILES) f
 _ROWS, _LABELS = Tuned(mix_rows_kernel, _COLUMNS), Tuned(mix_labels_kernel, _COLUMNS)
 _LOSS = Tuned(cross_entropy_kernel, _configs("BLOCK", (1024, 4), (1024, 8), (2048, 8), (4096, 16), (256, 1)))
 _LOSS_BACKWARD = Tuned(cross_entropy_backward_kernel, _COLUMNS)
+_EMBEDDINGS = Tuned(mix_embeddings_kernel, _configs("BLOCK", (1024, 4), (256, 2), (512, 2), (1024, 8)))
+_EMBEDDINGS_BACKWARD = Tuned(
+    mix_embeddings_backward_kernel, _configs("TILE BLOCK", (4, 256, 4), (8, 128, 4), (2, 1024, 4), (16, 128, 8))
+)
 _COUNTS = Tuned(group_counts_kernel, _configs("BLOCK GROUP_BLOCK", (1024, 16, 4)))
 
 _flags: dict[torch.device, Tensor] = {}
@@ -221,6 +227,65 @@ def mix_rows(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: t
     return out
 
 
+def mix_embeddings_out(
+    weight: Tensor, ids: Tensor, partner_ids: Tensor, lam: Tensor, mask: Tensor | None, partner_mask: Tensor | None,
+    out: Tensor,
+) -> None:  # fmt: skip
+    tokens, columns = ids.numel(), weight.shape[1]
+    if tokens and columns:
+        _EMBEDDINGS(
+            ids.device, (size_class(tokens), size_class(columns), weight.dtype, out.dtype),
+            lambda c: (tokens, triton.cdiv(columns, c["BLOCK"])), weight, weight.stride(0), weight.shape[0], ids,
+            partner_ids, lam, _bytes(mask), _bytes(partner_mask), out, ids.shape[1], columns, flag_of(ids.device),
+            WIDE=_wide(weight.dtype), ALIGN=_align(weight.stride(0), columns), HAS_MASK=mask is not None,
+            HAS_PARTNER_MASK=partner_mask is not None,
+        )  # fmt: skip
+    _finish(ids.device, "mix_embeddings")
+
+
+def mix_embeddings(
+    weight: Tensor, ids: Tensor, partner_ids: Tensor, lam: Tensor, mask: Tensor | None, partner_mask: Tensor | None,
+    padding_idx: int, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    out = torch.empty((*ids.shape, weight.shape[1]), dtype=dtype, device=ids.device)
+    mix_embeddings_out(weight, ids, partner_ids, lam, mask, partner_mask, out)
+    return out
+
+
+def mix_embeddings_backward_out(
+    grad: Tensor, ids: Tensor, partner_ids: Tensor, lam: Tensor, mask: Tensor | None, partner_mask: Tensor | None,
+    padding_idx: int, out: Tensor,
+) -> None:  # fmt: skip
+    """Tokens are sorted by row, those without a gradient last, and each row adds up its own: no atomics, no wide buffer."""
+    rows, columns = out.shape
+    tokens, device = ids.numel(), grad.device
+    sides = torch.cat([ids.flatten(), partner_ids.flatten()])
+    own = lam.repeat_interleave(ids.shape[1])
+    given = torch.cat([own != 0, own != 1])
+    for k, present in enumerate((mask, partner_mask)):
+        if present is not None:
+            given[k * tokens : (k + 1) * tokens] &= present.flatten()
+    known = (sides >= 0) & (sides < rows)
+    if device.type != "meta":
+        flag_of(device).logical_or_((~known).any())
+    key, order = torch.where(given & known & (sides != padding_idx), sides, rows).sort(stable=True)
+    offsets = torch.searchsorted(key, torch.arange(rows + 1, device=device))
+    if rows and columns:
+        _EMBEDDINGS_BACKWARD(
+            device, (size_class(rows), size_class(columns), size_class(tokens), grad.dtype, out.dtype),
+            lambda c: (rows, triton.cdiv(columns, c["BLOCK"])), grad.contiguous(), order, offsets, lam, out, tokens,
+            max(1, ids.shape[1]), columns, WIDE=_wide(torch.promote_types(grad.dtype, out.dtype)), ALIGN=_align(columns),
+        )  # fmt: skip
+    _finish(device, "mix_embeddings")
+
+
+def mix_embeddings_backward(*inputs: Any) -> Tensor:
+    grad, rows, dtype = inputs[0], inputs[7], inputs[8]
+    out = torch.empty(rows, grad.shape[2], dtype=dtype, device=grad.device)
+    mix_embeddings_backward_out(*inputs[:7], out)
+    return out
+
+
 def mix_labels_out(label: Tensor, partner_label: Tensor, lam: Tensor, out: Tensor) -> None:
     batch, classes = out.shape
     if batch:
@@ -297,10 +362,15 @@ def group_counts(logits: Tensor, label: Tensor, group: Tensor, counts: Tensor) -
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        draw, draw_out, mix_images, mix_images_out, mix_image_batch, mix_image_batch_out, mix_rows, mix_rows_out,
-        mix_labels, mix_labels_out, mixed_cross_entropy, mixed_cross_entropy_backward, mixed_cross_entropy_with_grad,
-        group_counts,
-    )
+    # What sizes its result by the data, and what LayerNorm does after the mix, is the reference's.
+    **library_text.REFERENCE,
+    **{
+        function.__name__: function
+        for function in (
+            draw, draw_out, mix_images, mix_images_out, mix_image_batch, mix_image_batch_out, mix_rows, mix_rows_out,
+            mix_embeddings, mix_embeddings_out, mix_embeddings_backward, mix_embeddings_backward_out, mix_labels,
+            mix_labels_out, mixed_cross_entropy, mixed_cross_entropy_backward, mixed_cross_entropy_with_grad,
+            group_counts,
+        )
+    },
 }  # fmt: skip

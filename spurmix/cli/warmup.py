@@ -63,11 +63,14 @@ def calls(shapes: Shapes, device: torch.device | str) -> Iterator[tuple[str, Cal
     logits, soft = zeros(count, shapes.classes, dtype=dtype), (index, index, lam, 1, 0.0)
     losses = torch.zeros(count, device=device)
     rows = zeros(total, shapes.columns, dtype=dtype)
+    lookups = (zeros(count, 4), zeros(count, 4), lam, None, None)
     arguments: dict[str, Sequence[Any]] = {
         "draw": (packed, members, 0, 0, count),
         "mix_images": (images, index, index, lam, mean, std, boxes, flips, *output),
         "mix_image_batch": (*batch, count, *output),
         "mix_rows": (rows, index, index, lam, dtype),
+        "mix_embeddings": (rows, *lookups, -1, dtype),
+        "mix_embeddings_backward": (zeros(count, 4, shapes.columns, dtype=dtype), *lookups, -1, total, dtype),
         "mix_labels": (index, index, lam, shapes.classes, torch.float32),
         "mixed_cross_entropy": (logits, *soft),
         "mixed_cross_entropy_with_grad": (logits, *soft),
