@@ -116,7 +116,8 @@ def test_flat_passes_of_several_blocks(shape: tuple[int, int], channels: int, rn
     index, partner, lam = pairs(rng, 3, 2)
     flips = torch.tensor([[True, False], [False, True]])
     for flip in (None, flips):
-        arguments: Any = dict(mean=0.4, std=0.3, flips=flip, dtype=torch.bfloat16, channels_last=True)
+        mean, std = torch.rand(channels), torch.rand(channels) + 0.5
+        arguments: Any = dict(mean=mean, std=std, flips=flip, dtype=torch.float32, channels_last=True)
         expected = F.mix_images(store, index, partner, lam, **arguments, backend="reference")
         close(F.mix_images(store, index, partner, lam, **arguments, backend="triton"), expected)
 
