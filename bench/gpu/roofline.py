@@ -188,7 +188,7 @@ def losses(batch: int, classes: int, dtype: torch.dtype, bandwidth: float) -> No
 
 
 def small_ops(bandwidth: float) -> None:
-    """Draw, feature rows, dense targets, counts."""
+    """Draw, feature rows, token embeddings, dense targets, counts."""
     rows_count, columns, batch, classes, draws = (50, 16, 8, 20, 40) if dry() else (65536, 2048, 8192, 1000, 10**6)
     pictures = data.Pictures(max(rows_count, 64), 1, batch)
     table = torch.randn(rows_count, columns, device=device())
@@ -199,6 +199,23 @@ def small_ops(bandwidth: float) -> None:
     group = torch.randint(0, 4, (batch,), device=device())
     counts = torch.zeros(4, 2, dtype=torch.int64, device=device())
     weight, ours = lam[:, None], gpu_backends()
+    length, words = (4, 50) if dry() else (128, 30522)
+    table_of_words = torch.randn(words, 768, device=device(), dtype=torch.bfloat16, requires_grad=True)
+    ids, partner_ids = torch.randint(0, words, (2, min(batch, 64), length), device=device())
+    share = lam[: len(ids)]
+
+    def stepped(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            table_of_words.grad = None
+            make().sum().backward()  # type: ignore[no-untyped-call]
+            assert table_of_words.grad is not None
+            return table_of_words.grad
+
+        return step
+
+    def looked_up() -> Tensor:
+        own, other = nn.embedding(ids, table_of_words).float(), nn.embedding(partner_ids, table_of_words).float()
+        return (share[:, None, None] * own + (1 - share[:, None, None]) * other).to(torch.bfloat16)
 
     def counted() -> Tensor:
         correct = (logits.argmax(1) == label).long()
@@ -213,14 +230,22 @@ def small_ops(bandwidth: float) -> None:
         ("labels_8192_1000", batch * classes * 4,
          lambda b: lambda: F.mix_labels(label, other, lam, classes, backend=b),
          "eager", lambda: weight * nn.one_hot(label, classes) + (1 - weight) * nn.one_hot(other, classes)),
+        ("embeddings_64_128", ids.numel() * 768 * 2 * 3,
+         lambda b: lambda: F.mix_embeddings(table_of_words, ids, partner_ids, share, backend=b).detach(),
+         "eager", lambda: looked_up().detach()),
+        ("embeddings_64_128_grad", (ids.numel() * 6 + words) * 768 * 2,
+         lambda b: stepped(lambda: F.mix_embeddings(table_of_words, ids, partner_ids, share, backend=b)),
+         "eager", stepped(looked_up)),
         ("counts_8192_1000", batch * classes * 4,
          lambda b: lambda: F.group_counts(logits, label, group, out=counts.zero_(), backend=b), "eager", counted),
     ]  # fmt: skip
     for name, moved, make, peer, run in cases:
         with survived(STEP, name):
-            contenders = [Contender(f"spurmix {b}", make(b), "ours") for b in ours]
+            served = ["triton"] if name.startswith("embeddings") else ours
+            contenders = [Contender(f"spurmix {b}", make(b), "ours") for b in served]
             contenders.append(Contender(peer, run))
-            compare(STEP, name, contenders, moved=moved, bandwidth=bandwidth, tolerance=1e-4, turns=31)
+            tolerance = 5e-2 if name.startswith("embeddings") else 1e-4
+            compare(STEP, name, contenders, moved=moved, bandwidth=bandwidth, tolerance=tolerance, turns=31)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spurmix import GroupIndex, MixPolicy, Uniform
 from spurmix.ops import functional as F
+from spurmix.ops import library
 from spurmix.ops.tables import draw_tables
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -141,6 +142,41 @@ def test_rows_and_labels(
         close(*both(lambda b, r, *p: F.mix_rows(r, *p, backend=b), device, backend, [rows, *chosen]))
         for out in (torch.float32, dtype):
             close(*both(lambda b, *p, d=out: F.mix_labels(*p, scale.rows, dtype=d, backend=b), device, backend, chosen))
+
+
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_mixed_embeddings(
+    dtype: torch.dtype,
+    masked: bool,
+    device: torch.device,
+    backend: str,
+    scale: SimpleNamespace,
+    rng: np.random.Generator,
+) -> None:
+    if backend == "cuda" and not library.has_cuda_kernel("mix_embeddings"):
+        pytest.skip("mix_embeddings has no CUDA kernel; Triton serves it")
+    for batch, length, rows, columns in (
+        (scale.batch, 64, scale.rows, 768),
+        (3, 5, 40, 1030),
+        (1, 1, 1, 1),
+        (0, 3, 4, 5),
+    ):
+        weight = torch.from_numpy(rng.standard_normal((rows, columns))).to(dtype)
+        ids, partner = (torch.from_numpy(rng.integers(0, rows, (batch, length))) for _ in range(2))
+        lam = torch.from_numpy(rng.random(batch).astype(np.float32))
+        masks = [torch.from_numpy(rng.random((batch, length)) < 0.7) for _ in range(2 if masked else 0)]
+        upstream = torch.from_numpy(rng.standard_normal((batch, length, columns))).to(dtype)
+
+        def call(chosen: str, x: Tensor, upstream: Tensor, *rest: Tensor, padding: int = rows // 2) -> Any:
+            x = x.detach().requires_grad_()
+            mixed = F.mix_embeddings(x, *rest, padding_idx=padding, backend=chosen)
+            mixed.backward(upstream)
+            assert x.grad is not None
+            return mixed.detach(), x.grad
+
+        for a, b in zip(*both(call, device, backend, [weight, upstream, ids, partner, lam, *masks]), strict=True):
+            close(a, b, atol=max(1e-4 if dtype == torch.float32 else 0.0, TOLERANCE[dtype]["atol"] * 4))
 
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)

@@ -116,7 +116,8 @@ def test_flat_passes_of_several_blocks(shape: tuple[int, int], channels: int, rn
     index, partner, lam = pairs(rng, 3, 2)
     flips = torch.tensor([[True, False], [False, True]])
     for flip in (None, flips):
-        arguments: Any = dict(mean=0.4, std=0.3, flips=flip, dtype=torch.bfloat16, channels_last=True)
+        mean, std = torch.rand(channels), torch.rand(channels) + 0.5
+        arguments: Any = dict(mean=mean, std=std, flips=flip, dtype=torch.float32, channels_last=True)
         expected = F.mix_images(store, index, partner, lam, **arguments, backend="reference")
         close(F.mix_images(store, index, partner, lam, **arguments, backend="triton"), expected)
 
@@ -195,6 +196,25 @@ def test_loss_and_gradient(dtype: torch.dtype, reduction: str, smoothing: float,
             close(found[1][1], found[0][1])
 
 
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_mixed_embeddings(dtype: torch.dtype, masked: bool, rng: np.random.Generator) -> None:
+    for batch, length, rows, columns in ((3, 7, 11, 24), (2, 5, 40, 1030), (1, 1, 1, 1), (0, 3, 4, 5)):
+        weight = torch.from_numpy(rng.standard_normal((2 * rows, columns))).to(dtype)[::2]
+        ids, partner = (torch.from_numpy(rng.integers(0, rows, (batch, length))) for _ in range(2))
+        lam = torch.from_numpy(rng.random(batch).astype(np.float32))
+        lam[:1], lam[1:2] = 1, 0
+        masks = [torch.from_numpy(rng.random((batch, length)) < 0.6) if masked else None for _ in range(2)]
+        found = []
+        for backend in BOTH:
+            x = weight.clone().requires_grad_()
+            mixed = F.mix_embeddings(x, ids, partner, lam, *masks, padding_idx=rows // 2, backend=backend)
+            mixed.backward(torch.linspace(-1, 1, mixed.numel()).view_as(mixed).to(dtype))
+            found.append((mixed.detach(), x.grad))
+        close(found[1][0], found[0][0])
+        close(found[1][1], found[0][1])
+
+
 def test_gradcheck(rng: np.random.Generator) -> None:
     rows = torch.from_numpy(rng.standard_normal((5, 3))).requires_grad_()
     index, partner, lam = pairs(rng, 5, 4)
@@ -230,6 +250,7 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
         for call in (
             lambda i: F.mix_rows(torch.zeros(4, 3), i, i, lam, backend="triton"),
             lambda i: F.mix_labels(i, i, lam, 4, backend="triton"),
+            lambda i: F.mix_embeddings(torch.zeros(4, 3), i[:, None], i[:, None], lam, backend="triton"),
             lambda i: F.mixed_cross_entropy(torch.zeros(2, 4), i, i, lam, backend="triton"),
             lambda i: F.group_counts(torch.zeros(2, 4), i * 0, i - (i < 0).long(), 4, backend="triton"),
         ):
