@@ -9,9 +9,10 @@ Label: hate or offensive (1) against neither (0). Attribute: the tweet has a wor
 groups and no slurs. Both are facts of the file; the training split is made spurious: of each class as many tweets are
 drawn, without replacement, that `--strength` of the offensive ones mention an identity and `--strength` of the others do
 not. The test split is a random 30% of each cell, as it comes, drawn first. Encoder: pre-trained MiniLM, frozen, mean of the
-last hidden states. A linear head is trained on them with each policy, all with the same number of samples, the same rate
-chosen by hand: strengths of 0.9 and 0.95 and rates of 1e-3 and 1e-2 were looked at, and their test accuracies seen;
-balance_attributes was ahead of erm for every seed in each. Seeds change split, initial head and draws. All attributes of the training split are known.
+last hidden states. A linear head is trained on them with each policy, all with the same number of samples and the same
+rate. These were chosen by hand with test accuracies in view, from three settings (strength 0.9 and 0.95, rate 1e-3 and
+1e-2), in each of which balance_attributes was ahead of erm for every seed. Seeds change split, initial head and draws.
+All attributes of the training split are known.
 """
 
 from __future__ import annotations

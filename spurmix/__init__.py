@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spurmix.data.civilcomments import read_civilcomments
     from spurmix.data.loader import MixLoader
     from spurmix.data.sources import FeatureSource, ImageSource
+    from spurmix.data.store import PackedDataset
     from spurmix.data.text import TokenSource
     from spurmix.deploy.export import export_onnx
     from spurmix.deploy.predictor import Predictor
@@ -41,6 +42,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "MixedInputs": ("spurmix.train.text", "MixedInputs"),
     "MixTrainer": ("spurmix.train.hf_trainer", "MixTrainer"),
     "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
+    "PackedDataset": ("spurmix.data.store", "PackedDataset"),
     "Predictor": ("spurmix.deploy.predictor", "Predictor"),
     "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
     "TokenSource": ("spurmix.data.text", "TokenSource"),
@@ -70,6 +72,7 @@ __all__ = [
     "MixPolicy",
     "MixTrainer",
     "MixedInputs",
+    "PackedDataset",
     "Predictor",
     "TokenPairs",
     "TokenSource",

@@ -54,7 +54,7 @@ CIVILCOMMENTS = Recipe(
     schedule="linear",
     warmup=0.0,
     clip=1.0,
-    source="Koh et al. 2021 (WILDS, arXiv 2012.07421) and its code; Liu et al. 2021 (JTT, arXiv 2107.09044)",
+    source="Koh et al. 2021 (WILDS, arXiv 2012.07421): examples/configs/datasets.py of its code, at commit 039241d",
 )
-"""ERM on CivilComments. WILDS's first release fine-tuned BERT-base, later ones DistilBERT, with these settings; it
-stops at the epoch that is best for the worst group of the validation split, which the caller does (or states not to)."""
+"""ERM on CivilComments, as the code of WILDS first set it. WILDS trains on groups of (black, label) and stops at the epoch
+that is best for the worst group of the validation split; both are the caller's to do, or to state otherwise."""
