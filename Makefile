@@ -19,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/spurmix demo --out demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not gpu'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
