@@ -29,6 +29,12 @@ def pybind11_folder() -> Path | None:
     return folder
 
 
+def link_kernels() -> None:
+    """Make `spurmix.kernels` importable from the checkout, as an installed spurmix has it."""
+    if importlib.util.find_spec("spurmix.kernels") is None:
+        (ROOT / "spurmix" / "kernels").symlink_to(Path("..") / "kernels" / "triton")
+
+
 def main() -> None:
     needed = ("numpy", "torch", "triton", "scipy", "typer", "rich", "pytest", "setuptools", "pybind11", "transformers")
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
@@ -53,6 +59,7 @@ def main() -> None:
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     emit(Row("build", "modules", "states", note=states.stdout.strip(), error=states.stderr.strip()[-300:]))
+    link_kernels()
     if not dry():
         compile_ahead()
     sys.exit(1 if error else 0)
