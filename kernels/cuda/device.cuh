@@ -3,6 +3,8 @@
 
 #include "launch.h"
 
+#include <atomic>
+
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -29,18 +31,27 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 }
 #endif
 
-// How many blocks of `kernel` the current device runs at once; looked up once for each device.
-template <class Kernel>
-int64_t resident_blocks(Kernel kernel, int threads, size_t shared) {
+// How many blocks of kKernel the current device runs at once; looked up once for each device and size of shared
+// memory.
+template <auto kKernel>
+int64_t resident_blocks(int threads, size_t shared) {
+  struct Known {
+    std::atomic<size_t> shared{0};
+    std::atomic<int64_t> blocks{0};
+  };
   constexpr int kDevices = 64;
-  static int64_t known[kDevices] = {};
+  static Known known[kDevices];
   int device = 0, processors = 0, blocks = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 1;
-  if (device < kDevices && shared == 0 && known[device] > 0) return known[device];
+  if (device < kDevices && known[device].blocks > 0 && known[device].shared == shared) return known[device].blocks;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, shared);
   const int64_t found = processors > 0 && blocks > 0 ? int64_t{processors} * blocks : 1;
-  if (device < kDevices && shared == 0) known[device] = found;
+  if (device <
+      kDevices) {  // a race stores a number that suits another size: any number of blocks gives the same result
+    known[device].blocks = found;
+    known[device].shared = shared;
+  }
   return found;
 }
 

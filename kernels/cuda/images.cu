@@ -82,7 +82,7 @@ int run(const MixImages& m, int units, void* stream) {
   const size_t memory = kTaps ? 2 * sizeof(ColumnTap) * static_cast<size_t>(m.out_width) : 0;
   // No block gets less than one round of its threads, or one row.
   const int64_t total = m.batch * units, least = kTaps || kPath == Path::bytes ? 1 : kThreads;
-  int64_t blocks = resident_blocks(kernel, kThreads, memory);
+  int64_t blocks = resident_blocks<mix_images_kernel<kPath, kFormat, kDraws>>(kThreads, memory);
   if (blocks > (total + least - 1) / least) blocks = (total + least - 1) / least;
   return launch(kernel, blocks, kThreads, memory, stream, m, units);
 }
