@@ -138,12 +138,9 @@ py::tuple draw(const Longs& tables, const Longs& members, uint64_t seed, uint64_
 
 py::array_t<float> boxes(uint64_t seed, uint64_t start, int64_t count, int64_t height, int64_t width, float scale_low,
                          float scale_high, double ratio_low, double ratio_high) {
-  const spurmix::Crop crop = {true,
-                              scale_low,
-                              scale_high,
-                              static_cast<float>(std::log(ratio_low)),
-                              static_cast<float>(std::log(ratio_high)),
-                              false};
+  const spurmix::Crop crop = {
+      true, scale_low, scale_high, static_cast<float>(std::log(ratio_low)), static_cast<float>(std::log(ratio_high)),
+      false};
   py::array_t<float> out({count, int64_t{2}, int64_t{4}});
   auto view = out.mutable_unchecked<3>();
   for (int64_t i = 0; i < count; ++i) {
