@@ -32,7 +32,7 @@ COMMON = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wno-maybe-unini
 CPU_KERNELS = ["isa", "draw", "mix_images", "mix_rows", "loss", "text"]
 CUDA_KERNELS = ["draw", "images", "rows", "loss"]
 CUDA_GENERATIONS = (80, 90, 100)
-NVCC = ["nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC = ["nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=4"]
 
 
 def torch_package() -> Path | None:

@@ -2,6 +2,7 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <mutex>
@@ -22,17 +23,16 @@ cudaError_t make_flag(int device) {
   void* memory = nullptr;
   cudaError_t code = cudaMalloc(&memory, sizeof(uint32_t));
   if (code == cudaSuccess) code = cudaMemset(memory, 0, sizeof(uint32_t));
+  if (code == cudaSuccess) code = cudaDeviceSynchronize();  // other streams do not wait for the zero
   if (code == cudaSuccess) flags[device] = static_cast<uint32_t*>(memory);
   return code;
 }
 
 }  // namespace
 
-OnDevice::OnDevice(const Tensor& tensor, const char* op) : op_(op), device_(tensor.get_device_index()) {
-  if (device_ < 0) device_ = 0;
+OnDevice::OnDevice(const Tensor& tensor, const char* op)
+    : op_(op), device_(std::max<int>(0, tensor.get_device_index())), guard_(device_) {
   SPURMIX_CHECK(device_ < kDevices, op, ": at most ", kDevices, " devices are supported");
-  cuda_check(cudaGetDevice(&before_), op);
-  if (before_ != device_) cuda_check(cudaSetDevice(device_), op);
   if (flags[device_] == nullptr) {  // the first call on this device
     int major = 0, minor = 0;
     cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), op);
@@ -43,11 +43,6 @@ OnDevice::OnDevice(const Tensor& tensor, const char* op) : op_(op), device_(tens
   }
   flag_ = flags[device_];
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
-}
-
-OnDevice::~OnDevice() {
-  int now = 0;
-  if (cudaGetDevice(&now) == cudaSuccess && now != before_) cudaSetDevice(before_);
 }
 
 }  // namespace spurmix
@@ -71,7 +66,8 @@ static PyObject* take_flag(PyObject*, PyObject* argument) {
   if (code == cudaSuccess) code = cudaDeviceSynchronize();
   if (code == cudaSuccess) code = cudaMemcpy(&bits, flag, sizeof bits, cudaMemcpyDeviceToHost);
   if (code == cudaSuccess && bits != 0) code = cudaMemset(flag, 0, sizeof bits);
-  cudaSetDevice(before);
+  if (code == cudaSuccess && bits != 0) code = cudaDeviceSynchronize();
+  if (before != device) cudaSetDevice(before);
   Py_END_ALLOW_THREADS;
   if (code != cudaSuccess) {
     PyErr_SetString(PyExc_RuntimeError, cudaGetErrorString(code));

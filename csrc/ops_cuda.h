@@ -13,7 +13,19 @@
 #include "../kernels/cuda/launch.h"
 #include "ops_common.h"
 
+#ifdef USE_CUDA
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
 namespace spurmix {
+
+#ifdef USE_CUDA
+using DeviceGuard = torch::stable::accelerator::DeviceGuard;
+#else
+struct DeviceGuard {  // of the one emulated device
+  explicit DeviceGuard(int) {}
+};
+#endif
 
 inline void cuda_check(int code, const char* op) {
   SPURMIX_CHECK(code == cudaSuccess, op, ": CUDA error ", code, ": ",
@@ -27,7 +39,6 @@ uint32_t* device_flag(int device);
 class OnDevice {
  public:
   OnDevice(const Tensor& tensor, const char* op);
-  ~OnDevice();
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
@@ -37,7 +48,8 @@ class OnDevice {
 
  private:
   const char* op_;
-  int before_ = 0, device_ = 0;
+  int device_;
+  DeviceGuard guard_;
   void* stream_ = nullptr;
   uint32_t* flag_ = nullptr;
 };

@@ -141,8 +141,6 @@ Tensor ones_like(const Tensor& loss) {
 std::tuple<Tensor, Tensor> mixed_cross_entropy_with_grad(const Tensor& logits, const Tensor& label,
                                                          const Tensor& partner_label, const Tensor& lam,
                                                          int64_t reduction, double label_smoothing) {
-  SPURMIX_CHECK(logits.scalar_type() == loss_type(logits),
-                "mixed_cross_entropy_with_grad: logits must be float32 or float64");
   const auto [loss, logsumexp] = mixed_cross_entropy(logits, label, partner_label, lam, reduction, label_smoothing);
   return {loss, mixed_cross_entropy_backward(ones_like(loss), logits, logsumexp, label, partner_label, lam, reduction,
                                              label_smoothing)};

@@ -39,6 +39,7 @@ def main() -> None:
     needed = ("numpy", "torch", "triton", "scipy", "typer", "rich", "pytest", "setuptools", "pybind11", "transformers")
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     emit(Row("build", "imports", "absent", note=", ".join(absent) or "none"))
+    link_kernels()
     began = time.perf_counter()
     folder = pybind11_folder()
     path = os.pathsep.join(filter(None, [str(folder) if folder else "", os.environ.get("PYTHONPATH", "")]))
@@ -59,7 +60,6 @@ def main() -> None:
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     emit(Row("build", "modules", "states", note=states.stdout.strip(), error=states.stderr.strip()[-300:]))
-    link_kernels()
     if not dry():
         compile_ahead()
     sys.exit(1 if error else 0)

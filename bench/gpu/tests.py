@@ -21,7 +21,9 @@ def main() -> None:
     running = []
     for shard in range(shards):
         output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read when the process has ended)
-        environment = {**os.environ, "SPURMIX_GPU_SHARD": f"{shard}/{shards}"}
+        # The shards keep all cores busy; threads of their own would only wait for each other.
+        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        environment = {**os.environ, **threads, "SPURMIX_GPU_SHARD": f"{shard}/{shards}"}
         running.append((subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output), output))
     failed = False
     for shard, (process, output) in enumerate(running):

@@ -53,6 +53,10 @@ class SideStream(Iterator[Batch]):
             tensor.record_stream(consumer)  # memory that is freed while the consumer's work is still queued
         return batch
 
+    def close(self) -> None:
+        """Let the consumer's stream wait for what is queued here: what both use may be freed or used anew after that."""
+        cuda.current_stream(self._device).wait_stream(self._stream)
+
 
 class StaticBatch:
     """One set of buffers, and a call that refills them with the next batch of the loader's sequence.
@@ -74,6 +78,8 @@ class StaticBatch:
         self.batch = batch
         self._refill, self._batch_size = refill, batch_size
         self.counter = torch.tensor([step * batch_size], device=device)
+        # Once now: the first call compiles, tunes and allocates, none of which a graph may capture.
+        refill(self.counter, batch)
 
     def __call__(self) -> Batch:
         """The next batch, in the same memory as the one before."""

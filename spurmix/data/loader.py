@@ -192,7 +192,8 @@ class MixLoader:
         if self._ring is None:
             make = (lambda: None) if self.copy else self._ring_buffers()
             # What a side stream makes ahead of the consumer is kept as long as it takes to be asked for, and then as ever.
-            self._ring = Ring(make, self.prefetch + self._ahead * self._reads_host, ahead=not on_gpu)
+            lifetime = max(1, self.prefetch)
+            self._ring = Ring(make, lifetime + self._ahead if self._reads_host else self.prefetch, ahead=not on_gpu)
         debug = os.environ.get("SPURMIX_DEBUG_RING", "0") not in ("", "0")
         threads = 0 if on_gpu else self.prefetch
         batches = Prefetcher(self._filler(), range(self._step, self.steps), self._ring, threads, debug)
@@ -206,8 +207,10 @@ class MixLoader:
 
     def _iterate(self, batches: Prefetcher) -> Iterator[Batch]:
         delivered: Iterator[Batch] = batches
+        side: SideStream | None = None
         if self.device.type == "cuda" and (self._reads_host or self._made_on.type == "cpu"):
-            delivered = SideStream(batches if self._reads_host else self._copied(batches), self.device, self._ahead)
+            side = SideStream(batches if self._reads_host else self._copied(batches), self.device, self._ahead)
+            delivered = side
         elif self._made_on != self.device:
             delivered = self._copied(batches)
         try:
@@ -216,6 +219,8 @@ class MixLoader:
                 yield batch.handles()
             flags.check(self.device)
         finally:
+            if side is not None:
+                side.close()
             batches.close()
 
     def _copied(self, batches: Prefetcher) -> Iterator[Batch]:

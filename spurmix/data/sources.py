@@ -47,6 +47,7 @@ def check_fits(values: Tensor, device: torch.device) -> None:
     if values.device == device:
         return
     free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # what torch keeps to use again
     if values.nbytes <= free:
         return
     host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0

@@ -239,7 +239,7 @@ def mix_image_batch(
     device = validate.store_device(images, tables.packed)
     total, rows, columns, channels = images.shape
     validate.tensor(labels, "labels", validate.INTEGERS, (total,))
-    validate.same_device(device, labels=labels, tables=tables.packed)
+    validate.same_device(device, labels=labels, tables=tables.packed, members=tables.members)
     if tables.num_examples != total:
         raise ValueError(f"images: {total} images, but the groups have {tables.num_examples} examples")
     validate.sequence_position(seed, start, count)

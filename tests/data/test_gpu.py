@@ -129,12 +129,12 @@ class Slot:
 
 @pytest.mark.parametrize("side_first", [False, True])
 @pytest.mark.parametrize("ahead", [1, 2, 3])
+@pytest.mark.parametrize("lifetime", [1, 2])
 def test_side_streams_refill_what_was_used_and_hand_out_what_was_filled(
-    side_first: bool, ahead: int, monkeypatch: pytest.MonkeyPatch
+    side_first: bool, ahead: int, lifetime: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams = Streams()
     monkeypatch.setattr(gpu, "cuda", streams)
-    lifetime = 2  # batches that the consumer may still use, as with prefetch=2
     buffers: Any = ring.Ring(Slot, lifetime + ahead, ahead=False)  # type: ignore[arg-type,return-value]
     buffers.restart(False)
 
@@ -154,7 +154,7 @@ def test_side_streams_refill_what_was_used_and_hand_out_what_was_filled(
             streams.consumer.queue(lambda old=old, n=step - back: seen.append((n, old.value)))
         assert slot.streams == {streams.consumer}
     streams.run(side_first)
-    assert len(seen) == 2 * 20 - 1 and all(wanted == value for wanted, value in seen)
+    assert len(seen) == (39 if lifetime == 2 else 20) and all(wanted == value for wanted, value in seen)
     assert len({id(s) for s in kept}) == lifetime + ahead
 
 
