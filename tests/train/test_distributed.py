@@ -55,6 +55,7 @@ report = dict(losses=done.losses, groups=[g.correct for g in found.groups], draw
 with open(f"{out}/rank-{rank}.json", "w") as file:
     json.dump(report, file)
 if distributed:
+    torch.distributed.barrier()  # none leaves while another still needs it
     torch.distributed.destroy_process_group()
 """
 
