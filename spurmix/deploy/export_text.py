@@ -14,7 +14,7 @@ from spurmix.data.text import TokenSource
 from spurmix.deploy.predictor import Predictor
 from spurmix.deploy.tokenizer import FILE, TextInput, files
 
-PROBES = ("", "Hello, world!", "naïve café, Straße", "你好 😀 e\u0301", "a\tb\n c", "two words " * 2000)
+PROBES = ("", "Hello, world!", "naïve café, Straße", "你好 😀 e\u0301", "a\tb\n c", " ".join(map(str, range(3000))))
 
 
 class ExportError(RuntimeError):
@@ -53,20 +53,23 @@ class StoredTokenizer:
                     f"tokenizer: its {name} token is {theirs}, that of the ids {ours}; is it another model's?"
                 )
         limit = source.max_length if source.max_length is not None else tokenise.model_max_length(tokenizer)
+        direction = str(getattr(tokenizer, "truncation_side", "right"))
         self.settings = {
             "fingerprint": tokenise.tokenizer_fingerprint(tokenizer),
             "max_length": limit,
+            "direction": direction,
             "pad_id": source.pad_id,
             "vocab_size": size,
         }
         self.folder = target.parent
         others = [p.name for p in self.folder.glob("*.onnx") if p.name != target.name and not p.name.startswith(".")]
         beside = self.folder / FILE
-        self.files = files(backend, limit, _special(tokenizer, pad, sep))
-        if others and beside.is_file() and not self._same(beside):
-            raise ValueError(
-                f"path: {beside} is another tokenizer, which {', '.join(sorted(others))} may need; take a folder of its own"
-            )
+        self.files = files(backend, limit, direction, _special(tokenizer, pad, sep))
+        ours_alone = target.exists() and not others  # an earlier export of this model, which is replaced
+        if beside.is_file() and not ours_alone and not self._same(beside):
+            needs = f", which {', '.join(sorted(others))} may need" if others else ""
+            raise ValueError(f"path: {beside} is another tokenizer{needs}; take a folder of its own")
+        self.kept = beside.is_file() and not ours_alone  # the same tokenizer, which somebody else put there
         self._prove(tokenizer, limit)
 
     def _same(self, file: Path) -> bool:
@@ -100,7 +103,9 @@ class StoredTokenizer:
             return Predictor(place)
 
     def write(self) -> None:
-        """Put the files beside the model, each by rename."""
+        """Put the files beside the model, each by rename; the same tokenizer's that lie there are left as they are."""
+        if self.kept:
+            return
         for name, text in self.files.items():
             temporary = self.folder / f".{name}-{os.getpid()}"
             try:

@@ -61,7 +61,7 @@ class TextInput:
         self.pad_id: int = settings["pad_id"]
         self.vocab_size: int = settings["vocab_size"]
         self.max_length: int | None = settings["max_length"]
-        configure(self.tokenizer, self.max_length)
+        configure(self.tokenizer, self.max_length, settings.get("direction", "right"))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included.
@@ -87,16 +87,16 @@ class TextInput:
             yield chosen, *pad([rows[k] for k in chosen], self.pad_id)
 
 
-def configure(tokenizer: Any, max_length: int | None) -> None:
-    """Set a `tokenizers.Tokenizer` to cut texts at `max_length` and to pad nothing."""
+def configure(tokenizer: Any, max_length: int | None, direction: str) -> None:
+    """Set a `tokenizers.Tokenizer` to cut texts to `max_length` tokens, on the "left" or "right", and to pad nothing."""
     tokenizer.no_padding()
     if max_length is None:
         tokenizer.no_truncation()
     else:
-        tokenizer.enable_truncation(max_length)
+        tokenizer.enable_truncation(max_length, direction=direction)
 
 
-def files(backend: Any, max_length: int | None, special: dict[str, int | None]) -> dict[str, str]:
+def files(backend: Any, max_length: int | None, direction: str, special: dict[str, int | None]) -> dict[str, str]:
     """The texts of tokenizer.json and tokenizer_config.json, which transformers reads as well.
 
     Args:
@@ -105,8 +105,8 @@ def files(backend: Any, max_length: int | None, special: dict[str, int | None]) 
     import tokenizers
 
     copy = tokenizers.Tokenizer.from_str(backend.to_str())
-    configure(copy, max_length)
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    configure(copy, max_length, direction)
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "truncation_side": direction}
     if max_length is not None:
         config["model_max_length"] = max_length
     config |= {name: copy.id_to_token(number) for name, number in special.items() if number is not None}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spurmix.data.batch import TokenPairs, Tokens
 from spurmix.data.text import positions
-from spurmix.ops import functional
+from spurmix.ops import functional, validate
 from spurmix.train.models import HEAD_NAMES, head_layer
 
 Where = Literal["embeddings", "features"]
@@ -86,13 +86,13 @@ class MixedInputs(nn.Module):
         """What the model returns for `TokenPairs`, `Tokens`, a mapping of keyword arguments, or its own arguments."""
         first = inputs[0] if len(inputs) == 1 else None
         if isinstance(first, TokenPairs):
-            self._check(first.ids)
+            self._check(first)
             # Elsewhere than on the CPU the question would wait for the device.
             if first.lam.device.type == "cpu" and bool((first.lam == 1).all()):
                 return self._plain(first.ids, first.mask, options)
             return (self._features if self.where == "features" else self._embeddings)(first, options)
         if isinstance(first, Tokens):
-            self._check(first.ids)
+            self._check(first)
             return self._plain(first.ids, first.mask, options)
         if isinstance(first, Mapping):
             return self.model(**first, **options)
@@ -109,7 +109,17 @@ class MixedInputs(nn.Module):
     def _run(self, **options: Any) -> Any:
         return self.__dict__.get("_called", self.model)(**options)
 
-    def _check(self, ids: Tensor) -> None:
+    def _check(self, texts: TokenPairs | Tokens) -> None:
+        """Dtypes and shapes that belong together, and a length the model takes."""
+        ids = validate.tensor(texts.ids, "ids", (torch.int64,), ("B", "S"))
+        batch, length = ids.shape
+        validate.tensor(texts.mask, "mask", (torch.bool,), (batch, length))
+        if isinstance(texts, TokenPairs):
+            validate.tensor(texts.partner_ids, "partner_ids", (torch.int64,), (batch, length))
+            validate.tensor(texts.partner_mask, "partner_mask", (torch.bool,), (batch, length))
+            lam = validate.tensor(texts.lam, "lam", (torch.float32,), (batch,))
+            if lam.is_cpu and not bool(((lam >= 0) & (lam <= 1)).all()):
+                raise ValueError(f"lam must lie in [0, 1], got {lam.min()} to {lam.max()}")
         if self._longest is not None and ids.shape[1] > self._longest:
             raise ValueError(
                 f"texts of {ids.shape[1]} tokens: {type(self.model).__name__} takes at most {self._longest}; truncate them"

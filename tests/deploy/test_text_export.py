@@ -227,3 +227,29 @@ def test_another_models_tokenizer_is_not_overwritten(exported: Path, tmp_path: P
     assert (tmp_path / "tokenizer.json").read_text() == before
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"] == LONGEST
     Predictor(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_are_cut_on_the_side_the_tokenizer_cuts(side: str, tmp_path: Path) -> None:
+    words = tokenizer()
+    words.truncation_side = side
+    long = [" ".join(WORDS[k : k + 20]) for k in range(4)]
+    source = TokenSource.from_texts([*long, *TEXTS[4:]], words)
+    model = MixedInputs(network())
+    export_onnx(model, tmp_path / "m.onnx", source=source, groups=GROUPS, tokenizer=words)
+    expected = predict(model, source).numpy()[:4]
+    np.testing.assert_allclose(Predictor(tmp_path / "m.onnx").predict(long), expected, atol=1e-4)
+
+
+def test_tokenizers_that_lie_there_are_kept_or_refused(tmp_path: Path) -> None:
+    words, other = tokenizer(), tokenizer(words=WORDS[::-1])
+    words.save_pretrained(tmp_path / "same")
+    other.save_pretrained(tmp_path / "other")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "same").iterdir()}
+    options: Any = dict(source=TokenSource.from_texts(TEXTS, words), groups=GROUPS, tokenizer=words)
+    export_onnx(MixedInputs(network()), tmp_path / "same" / "m.onnx", **options)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "same").iterdir() if p.name != "m.onnx"} == before
+    assert Predictor(tmp_path / "same" / "m.onnx").predict(["w1 w2"]).shape == (1, 2)
+    with pytest.raises(ValueError, match="is another tokenizer; take a folder of its own"):
+        export_onnx(MixedInputs(network()), tmp_path / "other" / "m.onnx", **options)
+    assert not (tmp_path / "other" / "m.onnx").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -464,3 +465,24 @@ def test_a_text_classifier_from_a_folder(tmp_path: Path) -> None:
         models.text_classifier(2, pretrained=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="local folder"):
         models.bert(2, pretrained=tmp_path)
+
+
+@pytest.mark.parametrize("where", ["embeddings", "features"])
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("partner_ids", lambda t: t[:-1], "partner_ids must have shape"),
+        ("mask", lambda t: t[:, :-1], "mask must have shape"),
+        ("partner_mask", lambda t: t[:1], "partner_mask must have shape"),
+        ("mask", lambda t: t.long(), "mask must have dtype bool"),
+        ("lam", lambda t: t[:1], "lam must have shape"),
+        ("lam", lambda t: t * 0 + 3, r"lam must lie in \[0, 1\]"),
+        ("lam", lambda t: t.double(), "lam must have dtype float32"),
+    ],
+)
+def test_pairs_that_do_not_belong_together(where: Any, name: str, bad: Any, message: str) -> None:
+    model = MixedInputs(build("bert"), where=where)
+    for lam in (None, 1.0):
+        whole = pairs("bert", lam)
+        with pytest.raises((TypeError, ValueError), match=message):
+            model(dataclasses.replace(whole, **{name: bad(getattr(whole, name))}))
