@@ -202,6 +202,7 @@ def _records(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
                             f"{file}, line {line}: {len(fields)} fields, the header has {len(header)}; is a quote missing?"
                         )
                 else:
+                    _check_swallowed(fields, len(header), file, line)
                     yield line, [fields[p] for p in places]
                 line = reader.line_num + 1
     except csv.Error as error:
@@ -212,6 +213,16 @@ def _records(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
         ) from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _check_swallowed(fields: list[str], columns: int, file: Path, line: int) -> None:
+    """Raise where a field holds what reads like a record: a quote that was never closed ends at the next one there is."""
+    for field in fields:
+        for text in field.splitlines()[1:]:
+            if text.count(",") >= columns - 1 and any(f",{split}," in text for split in SPLITS):
+                raise ValueError(
+                    f"{file}, line {line}: a field of the record that begins here holds other records; is a quote missing?"
+                )
 
 
 def _places(file: Path, header: list[str], columns: Sequence[str]) -> list[int]:

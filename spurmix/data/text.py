@@ -106,6 +106,11 @@ class TokenSource:
         Raises:
             TypeError, ValueError: naming the row: what is no string, a text without any token.
         """
+        for name, value in (("max_length", max_length), ("pad_multiple", pad_multiple)):  # before minutes of work
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
+                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
         limit = max_length if max_length is not None else tokenise.model_max_length(tokenizer)
         ids, offsets = tokenise.encode(texts, tokenizer, limit, progress)
         pad, sep = tokenise.special_ids(tokenizer)

@@ -181,6 +181,10 @@ HEAD = "comment_text,split,toxicity,male\n"
         (HEAD, "no comments, only a header"),
         (HEAD + "fine,train,0.1,0\n" * 3 + '"never closed,train,0.1,0\nfine,train,0.1,0\n', "line 5: broken quoting"),
         (HEAD + 'fine,train,0.1,0\n"closed" early,train,0.1,0\n', "line 3: broken quoting"),
+        (
+            HEAD + '"never closed,train,0.1,0\nfine,train,0.1,0\nends",train,0.1,0\n',
+            "line 2: a field of the record that begins here holds other records",
+        ),
         (HEAD + "fine,train,0.1,0\none, two,train,0.1,0\n", "line 3: 5 fields, the header has 4"),
         (HEAD + "fine,train,0.1,0\nshort,train\n", "line 3: 2 fields, the header has 4"),
         (HEAD + '"' + "x" * 200_000 + "\n" * 3 + '",train,0.1,0\n', "line 2: broken quoting"),
