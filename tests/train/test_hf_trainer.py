@@ -353,6 +353,8 @@ run.train()
 assert run.args.world_size == 2
 if run.args.process_index == 0:
     save_file({name: v.contiguous() for name, v in run.model.state_dict().items()}, sys.argv[2] + "/end.safetensors")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # gloo's threads may hold tensors, and abort if the interpreter ends before them
 """
 
 
