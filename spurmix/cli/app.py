@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from spurmix._version import __version__
-from spurmix.cli import data
+from spurmix.cli import data, train
 
 app = typer.Typer(
     name="spurmix",
@@ -154,6 +154,7 @@ def warmup(
 
 
 data.register(app)
+train.register(app)
 
 
 def main() -> None:

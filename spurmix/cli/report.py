@@ -1,4 +1,4 @@
-"""Pictures, page and terminal table of the demos. Every file appears by rename."""
+"""Pictures, page and terminal table of demos and runs. Every file appears by rename."""
 
 from __future__ import annotations
 
@@ -19,15 +19,9 @@ from spurmix.data.batch import Batch
 from spurmix.data.sources import ImageSource
 from spurmix.deploy.export import ExportReport
 from spurmix.train.metrics import Evaluation
+from spurmix.train.run_model import write_text
 
 GREY, BLUE = "#9aa5b1", "#2563eb"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file by rename."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -103,7 +97,7 @@ def _figure(width: float, height: float, **options: Any) -> Any:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError("the demo needs the package 'matplotlib': pip install 'spurmix[demo]'") from error
+        raise ImportError("pictures need the package 'matplotlib': pip install 'spurmix[demo]'") from error
     return Figure(figsize=(width, height), **options)
 
 
@@ -111,21 +105,41 @@ def draw(
     out: Path, before: Evaluation, after: Evaluation, residuals: dict[str, float], raw: float, attribute: str
 ) -> list[Path]:
     """Write accuracy.png and audit.png into `out`."""
-    figure = _figure(7, 3.6)
+    return [
+        draw_accuracy(out, [("ERM", before, GREY), ("debiased", after, BLUE)]),
+        draw_audit(out, residuals, raw, attribute),
+    ]
+
+
+def draw_accuracy(out: Path, evaluations: list[tuple[str, Evaluation, str]]) -> Path:
+    """Write accuracy.png into `out`: a bar for each group (or cell, where cells decide) and (name, evaluation, colour)."""
+    rows = [e.cells or e.groups for _, e, _ in evaluations]
+    names = [row.name for row in rows[0]]
+    figure = _figure(max(7.0, 0.9 * len(names)), 3.6)
     axes = figure.subplots()
-    x = np.arange(len(before.groups))
-    for shift, evaluation, name, colour in ((-0.2, before, "ERM", GREY), (0.2, after, "debiased", BLUE)):
-        value = np.array([g.accuracy for g in evaluation.groups])
-        low, high = (np.array([getattr(g, side) for g in evaluation.groups]) for side in ("low", "high"))
+    x, width = np.arange(len(names)), 0.8 / len(evaluations)
+    for k, ((label, _, colour), own) in enumerate(zip(evaluations, rows, strict=True)):
+        found = {row.name: row for row in own}
+        place = np.array([n for n, name in enumerate(names) if name in found])
+        shown = [found[names[n]] for n in place]
+        value = np.array([g.accuracy for g in shown])
+        low, high = (np.array([getattr(g, side) for g in shown]) for side in ("low", "high"))
         whiskers = np.maximum(0, [value - low, high - value])
-        axes.bar(x + shift, value, 0.38, color=colour, label=name, yerr=whiskers, capsize=3, ecolor="#444444")
-    axes.set_xticks(x, [g.name.replace(", ", "\n") for g in before.groups])
+        shift = (k - (len(evaluations) - 1) / 2) * width
+        axes.bar(
+            x[place] + shift, value, 0.95 * width, color=colour, label=label, yerr=whiskers, capsize=3, ecolor="#444444"
+        )
+    axes.set_xticks(x, [name.replace(", ", "\n") for name in names], fontsize=9 if len(names) < 9 else 7)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("accuracy (95% interval)")
     axes.legend(loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "accuracy.png")
+    return out / "accuracy.png"
 
+
+def draw_audit(out: Path, residuals: dict[str, float], raw: float, attribute: str) -> Path:
+    """Write audit.png into `out`: the correlation that each policy leaves."""
     figure = _figure(7, 3.4)
     axes = figure.subplots()
     names = list(residuals)[::-1]
@@ -139,7 +153,34 @@ def draw(
     axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "audit.png")
-    return [out / "accuracy.png", out / "audit.png"]
+    return out / "audit.png"
+
+
+def draw_curves(out: Path, losses: list[float], evaluations: list[dict[str, Any]], kept_step: int) -> Path:
+    """Write curves.png into `out`: the loss of every batch, and accuracy on the validation split as training went on."""
+    figure = _figure(7, 3.4)
+    axes = figure.subplots()
+    window = max(1, len(losses) // 100)
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(np.arange(window, len(losses) + 1), smooth, color=GREY, label=f"loss (mean of {window} batches)")
+    axes.set_xlabel("batches")
+    axes.set_ylabel("loss")
+    axes.set_ylim(bottom=0)
+    axes.spines["top"].set_visible(False)
+    if evaluations:
+        right = axes.twinx()
+        steps = [row["step"] for row in evaluations]
+        for key, style in (("average", "--"), ("worst_group", "-")):
+            right.plot(
+                steps, [row[key] for row in evaluations], style, color=BLUE, marker=".", label=key.replace("_", " ")
+            )
+        right.axvline(kept_step, color="#444444", linewidth=0.8, linestyle=":")
+        right.set_ylim(0, 1.05)
+        right.set_ylabel("accuracy on the validation split")
+        right.spines["top"].set_visible(False)
+    figure.legend(loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.03))
+    _save(figure, out / "curves.png")
+    return out / "curves.png"
 
 
 def draw_samples(out: Path, source: ImageSource, sample: Batch) -> Path:
@@ -168,17 +209,21 @@ def write_html(
     texts: list[MixedText],
 ) -> None:
     """Write report.html, one file with the pictures inside."""
+    render(
+        out, "report.html.j2", pictures, story=story, result=result, before=before, after=after, audit=audit, texts=texts,
+        pairs=list(zip(before.groups, after.groups, strict=True)),
+    )  # fmt: skip
+
+
+def render(out: Path, template: str, pictures: list[Path], **values: Any) -> None:
+    """Write report.html into `out`, one file with the pictures inside."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
-        raise ImportError("the demo needs the package 'jinja2': pip install 'spurmix[demo]'") from error
+        raise ImportError("pages need the package 'jinja2': pip install 'spurmix[demo]'") from error
     environment = jinja2.Environment(loader=jinja2.PackageLoader("spurmix.cli"), autoescape=True)
     encoded = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in pictures}
-    page = environment.get_template("report.html.j2").render(
-        story=story, result=result, pairs=list(zip(before.groups, after.groups, strict=True)), before=before, after=after,
-        audit=audit, pictures=encoded, texts=texts,
-    )  # fmt: skip
-    write_text(out / "report.html", page)
+    write_text(out / "report.html", environment.get_template(template).render(pictures=encoded, **values))
 
 
 def print_table(out: Path, before: Evaluation, after: Evaluation, result: dict[str, Any]) -> None:

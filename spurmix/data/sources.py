@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -86,6 +87,12 @@ class ImageSource:
         self.std = validate.normalisation(
             std if std is not None else (IMAGENET_STD if colour else 0.5), "std", channels, device
         )
+
+    def normalised(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> Self:
+        """The same images, normalised by another mean and std per channel."""
+        other = copy.copy(self)
+        other._set_normalisation(mean, std, self.shape[2], self.device)
+        return other
 
     def __len__(self) -> int:
         return int(self.images.shape[0])

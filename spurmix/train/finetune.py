@@ -43,8 +43,10 @@ def finetune(
     optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "adamw",
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-2,
+    decay_all: bool = False,
     momentum: float = 0.9,
     schedule: str = "cosine",
+    stages: int = 3,
     warmup: float = 0.0,
     mixed_precision: str = "no",
     accumulate: int = 1,
@@ -56,6 +58,7 @@ def finetune(
     keep: int = 2,
     resume: bool = False,
     progress: bool | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Fine-tune `model` on the batches of `loader`, in place.
 
@@ -64,8 +67,9 @@ def finetune(
             texts a `MixedInputs`.
         loader: decides data, order, batch size and number of batches; with several processes (torchrun, accelerate
             launch) each gives its own with its `rank` and `world_size`, and every process calls.
-        optimizer: "adamw", "sgd", or a function of parameter groups. Biases and norms do not decay.
-        schedule: "cosine", "one_cycle", "linear" or "constant", stepped on optimizer steps; warmup is a share of them.
+        optimizer: "adamw", "sgd", or a function of parameter groups. decay_all: biases and norms decay as well.
+        schedule: "cosine", "one_cycle", "linear", "step" (`stages` equal parts, each at a tenth of the rate before) or
+            "constant", stepped on optimizer steps; warmup is a share of them.
         mixed_precision: "no", "bf16" or "fp16".
         accumulate: batches per optimizer step; an incomplete last group makes a step of its own, scaled correctly.
         clip: largest gradient norm.
@@ -73,6 +77,7 @@ def finetune(
         output: folder for `metrics.jsonl` and `checkpoints/`; `save_every`: batches between checkpoints (default: one
             at the end); keep: how many stay; resume: continue from the newest sound one.
         progress: show a progress bar; default: on a terminal.
+        after_step: called by every process after each optimizer step, before a checkpoint, with the batches made so far.
 
     Raises:
         ValueError: for bad arguments, a folder that cannot be written, a loss that is not finite, checkpoints that are
@@ -94,7 +99,7 @@ def finetune(
         AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=loader.device.type == "cpu")
     frozen = _freeze(model, freeze)
-    optim = _optimizer(model, optimizer, learning_rate, weight_decay, momentum)
+    optim = _optimizer(model, optimizer, learning_rate, weight_decay, momentum, decay_all)
     model, optim = accelerator.prepare(model, optim)
     # Without Accelerate's own autocast in `forward`, which would stay there after training: the loss below has one.
     plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -135,7 +140,7 @@ def finetune(
             step = loader.step - 1
             group_start = step - step % accumulate
             group = min(accumulate, total - group_start)
-            rate = learning_rate * factor(schedule, step // accumulate, optimizer_steps, warmup)
+            rate = learning_rate * factor(schedule, step // accumulate, optimizer_steps, warmup, stages)
             for parameters in optim.param_groups:
                 parameters["lr"] = rate
             batch = batch.to(accelerator.device)
@@ -152,6 +157,8 @@ def finetune(
             losses.append(value)
             metrics.write(step, value, rate, len(batch))
             at_boundary = (step + 1) % accumulate == 0 or step + 1 == total
+            if after_step is not None and at_boundary:
+                after_step(step + 1)
             due = save_every is not None and (step + 1) % save_every == 0 and at_boundary
             if folder is not None and accelerator.is_main_process and (due or step + 1 == total):
                 save()
@@ -189,8 +196,13 @@ def _freeze(model: nn.Module, freeze: str) -> list[nn.Module]:
     return [m for m in model.modules() if m not in inside and not inside.intersection(m.modules())]
 
 
-def _optimizer(model: nn.Module, kind: Any, learning_rate: float, weight_decay: float, momentum: float) -> Any:
+def _optimizer(
+    model: nn.Module, kind: Any, learning_rate: float, weight_decay: float, momentum: float, decay_all: bool
+) -> Any:
     groups = parameter_groups(model, weight_decay)
+    if decay_all:
+        for group in groups:
+            group["weight_decay"] = weight_decay
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate)
     if kind == "sgd":

@@ -1,0 +1,136 @@
+"""Commands on training runs: train, evaluate, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spurmix.train.config import DEFAULT, FIELDS, option, resolve
+from spurmix.train.recipes import RECIPES
+
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+DatasetOption = Annotated[str | None, typer.Option(help="Another packed dataset; default: the run's.")]
+
+
+def train(dataset: str | None, out: Path, config: Path | None, recipe: str | None, resume: bool, **flags: Any) -> None:
+    """Train on a packed dataset, choose the best weights, evaluate them per group, and write a report.
+
+    Settings are those of the flags, over those of --config, over those of --recipe. Several processes:
+    torchrun --nproc-per-node 4 -m spurmix train ..., or accelerate launch -m spurmix train ...
+    """
+    from spurmix.train import run
+
+    began = time.perf_counter()
+    given = {name: value for name, value in flags.items() if value is not None and name != "policy_options"}
+    if flags["policy_options"]:
+        given["policy_options"] = dict(map(option, flags["policy_options"]))
+    if dataset is not None:
+        given["dataset"] = dataset
+    goes_on = resume and (out / run.CONFIG).is_file()
+    base = resolve({}, out / run.CONFIG) if goes_on else DEFAULT
+    settings = resolve(given, config, recipe, base)
+    if not settings.dataset:
+        raise ValueError("dataset: name the folder of a packed dataset (see spurmix pack)")
+    processes = run.Processes(settings.device)
+    job = run.prepare(settings, out, processes, resume=resume)
+    audit = job.policy.audit(job.train.groups)
+    if processes.main:
+        print(audit, flush=True)
+    outcome = run.train(job, resume=resume)
+    if processes.main:
+        from spurmix.cli import train_report
+
+        train_report.write(job, outcome, audit, time.perf_counter() - began)
+    processes.leave()
+
+
+def _signature() -> inspect.Signature:
+    """The parameters of `train`: its own, then a flag for every setting."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = {
+        "dataset": (Annotated[str | None, typer.Argument(help="Folder of a packed dataset.")], None),
+        "out": (Annotated[Path, typer.Option(help="Folder of the run.")], Path("run")),
+        "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
+        "recipe": (Annotated[str | None, typer.Option(help=f"Published settings: {', '.join(RECIPES)}.")], None),
+        "resume": (
+            Annotated[bool, typer.Option("--resume", help="Continue the run in --out, if there is one.")],
+            False,
+        ),
+    }
+    parameters = [inspect.Parameter(n, kind, default=d, annotation=a) for n, (a, d) in own.items()]
+    for name, spec in FIELDS.items():
+        if name in own:
+            continue
+        default = getattr(DEFAULT, name)
+        text = str(spec.metadata["help"])
+        if spec.metadata["choices"]:
+            text += f" One of {', '.join(spec.metadata['choices'])}."
+        if name == "policy_options":
+            annotation: Any = Annotated[list[str] | None, typer.Option("--policy-option", help=f"{text} Repeatable.")]
+        else:
+            shown = {"show_default": str(default)} if default != "" else {"show_default": False}
+            annotation = Annotated[type(default) | None, typer.Option(help=text, **shown)]
+        parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
+    return inspect.Signature(parameters)
+
+
+train.__signature__ = _signature()  # type: ignore[attr-defined]
+train.__annotations__ = {n: p.annotation for n, p in _signature().parameters.items()}
+
+
+def evaluate(
+    folder: Run,
+    dataset: DatasetOption = None,
+    split: Annotated[str | None, typer.Option(help="Split; default: the run's test split, or else validation.")] = None,
+    min_group_size: Annotated[int | None, typer.Option(help="As of train; default: the run's.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples read at once.", min=1)] = None,
+    device: Annotated[str, typer.Option(help='"auto", "cpu" or "cuda".')] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Accuracy of a run's model in every group of a split, with intervals. Several processes share the work."""
+    from spurmix.train import run
+
+    opened = run.open_run(folder, dataset)
+    given: dict[str, Any] = {"min_group_size": min_group_size, "evaluation_batch": batch_size}
+    settings = dataclasses.replace(opened.config, **{k: v for k, v in given.items() if v is not None})
+    part = opened.part(split)
+    processes = run.Processes(device)
+    found = run.measure(settings, opened.model.to(processes.device), part, opened.train_groups, processes)
+    if processes.main:
+        print(json.dumps({"split": part.name, **found.to_dict()}, indent=1) if as_json else f"{part.name}\n{found}")
+    processes.leave()
+
+
+def export(
+    folder: Run,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: model.onnx in the run's folder.")] = None,
+    dataset: DatasetOption = None,
+    split: Annotated[str | None, typer.Option(help="Split the file is proven on; default: as of evaluate.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Largest accepted difference of a logit.")] = 1e-3,
+) -> None:
+    """Write a run's model as ONNX, its preprocessing inside, proven per group on held-out data before the file appears."""
+    from spurmix.deploy.export import export_onnx
+    from spurmix.train import run
+
+    opened = run.open_run(folder, dataset)
+    part = opened.part(split)
+    extra: dict[str, Any] = {"tokenizer": opened.dataset.tokenizer()} if opened.dataset.kind == "tokens" else {}
+    report = export_onnx(
+        opened.model, out if out is not None else folder / "model.onnx", source=part.source, groups=part.groups,
+        train_groups=opened.train_groups, membership=part.membership, cell_names=part.cell_names,
+        min_group_size=opened.config.min_group_size, tolerance=tolerance, batch_size=opened.config.evaluation_batch,
+        **extra,
+    )  # fmt: skip
+    print(report)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command in (train, evaluate, export):
+        app.command()(command)
