@@ -159,7 +159,7 @@ def to_toml(config: RunConfig) -> str:
     lines, tables = [], []
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, dict):
-            tables += ["", f"[{name}]", *(f"{json.dumps(k)} = {_literal(v)}" for k, v in value.items())]
+            tables += ["", f"[{name}]", *(f"{_literal(k)} = {_literal(v)}" for k, v in value.items())]
         else:
             lines.append(f"{name} = {_literal(value)}")
     return "\n".join([*lines, *tables]) + "\n"
@@ -168,7 +168,7 @@ def to_toml(config: RunConfig) -> str:
 def _literal(value: Any) -> str:
     """A value of TOML: what JSON writes, tables inline."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_literal(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_literal(k)} = {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

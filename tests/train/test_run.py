@@ -1,0 +1,362 @@
+"""spurmix train, evaluate and export: settings, the folder of a run, kills, processes, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from packed_data import pack
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from spurmix import PackedDataset, Predictor, policies
+from spurmix.cli.app import app
+from spurmix.core.lam import Beta, Fixed
+from spurmix.train import run
+from spurmix.train.config import DEFAULT, FIELDS, RunConfig, build_policy, option, resolve, to_toml
+from spurmix.train.recipes import RECIPES
+from spurmix.train.schedule import factor
+
+IMAGES: dict[str, Any] = dict(
+    model="small", batch_size=24, steps=40, crop=True, crop_area=0.5, flip=True, save_every=6, evaluate_every=0.8,
+    learning_rate=0.03, schedule="constant", device="cpu",
+)  # fmt: skip
+FEATURES: dict[str, Any] = dict(batch_size=24, steps=30, learning_rate=0.05, accumulate=2, device="cpu")
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    texts = []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        texts += [flag] if value is True else [flag, str(value)]
+    return texts
+
+
+def command(*arguments: Any, processes: int = 1) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return [sys.executable, *launcher, "-m", "spurmix", *map(str, arguments)]
+
+
+def invoke(*arguments: Any) -> str:
+    """A command in this process."""
+    done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def call(*arguments: Any, processes: int = 1) -> str:
+    done = subprocess.run(command(*arguments, processes=processes), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tmp_path_factory.mktemp("data") / "images", "images")
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tmp_path_factory.mktemp("data") / "features", "features")
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on images, by the command line."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    told = invoke("train", images, "--out", out, *flags(IMAGES))
+    assert "after mixing" in told and "worst group" in told and "report.html" in told
+    return out
+
+
+def here(dataset: Path, out: Path, settings: dict[str, Any], resume: bool = False) -> run.Outcome:
+    """A run in this process."""
+    job = run.prepare(resolve({**settings, "dataset": str(dataset)}), out, run.Processes("cpu"), resume=resume)
+    return run.train(job, resume=resume)
+
+
+def test_a_run_leaves_settings_metrics_weights_and_a_report(finished: Path, images: Path) -> None:
+    names = {p.name for p in finished.iterdir() if not p.name.startswith(".")}
+    assert names >= {"config.toml", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "best.safetensors",
+                     "model.safetensors", "report.html", "report.json", "accuracy.png", "audit.png", "curves.png", "samples.png"}  # fmt: skip
+    assert not [p for p in finished.iterdir() if p.name.startswith(".")]
+    assert len((finished / "metrics.jsonl").read_text().splitlines()) == 40
+    report = json.loads((finished / "report.json").read_text())
+    rows = run.read_evaluations(finished / "evaluations.jsonl")
+    assert [r["step"] for r in rows] == [8, 16, 24, 32, 40] and report["curve"] == rows
+    best = max(rows, key=lambda r: r["worst_group"])
+    assert report["training"]["kept_step"] == best["step"]
+    assert report["evaluations"]["val"]["worst_group"] == best["worst_group"]
+    assert report["config"]["dataset"] == str(images) and report["config"]["attribute"] == "colour"
+    assert report["audit"]["residual"] < 1e-6 < report["audit"]["raw"]
+    page = (finished / "report.html").read_text()
+    assert "upright, red" in page and "crop_area" in page and page.count("data:image/png;base64,") == 4
+    resolved = resolve({}, finished / "config.toml")
+    assert resolved == resolve({**IMAGES, "dataset": str(images)}, base=dataclasses.replace(
+        DEFAULT, attribute="colour", validation_split="val", test_split="test"))  # fmt: skip
+
+
+def test_evaluate_and_export_agree_with_the_run(finished: Path, images: Path, tmp_path: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    found = json.loads(invoke("evaluate", finished, "--json"))
+    assert found.pop("split") == "test" and found == report["evaluations"]["test"]
+    assert "upright, dark" in invoke("evaluate", finished, "--split", "train", "--min-group-size", 30)
+    told = invoke("export", finished, "--out", tmp_path / "model.onnx")
+    assert "argmax flips" in told
+    test = PackedDataset(images).split("test")
+    predicted = Predictor(tmp_path / "model.onnx").predict(np.asarray(test.array)).argmax(axis=1)
+    assert np.mean(predicted == test.metadata.labels) == pytest.approx(report["evaluations"]["test"]["average"])
+
+
+def test_the_kept_weights_are_those_of_the_best_evaluation(images: Path, tmp_path: Path) -> None:
+    outcome = here(images, tmp_path / "best", IMAGES)
+    again = here(images, tmp_path / "last", {**IMAGES, "select": "last"})
+    rows = run.read_evaluations(tmp_path / "last" / "evaluations.jsonl")
+    assert again.kept_step == 40 and not (tmp_path / "last" / "best.safetensors").exists()
+    best = max(rows, key=lambda r: r["worst_group"])
+    assert outcome.kept_step == best["step"]
+    assert outcome.evaluations["val"].worst_group == best["worst_group"] >= again.evaluations["val"].worst_group
+    opened = run.open_run(tmp_path / "best")
+    found = run.measure(opened.config, opened.model, opened.part(), opened.train_groups, run.Processes("cpu"))
+    assert found.to_dict() == outcome.evaluations["test"].to_dict()
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def killed(images: Path, out: Path, finished: Path, kills: int) -> None:
+    """Kill training at random moments, let it finish, and compare it with the run that nobody killed."""
+    rng, hit = random.Random(kills), 0
+    arguments = command("train", images, "--out", out, "--resume", *flags(IMAGES))
+    for kill in range(kills):
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if kill % 4 == 3:  # as it starts or ends
+            wait: Any = time.monotonic() + rng.uniform(0, 12)
+            while process.poll() is None and time.monotonic() < wait:
+                time.sleep(0.01)
+        else:  # as it trains
+            begun, more = (
+                len(losses(out)) if (out / "metrics.jsonl").exists() else 0,
+                rng.randint(1, 3 if kills > 2 else 12),
+            )
+            mark = min(40, begun + more)
+            while process.poll() is None and not ((out / "metrics.jsonl").exists() and len(losses_so_far(out)) >= mark):
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        _, told = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), told
+        hit += process.returncode != 0
+        if (out / "model.safetensors").exists():
+            run.open_run(out)
+    assert hit >= 0.9 * kills, "training ended before it was killed"
+    call("train", images, "--out", out, "--resume", *flags(IMAGES))
+    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert losses(out) == losses(finished)
+    assert run.read_evaluations(out / "evaluations.jsonl") == run.read_evaluations(finished / "evaluations.jsonl")
+    last = sorted((out / "checkpoints").iterdir())[-1], sorted((finished / "checkpoints").iterdir())[-1]
+    state, expected = (load_file(p / "tensors.safetensors") for p in last)
+    assert state.keys() == expected.keys() and all(torch.equal(state[k], expected[k]) for k in state)
+
+
+def losses_so_far(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_killed_training_ends_with_the_same_bits(images: Path, finished: Path, tmp_path: Path) -> None:
+    killed(images, tmp_path / "run", finished, 1)
+
+
+@pytest.mark.slow
+def test_training_killed_twenty_times_ends_with_the_same_bits(images: Path, finished: Path, tmp_path: Path) -> None:
+    killed(images, tmp_path / "run", finished, 20)
+
+
+def test_resume_without_flags_goes_on_with_the_runs_own_settings(finished: Path) -> None:
+    before = (finished / "model.safetensors").read_bytes()
+    assert "weights of batch" in invoke("train", "--resume", "--out", finished)
+    assert (finished / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_together_do_what_one_does(processes: int, features: Path, tmp_path: Path) -> None:
+    alone = here(features, tmp_path / "alone", FEATURES)
+    out = tmp_path / "together"
+    call("train", features, "--out", out, *flags(FEATURES), processes=processes)
+    report = json.loads((out / "report.json").read_text())
+    assert report["processes"] == processes
+    assert losses(out) == pytest.approx(list(alone.training.losses), abs=1e-5)
+    for name, found in alone.evaluations.items():
+        assert [g["correct"] for g in report["evaluations"][name]["groups"]] == [g.correct for g in found.groups]
+    if processes > 2:
+        found = json.loads(call("evaluate", out, "--json", "--device", "cpu", processes=processes))
+        assert {k: v for k, v in found.items() if k != "split"} == report["evaluations"]["test"]
+
+
+@pytest.mark.slow
+def test_accelerate_launch(features: Path, tmp_path: Path) -> None:
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "-m",
+        "spurmix",
+    ]
+    settings = flags(FEATURES)
+    done = subprocess.run(
+        [*launch, "train", str(features), "--out", str(tmp_path / "run"), *settings], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["processes"] == 2
+
+
+def test_settings_come_from_defaults_recipe_file_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "waterbirds"\nseed = 3\nlearning_rate = 1\n[policy_options]\nlam = "beta(1, 3)"\n')
+    made = resolve({"seed": 4}, file)
+    assert made.seed == 4 and made.learning_rate == 1.0 and made.weight_decay == 1.0 and made.epochs == 300.0
+    assert made.keep == DEFAULT.keep
+    assert resolve({}, file, "celeba").batch_size == 64
+    assert repr(build_policy(dataclasses.replace(made, policy="balance_attributes"))).count("Beta(1, 3)") == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_settings(name: str) -> None:
+    made = resolve({}, recipe=name)
+    assert made.select == "best" and made.batch_size == RECIPES[name].batch_size
+    assert resolve({k: v for k, v in RECIPES[name].config().items()}) == made  # names and types that settings have
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+@given(texts, st.dictionaries(texts, st.one_of(st.integers(-(2**40), 2**40), st.floats(allow_nan=False, allow_infinity=False),
+       texts, st.booleans(), st.lists(st.integers(0, 9), max_size=3)), max_size=3), st.floats(0, 1e6))  # fmt: skip
+def test_settings_survive_their_file(text: str, options: dict[str, Any], rate: float) -> None:
+    config = dataclasses.replace(DEFAULT, attribute=text, policy_options=options, learning_rate=rate)
+    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
+    file = folder / "spurmix-test-settings.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert resolve({}, file) == config
+    file.unlink()
+
+
+def test_options_of_a_policy() -> None:
+    assert [option(t) for t in ("p=0.5", "alpha = 2", "labels=keep", 'lam="beta(1,2)"', "lam=fixed(0.5)", "prior=[[1, 0]]")] == [
+        ("p", 0.5), ("alpha", 2), ("labels", "keep"), ("lam", "beta(1,2)"), ("lam", "fixed(0.5)"), ("prior", [[1, 0]]),
+    ]  # fmt: skip
+    made = build_policy(RunConfig(policy="lisa", policy_options={"p": 0.25, "alpha": 1}))
+    assert made.name == "lisa" and made.lam == Beta(1)
+    assert build_policy(RunConfig(policy_options={"lam": "Fixed( 0.25 )"})).lam == Fixed(0.25)
+    assert {f.name for f in dataclasses.fields(RunConfig)} == set(FIELDS) and set(policies.__all__) >= {DEFAULT.policy}
+
+
+def test_stages_of_the_step_schedule() -> None:
+    assert [round(factor("step", k, 10, 0.0, 5), 6) for k in range(10)] == [
+        1,
+        1,
+        0.1,
+        0.1,
+        0.01,
+        0.01,
+        1e-3,
+        1e-3,
+        1e-4,
+        1e-4,
+    ]
+    assert [factor("step", k, 4, 0.5) for k in (0, 1)] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (dict(model="bert"), "model: of images one of resnet50, small, got 'bert'"),
+        (dict(model="small", weights="w.pth"), "weights: small takes none"),
+        (dict(validation_split="dev"), "validation_split must be one of train, val, test, got 'dev'"),
+        (dict(train_split="none"), "train_split must be one of train, val, test, got 'none'"),
+        (dict(attribute="place"), "attribute must be one of colour, got 'place'"),
+        (dict(policy="lisa", policy_options={"q": 1}), "policy_options: lisa takes p, alpha, got 'q'"),
+        (dict(policy="upweight"), "policy_options: upweight: "),
+        (dict(policy_options={"lam": "gamma(2)"}), "lam must be beta(a, b), uniform(low, high) or fixed(value), got 'gamma(2)'"),
+        (dict(policy_options={"lam": "beta(-1, 2)"}), "lam: 'beta(-1, 2)': Beta: a must be"),
+        (dict(model="small", crop=False, crop_size=8, flip=True), "needs crop"),
+        (dict(weights="nowhere.pth"), "there is no file"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_the_data(settings: dict[str, Any], text: str, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        here(images, tmp_path / "run", settings)
+    assert text in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("toml", "text"),
+    [
+        ("sead = 1", "run.toml: sead is no setting; there are dataset,"),
+        ("seed = -1", "run.toml: seed must be 0 or more, got -1"),
+        ("seed = 1.5", "run.toml: seed must be of type int, got 1.5"),
+        ("flip = 1", "run.toml: flip must be of type bool, got 1"),
+        ("learning_rate = nan", "run.toml: learning_rate must be 0 or more, got nan"),
+        ('schedule = "linearly"', "run.toml: schedule must be one of cosine,"),
+        ('recipe = "imagenette"', "recipe must be one of waterbirds,"),
+        ("epochs = 0", "epochs must be positive"),
+        ("seed = ", "run.toml is no TOML: "),
+    ],
+)
+def test_bad_settings_are_named(toml: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(toml)
+    with pytest.raises(ValueError) as caught:
+        resolve({}, tmp_path / "run.toml")
+    assert text in str(caught.value)
+
+
+def test_a_folder_with_a_run_is_left_alone(finished: Path, images: Path, features: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds a run already"):
+        here(images, finished, IMAGES)
+    with pytest.raises(ValueError, match=r"other settings: batch_size \(24 there, 12 here\)"):
+        here(images, finished, {**IMAGES, "batch_size": 12}, resume=True)
+    with pytest.raises(ValueError, match="holds features, the run's model is small"):
+        run.open_run(finished, str(features))
+    with pytest.raises(ValueError, match=r"holds no run: it has no config.toml"):
+        run.open_run(tmp_path)
+    (tmp_path / "config.toml").write_text((finished / "config.toml").read_text())
+    with pytest.raises(ValueError, match="is not finished"):
+        run.open_run(tmp_path)
+    data = bytearray((finished / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read as the weights of this model"):
+        run.open_run(tmp_path)
+
+
+def test_one_message_and_no_traceback(images: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("train", images, "--out", tmp_path / "run", "--policy", "magic"), capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("spurmix: --policy must be one of balance_attributes,")
+        and "Traceback" not in done.stderr
+    )
+    for arguments, text in (
+        (("train", "--out", tmp_path), "dataset: name the folder"),
+        (("train", tmp_path / "none"), "is no folder"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            invoke(*arguments)
