@@ -162,7 +162,8 @@ def draw_curves(out: Path, losses: list[float], evaluations: list[dict[str, Any]
     axes = figure.subplots()
     window = max(1, len(losses) // 100)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(np.arange(window, len(losses) + 1), smooth, color=GREY, label="loss" if window == 1 else f"loss (mean of {window} batches)")
+    named = "loss" if window == 1 else f"loss (mean of {window} batches)"
+    axes.plot(np.arange(window, len(losses) + 1), smooth, color=GREY, label=named)
     axes.set_xlabel("batches")
     axes.set_ylabel("loss")
     axes.set_ylim(bottom=0)

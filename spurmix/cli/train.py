@@ -14,6 +14,15 @@ import typer
 from spurmix.train.config import DEFAULT, FIELDS, option, resolve
 from spurmix.train.recipes import RECIPES
 
+PANELS = {
+    "attribute": "Data",
+    "model": "Model",
+    "policy": "Batches",
+    "optimizer": "Training",
+    "evaluate_every": "Evaluation and checkpoints",
+    "evaluation_batch": "Machine",
+}
+"""Headings of the help, by the setting that follows them."""
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 DatasetOption = Annotated[str | None, typer.Option(help="Another packed dataset; default: the run's.")]
 
@@ -64,18 +73,23 @@ def _signature() -> inspect.Signature:
         ),
     }
     parameters = [inspect.Parameter(n, kind, default=d, annotation=a) for n, (a, d) in own.items()]
+    panel = ""
     for name, spec in FIELDS.items():
         if name in own:
             continue
+        panel = PANELS.get(name, panel)
         default = getattr(DEFAULT, name)
         text = str(spec.metadata["help"])
         if spec.metadata["choices"]:
             text += f" One of {', '.join(spec.metadata['choices'])}."
         if name == "policy_options":
-            annotation: Any = Annotated[list[str] | None, typer.Option("--policy-option", help=f"{text} Repeatable.")]
+            several = typer.Option("--policy-option", help=f"{text} Repeatable.", rich_help_panel=panel)
+            annotation: Any = Annotated[list[str] | None, several]
         else:
-            shown = {"show_default": str(default)} if default != "" else {"show_default": False}
-            annotation = Annotated[type(default) | None, typer.Option(help=text, **shown)]
+            shown = str(default) if default != "" else False
+            annotation = Annotated[
+                type(default) | None, typer.Option(help=text, show_default=shown, rich_help_panel=panel)
+            ]
         parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
     return inspect.Signature(parameters)
 
