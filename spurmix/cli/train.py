@@ -86,10 +86,8 @@ def _signature() -> inspect.Signature:
             several = typer.Option("--policy-option", help=f"{text} Repeatable.", rich_help_panel=panel)
             annotation: Any = Annotated[list[str] | None, several]
         else:
-            shown = str(default) if default != "" else False
-            annotation = Annotated[
-                type(default) | None, typer.Option(help=text, show_default=shown, rich_help_panel=panel)
-            ]
+            text += f" Default: {default}." if default != "" else ""
+            annotation = Annotated[type(default) | None, typer.Option(help=text, rich_help_panel=panel)]
         parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
     return inspect.Signature(parameters)
 
