@@ -136,8 +136,10 @@ def read_part(config: RunConfig, dataset: PackedDataset, split: str, model: nn.M
     mean = getattr(getattr(model, "config", None), "image_mean", None)
     if isinstance(source, ImageSource) and mean is not None:
         source = source.normalised(mean, model.config.image_std)  # type: ignore[union-attr, arg-type]
-    membership, names = part.cells() if config.cells else (None, None)
-    return Part(split, source, part.groups(config.attribute or None), membership, names)
+    cells = part.cells() if config.cells else None
+    if config.cells and cells is None:
+        raise ValueError(f"cells: {dataset.path} has no attributes whose cells overlap")
+    return Part(split, source, part.groups(config.attribute or None), *(cells or ()))
 
 
 def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bool = False) -> Job:
