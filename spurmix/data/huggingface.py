@@ -117,22 +117,20 @@ def _quiet(library: Any) -> Iterator[None]:
 
 def _open(library: Any, path: str | Path, notify: Callable[[str], None]) -> dict[str, Any]:
     place = Path(path)
+    kind = _FILES.get(place.suffix.lower())
+    if place.is_file() and kind is None:
+        raise ValueError(f"{place} must be one of {', '.join(_FILES)}")
+    if not place.exists():
+        if not _HUB_NAME.fullmatch(str(path)):
+            raise ValueError(f"there is no file or folder {path}")
+        notify(f"there is no path {path} here: it is looked up on the Hugging Face hub, and downloaded")
     try:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             found = library.load_from_disk(str(place))
-        elif place.is_dir():
-            found = library.load_dataset(str(place))
         elif place.is_file():
-            if place.suffix.lower() not in _FILES:
-                raise ValueError(f"{place} must be one of {', '.join(_FILES)}")
-            found = library.load_dataset(_FILES[place.suffix.lower()], data_files=str(place))
-        elif _HUB_NAME.fullmatch(str(path)):
-            notify(f"there is no path {path} here: it is looked up on the Hugging Face hub, and downloaded")
-            found = library.load_dataset(str(path))
+            found = library.load_dataset(kind, data_files=str(place))
         else:
-            raise ValueError(f"there is no file or folder {path}")
-    except ValueError:
-        raise
+            found = library.load_dataset(str(path))
     except Exception as error:  # datasets and what it reads with raise whatever they like
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read by datasets: {reason}") from None
