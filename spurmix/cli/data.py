@@ -116,7 +116,7 @@ def pack(
         raise ValueError("--tokenizer and --max-length are for texts; name their column with --text")
     if texts and size is not None:
         raise ValueError("--size is for images")
-    part = _shard(shard)
+    part = shard_of(shard)
     columns = {"path": path_column, "text": text, "label": label, "split": split}
     found = listing_of(source, layout, root, columns, attribute or [], broken == "skip")
     for note in found.notes:
@@ -144,7 +144,7 @@ def tell_merge(target: Path, shard: tuple[int, int]) -> None:
         print(f"when all {shard[1]} shards are packed: spurmix merge --target {target}")
 
 
-def _shard(text: str | None) -> tuple[int, int]:
+def shard_of(text: str | None) -> tuple[int, int]:
     """The shard that an option names; default: that of this process."""
     from spurmix.data.job import process_shard
 
@@ -280,5 +280,7 @@ def audit(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (pack, merge, verify, inspect, audit):
+    from spurmix.cli.features import features
+
+    for command in (pack, features, merge, verify, inspect, audit):
         app.command()(command)

@@ -184,11 +184,22 @@ class PackedDataset:
         if name not in splits:
             raise ValueError(f"split must be one of {', '.join(splits)}, got {name!r}")
         begin = self.metadata.splits.index(name)
+        return self.part(begin, begin + splits[name])
+
+    def part(self, begin: int, end: int) -> PackedDataset:
+        """The examples [begin, end)."""
+        if not 0 <= begin <= end <= len(self):
+            raise IndexError(f"part must lie in [0, {len(self)}], got [{begin}, {end})")
         part = object.__new__(PackedDataset)
         part.__dict__.update(self.__dict__)
-        part.metadata = self.metadata.take(np.arange(begin, begin + splits[name]))
+        part.metadata = self.metadata.take(np.arange(begin, end))
         part._begin = self._begin + begin
         return part
+
+    def digest(self) -> str:
+        """A hex digest of the whole dataset's checksums: equal for equal files."""
+        files = {name: record["checksums"] for name, record in sorted(self._description["files"].items())}
+        return hashlib.blake2b(json.dumps([self.kind, files]).encode(), digest_size=16).hexdigest()
 
     def _map(self, number: int) -> NDArray[Any]:
         return np.load(self.path / ARRAYS[self.kind][number], mmap_mode="r", allow_pickle=False)
