@@ -71,7 +71,7 @@ def test_shards_and_merge(table: Path, tmp_path: Path) -> None:
     [
         (("pack", "nowhere.csv", "t", "--layout", "table"), "there is no file nowhere.csv"),
         (("pack", "nowhere", "t"), "there is no folder nowhere"),
-        (("pack", "nowhere", "t", "--shard", "x"), "there is no folder"),
+        (("pack", "nowhere", "t", "--shard", "x"), "--shard must be i/n, such as 0/4, got 'x'"),
         (("inspect", "nowhere"), "nowhere is no folder"),
         (("verify", "nowhere"), "nowhere is no folder"),
         (("audit", "nowhere", "--policy", "magic"), "--policy must be one of erm,"),
