@@ -75,6 +75,11 @@ def main() -> None:
     with survived(STEP, CASE, "loader"):
         batches = iter(MixLoader(ImageSource(pictures.images), pictures.groups, pictures.policy, batch, **options))
         per_call("loader, resident", "ours", lambda: next(batches))
+    for name, dtype in (("from the host", torch.bfloat16), ("gathered, float32", torch.float32)):
+        with survived(STEP, CASE, f"loader, {name}"):
+            source = ImageSource(pictures.cpu)
+            host = iter(MixLoader(source, pictures.groups, pictures.policy, batch, **options | {"dtype": dtype}))
+            per_call(f"loader, {name}", "ours", lambda host=host: next(host))  # type: ignore[misc]
     with survived(STEP, CASE, "loader, static batch"):
         loader = MixLoader(ImageSource(pictures.images), pictures.groups, pictures.policy, batch, **options)
         static = loader.static_batch()

@@ -100,9 +100,9 @@ def resnet() -> None:
     def synthetic() -> None:
         update(lambda: F.mixed_cross_entropy(model(fixed), *ends, drawn.lam))
 
-    def loaded(source: ImageSource) -> Step:
+    def loaded(source: ImageSource, dtype: torch.dtype) -> Step:
         loader = MixLoader(
-            source, pictures.groups, pictures.policy, batch, steps=10**6, device=device(), dtype=torch.bfloat16,
+            source, pictures.groups, pictures.policy, batch, steps=10**6, device=device(), dtype=dtype,
             channels_last=True,
         )  # fmt: skip
         batches = iter(loader)
@@ -145,12 +145,14 @@ def resnet() -> None:
         "spurmix loader, resident": lambda: ImageSource(pictures.images),
         "spurmix loader, pinned": lambda: ImageSource(pictures.cpu).pinned(),
         "spurmix loader, from the host": lambda: ImageSource(pictures.cpu),
+        "spurmix loader, gathered": lambda: ImageSource(pictures.cpu),
     }
     for name, source in ways.items():
         if dry() and "pinned" in name:
             continue
         with survived(STEP, "resnet50_256", name):
-            steps[name] = loaded(source())
+            # The host's images are gathered for float32, of which they are half the bytes; bfloat16 is mixed there.
+            steps[name] = loaded(source(), torch.float32 if "gathered" in name else torch.bfloat16)
     steps |= {"eager mixing, dense targets": eager, "DataLoader, eager mixing": from_workers}
     in_turns("resnet50_256", steps, {"DataLoader, eager mixing": f"{workers} workers, uint8"})
 

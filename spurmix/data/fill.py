@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurmix.core.groups import GroupIndex
 from spurmix.data.batch import Batch, TokenPairs
 from spurmix.data.prefetch import Fill
 from spurmix.data.ring import narrowed
-from spurmix.data.sources import FeatureSource, ImageSource
+from spurmix.data.sources import FeatureSource, ImageSource, as_tensor
 from spurmix.data.text import TokenSource
 from spurmix.ops.augment import Augment
 from spurmix.ops.backends import implementation
@@ -147,3 +148,10 @@ def _bucketed(source: TokenSource, stream: Stream, count: int, bucket: int, step
         return index[chosen], partner[chosen], lam[chosen], group[chosen]
 
     return drawn
+
+
+def label_tensor(groups: GroupIndex) -> Tensor:
+    """The labels as a tensor of an integer dtype the ops read; unsigned ones torch cannot index by are converted."""
+    labels = groups.labels
+    kind = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}.get(labels.dtype.name)
+    return as_tensor(labels.astype(kind) if kind else labels, "labels").contiguous()

@@ -9,9 +9,36 @@ import torch
 from torch import Tensor, cuda
 
 from spurmix.data.batch import Batch
+from spurmix.data.ring import Ring
+from spurmix.data.sources import ImageSource, Source
+from spurmix.data.window import WindowedImages
 
 Refill = Callable[[Tensor, Batch], None]
 """refill(counter, batch): the samples from the number in `counter`, int64 `[1]` on the device, on into `batch`."""
+
+
+def delivery_device(source: Source, device: torch.device | str | None) -> torch.device:
+    """Where batches go, with the number of a GPU filled in.
+
+    Raises:
+        ValueError: where CUDA is not available, or the source lies on another GPU.
+    """
+    wanted = torch.device(device) if device is not None else source.device
+    if wanted.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device: {wanted} was asked for, but CUDA is not available here")
+        if wanted.index is None:
+            wanted = torch.device("cuda", torch.cuda.current_device())
+    if source.device.type == "cuda" and source.device != wanted:
+        raise ValueError(f"device: batches are to go to {wanted}, but the source is on {source.device}; move it there")
+    return wanted
+
+
+def reads_host(source: Source, device: torch.device) -> bool:
+    """Whether kernels on `device` read the source where it is: pinned images of the host."""
+    if device.type != "cuda" or not isinstance(source, ImageSource) or isinstance(source, WindowedImages):
+        return False
+    return source.device.type == "cpu" and source.images.is_pinned()
 
 
 class SideStream(Iterator[Batch]):
@@ -22,10 +49,11 @@ class SideStream(Iterator[Batch]):
 
     Args:
         produce: queues a batch on the current stream; raises StopIteration after the last.
+        ring: what the batches' buffers on the device come from, if they are reused.
     """
 
-    def __init__(self, produce: Iterator[Batch], device: torch.device, ahead: int) -> None:
-        self._produce, self._device, self._ahead = produce, device, ahead
+    def __init__(self, produce: Iterator[Batch], device: torch.device, ahead: int, ring: Ring | None = None) -> None:
+        self._produce, self._device, self._ahead, self._ring = produce, device, ahead, ring
         self._stream = cuda.Stream(device)
         self._queued: deque[tuple[Batch, cuda.Event]] = deque()
 
@@ -56,6 +84,9 @@ class SideStream(Iterator[Batch]):
     def close(self) -> None:
         """Let the consumer's stream wait for what is queued here: what both use may be freed or used anew after that."""
         cuda.current_stream(self._device).wait_stream(self._stream)
+        if self._ring is not None:
+            self._ring.unused(len(self._queued))
+        self._queued.clear()
 
 
 class StaticBatch:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
-from spurmix.data.fill import Stream, Write, feature_writer, fill_by, fill_tokens, image_writer
-from spurmix.data.gpu import SideStream, StaticBatch
+from spurmix.data.fill import Stream, Write, feature_writer, fill_by, fill_tokens, image_writer, label_tensor
+from spurmix.data.gather import Gathered, Mixer, fill_gathered, gather_buffers, pays
+from spurmix.data.gpu import SideStream, StaticBatch, delivery_device, reads_host
 from spurmix.data.prefetch import Fill, Prefetcher
 from spurmix.data.ring import Ring, batch_buffers, check_pinning, token_buffers
-from spurmix.data.sources import FeatureSource, ImageSource, Source, as_source, as_tensor
+from spurmix.data.sources import FeatureSource, ImageSource, as_source
 from spurmix.data.text import TokenSource
 from spurmix.data.window import WindowedImages, fill_windows
 from spurmix.ops import flags, validate
@@ -41,10 +41,11 @@ class MixLoader:
         seed: of the sequence, in [0, 2^63).
         steps: batches in the run; or `epochs`: passes over N samples, rounded up to whole batches. Default: one epoch.
         device: where batches are delivered; default: where the source is. A source on a GPU is mixed there, on the
-            consumer's current stream. For a GPU, a pinned source (`ImageSource.pinned()`) is read by the GPU's kernels,
-            and any other is mixed on the CPU and its batches are copied, both on a stream of their own, ahead of the
-            consumer. Work on a batch queued on other streams than the current one must be waited for before the batch's
-            lifetime ends.
+            consumer's current stream. For a GPU, a pinned source (`ImageSource.pinned()`) is read by the GPU's kernels.
+            Other images are gathered by the background thread and mixed on the GPU where that is less to copy; where it
+            is not, and for features and texts, batches are made on the CPU and copied. All on a stream of its own, ahead
+            of the consumer. Work on a batch queued on other streams than the current one must be waited for before the
+            batch's lifetime ends.
         dtype: float32, float16 or bfloat16 of the input.
         channels_last: memory format of image inputs.
         augment: `Augment` for images, or None.
@@ -54,8 +55,8 @@ class MixLoader:
             batches were taken (with prefetch=0, until the next one). Autograd notices a violation: the buffer's version
             changes when it is refilled. With SPURMIX_DEBUG_RING=1 in the environment when iteration starts, every other
             use shows too: a batch is overwritten with NaN and the smallest integers as soon as its lifetime ends.
-        pin_memory: pin the buffers of batches that are mixed on the CPU, so that they are copied to a CUDA `device`
-            while the CPU goes on; default: where they are copied to one.
+        pin_memory: pin the buffers that are filled on the CPU, so that they are copied to a CUDA `device` while the CPU
+            goes on; default: where they are copied to one.
         bucket: texts only: within each window of `bucket` batches, samples are handed to batches by length, so that less
             is padding. Who is drawn in a window does not change, hence windows of whole schedule periods are balanced
             exactly, their single batches are not. Everything stays a function of (seed, step); a last window that the
@@ -101,11 +102,11 @@ class MixLoader:
     ) -> None:
         self.source = as_source(source)
         self.groups, self.policy = groups, policy
-        self.batch_size = _integer(batch_size, "batch_size", 1)
-        self.world_size = _integer(world_size, "world_size", 1)
-        self.rank = _integer(rank, "rank", 0)
-        self.prefetch = _integer(prefetch, "prefetch", 0)
-        self.seed = _integer(seed, "seed", 0)
+        self.batch_size = validate.integer(batch_size, "batch_size", 1)
+        self.world_size = validate.integer(world_size, "world_size", 1)
+        self.rank = validate.integer(rank, "rank", 0)
+        self.prefetch = validate.integer(prefetch, "prefetch", 0)
+        self.seed = validate.integer(seed, "seed", 0)
         if self.rank >= self.world_size:
             raise ValueError(f"rank must lie in [0, world_size) = [0, {self.world_size}), got {rank}")
         if self.batch_size % self.world_size:
@@ -116,8 +117,8 @@ class MixLoader:
         self.steps = _steps(steps, epochs, groups.num_examples, self.batch_size)
         validate.sequence_position(self.seed, 0, self.steps * self.batch_size)
         self.dtype = validate.float_dtype(dtype)
-        self.device = _delivery_device(self.source, device)
-        self._reads_host = self.device.type == "cuda" and self.source.device.type == "cpu" and _is_pinned(self.source)
+        self.device = delivery_device(self.source, device)
+        self._reads_host = reads_host(self.source, self.device)
         self._made_on = self.device if self._reads_host else self.source.device
         copied = self.device.type == "cuda" and self._made_on.type == "cpu"
         self.copy, self.pin_memory = bool(copy), copied if pin_memory is None else bool(pin_memory)
@@ -127,11 +128,14 @@ class MixLoader:
         self.augment = augment if augment is not None else NO_AUGMENT
         if not isinstance(self.augment, Augment):
             raise TypeError(f"augment must be an Augment or None, got {type(augment).__name__}")
-        self.bucket = _integer(bucket, "bucket", 1)
-        self._labels = _label_tensor(groups).to(self._made_on)
+        self.bucket = validate.integer(bucket, "bucket", 1)
+        self._labels = label_tensor(groups).to(self._made_on)
         self._tables = self.tables.to(self._made_on)
         self._step = 0
         self._active: weakref.ref[Prefetcher] | None = None
+        self._side: weakref.ref[SideStream] | None = None
+        self._gathers = False  # whether images are copied as they are, and mixed on the device
+        self._mixer: Mixer | None = None
         self._ring: Ring | None = None
         self._fill: Fill | None = None  # of `batch`
         text = isinstance(self.source, TokenSource)
@@ -142,6 +146,7 @@ class MixLoader:
         if isinstance(self.source, ImageSource):
             height, width, channels = self.source.shape
             self._shape: tuple[int, ...] = (channels, *self.augment.output_size(height, width))
+            self._gathers = copied and pays(self.source, math.prod(self._shape) * self.dtype.itemsize, self.augment)
             return
         if augment is not None or channels_last:
             name = "augment" if augment is not None else "channels_last"
@@ -161,7 +166,7 @@ class MixLoader:
 
     def set_step(self, step: int) -> None:
         """Continue with batch number `step`, 0 to len(loader)."""
-        step = _integer(step, "step", 0)
+        step = validate.integer(step, "step", 0)
         if step > self.steps:
             raise ValueError(f"step must lie in [0, {self.steps}], got {step}")
         self._stop("the loader was set to another step; iterate over it again")
@@ -176,12 +181,14 @@ class MixLoader:
         Raises:
             IndexError: for a step outside the run.
         """
-        step = _integer(step, "step", 0)
+        step = validate.integer(step, "step", 0)
         if step >= self.steps:
             raise IndexError(f"step must lie in [0, {self.steps}), got {step}")
         if self._fill is None:
             self._fill = self._filler()
         batch = self._fill(step, None)
+        if self._gathers:
+            return self._new_mixer(Ring(lambda: None, 1, ahead=False))(batch)
         return batch if self.device.type == "cpu" else batch.to(self.device)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -190,12 +197,17 @@ class MixLoader:
             self._step = 0
         on_gpu = self._made_on.type == "cuda"
         if self._ring is None:
-            make = (lambda: None) if self.copy else self._ring_buffers()
+            make = (lambda: None) if self.copy and not self._gathers else self._ring_buffers()
             # What a side stream makes ahead of the consumer is kept as long as it takes to be asked for, and then as ever.
             lifetime = max(1, self.prefetch)
             self._ring = Ring(make, lifetime + self._ahead if self._reads_host else self.prefetch, ahead=not on_gpu)
         debug = os.environ.get("SPURMIX_DEBUG_RING", "0") not in ("", "0")
         threads = 0 if on_gpu else self.prefetch
+        if self._gathers:
+            if self._mixer is None:
+                to = (lambda: None) if self.copy else self._buffers(True, self.device)
+                self._mixer = self._new_mixer(Ring(to, max(1, self.prefetch) + self._ahead, ahead=False))
+            self._mixer.ring.restart(debug)
         batches = Prefetcher(self._filler(), range(self._step, self.steps), self._ring, threads, debug)
         self._active = weakref.ref(batches)
         return self._iterate(batches)
@@ -209,8 +221,10 @@ class MixLoader:
         delivered: Iterator[Batch] = batches
         side: SideStream | None = None
         if self.device.type == "cuda" and (self._reads_host or self._made_on.type == "cpu"):
-            side = SideStream(batches if self._reads_host else self._copied(batches), self.device, self._ahead)
-            delivered = side
+            produced = batches if self._reads_host else self._copied(batches)
+            ring = self._mixer.ring if self._mixer is not None else self._ring if self._reads_host else None
+            delivered = side = SideStream(produced, self.device, self._ahead, ring)
+            self._side = weakref.ref(side)
         elif self._made_on != self.device:
             delivered = self._copied(batches)
         try:
@@ -225,9 +239,9 @@ class MixLoader:
 
     def _copied(self, batches: Prefetcher) -> Iterator[Batch]:
         """Batches on the device they are delivered to; the buffers they come from are kept until they were copied."""
-        waits = self.pin_memory and not self.copy and self.device.type == "cuda"
+        waits = self.pin_memory and (self._gathers or not self.copy) and self.device.type == "cuda"
         for batch in batches:
-            there = batch.to(self.device, non_blocking=True)
+            there = self._mixer(batch) if self._mixer is not None else batch.to(self.device, non_blocking=True)
             if waits:
                 assert self._ring is not None
                 self._ring.copied(self.device)
@@ -237,17 +251,32 @@ class MixLoader:
         active = self._active() if self._active is not None else None
         if active is not None:
             active.close(reason)
-        self._active = None
+        side = self._side() if self._side is not None else None
+        if side is not None:
+            side.close()
+        self._active = self._side = None
 
-    def _ring_buffers(self) -> partial[Batch]:
+    def _ring_buffers(self) -> Callable[[], Batch]:
         if isinstance(self.source, TokenSource):
             return partial(self._token_buffers(reusable=True), self.source.width(self.source.longest))
-        return self._buffers(reusable=True)
+        return self._gather_buffers(True) if self._gathers else self._buffers(reusable=True)
 
     def _token_buffers(self, reusable: bool) -> partial[Batch]:
         return partial(token_buffers, batch=self.local_batch_size, reusable=reusable, pin_memory=self.pin_memory)
 
-    def _buffers(self, reusable: bool) -> partial[Batch]:
+    def _gather_buffers(self, reusable: bool) -> partial[Gathered]:
+        assert isinstance(self.source, ImageSource)
+        return partial(
+            gather_buffers, self.local_batch_size, self.source, self.augment, reusable, self.pin_memory, self._made_on
+        )
+
+    def _new_mixer(self, ring: Ring) -> Mixer:
+        assert isinstance(self.source, ImageSource)
+        there = gather_buffers(self.local_batch_size, self.source, self.augment, False, False, self.device)
+        return Mixer(self.source, there, ring, self._buffers(False, self.device))
+
+    def _buffers(self, reusable: bool, device: torch.device | None = None) -> partial[Batch]:
+        place = device if device is not None else self._made_on
         return partial(
             batch_buffers,
             self.local_batch_size,
@@ -255,8 +284,8 @@ class MixLoader:
             self.dtype,
             self.channels_last,
             reusable,
-            self.pin_memory and self._made_on.type == "cpu",
-            self._made_on,
+            self.pin_memory and place.type == "cpu",
+            place,
         )
 
     @property
@@ -273,6 +302,10 @@ class MixLoader:
         if isinstance(self.source, TokenSource):
             fresh_tokens = self._token_buffers(reusable=False)
             return fill_tokens(self.source, self._stream, self.local_batch_size, self.bucket, self.steps, fresh_tokens)
+        if self._gathers:
+            assert isinstance(self.source, ImageSource)
+            gathered = self._gather_buffers(reusable=False)
+            return fill_gathered(self.source, self._stream, self.augment, self.local_batch_size, self.steps, gathered)
         fresh = self._buffers(reusable=False)
         if isinstance(self.source, WindowedImages):
             return fill_windows(self.source, self._stream, self.augment, self.local_batch_size, self.steps, fresh)
@@ -346,45 +379,12 @@ class MixLoader:
         )
 
 
-def _integer(value: Any, name: str, low: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    number = int(value)
-    if number < low:
-        raise ValueError(f"{name} must be {low} or more, got {number}")
-    return number
-
-
-def _delivery_device(source: Source, device: torch.device | str | None) -> torch.device:
-    """Where batches go, with the number of a GPU filled in."""
-    wanted = torch.device(device) if device is not None else source.device
-    if wanted.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device: {wanted} was asked for, but CUDA is not available here")
-        if wanted.index is None:
-            wanted = torch.device("cuda", torch.cuda.current_device())
-    if source.device.type == "cuda" and source.device != wanted:
-        raise ValueError(f"device: batches are to go to {wanted}, but the source is on {source.device}; move it there")
-    return wanted
-
-
-def _is_pinned(source: Source) -> bool:
-    return isinstance(source, ImageSource) and not isinstance(source, WindowedImages) and source.images.is_pinned()
-
-
 def _steps(steps: int | None, epochs: float | None, examples: int, batch_size: int) -> int:
     if steps is not None and epochs is not None:
         raise ValueError("steps and epochs: give one of them")
     if steps is not None:
-        return _integer(steps, "steps", 1)
+        return validate.integer(steps, "steps", 1)
     passes = 1.0 if epochs is None else float(epochs)
     if not (math.isfinite(passes) and passes > 0):
         raise ValueError(f"epochs must be a positive number, got {epochs!r}")
     return max(1, math.ceil(passes * examples / batch_size))
-
-
-def _label_tensor(groups: GroupIndex) -> Tensor:
-    """The labels as a tensor of an integer dtype the ops read; unsigned ones torch cannot index by are converted."""
-    labels = groups.labels
-    kind = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}.get(labels.dtype.name)
-    return as_tensor(labels.astype(kind) if kind else labels, "labels").contiguous()

@@ -127,7 +127,7 @@ def poison(batch: Batch) -> None:
     """
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     for tensor in batch.tensors():
-        if tensor.dtype == torch.bool:
+        if tensor.itemsize == 1:
             bits, value = tensor, 1
         else:  # all bits set are a NaN
             bits = tensor.view(integers[tensor.itemsize])
@@ -189,6 +189,10 @@ class Ring:
     def hand_out(self, buffers: Batch | None) -> None:
         """What lies in `buffers` is the consumer's from now on."""
         self._held.append(buffers)
+
+    def unused(self, count: int) -> None:
+        """The `count` that were handed out last were not asked for: they are the first to be filled again."""
+        self._held.rotate(count)
 
     def copied(self, device: torch.device) -> None:
         """A copy of what was handed out last, pinned, to `device` was queued: it is not taken back before that is done."""

@@ -114,33 +114,33 @@ class WindowedImages(ImageSource):
 
 
 @dataclass(frozen=True)
-class _Window:
-    """The draws of some batches, and their images: `place` in `images` of index and partner of each sample."""
+class Picked:
+    """The samples of a batch, and images that hold theirs: `place` in `images` of index and partner of each sample."""
 
     images: Tensor
     drawn: tuple[Tensor, ...]  # index, partner, lam, group
     place: tuple[Tensor, Tensor]
 
+    def part(self, part: slice) -> Picked:
+        """Some of the samples."""
+        index, partner = self.place
+        return Picked(self.images, tuple(d[part] for d in self.drawn), (index[part], partner[part]))
 
-def fill_windows(
-    source: WindowedImages,
-    stream: Stream,
-    augment: Augment,
-    count: int,
-    steps: int,
-    fresh: Callable[[], Batch],
-) -> Fill:
-    """Batches of `count` samples, their images read a window at a time; the next window is read meanwhile."""
+
+Pick = Callable[[int], Picked]
+"""pick(step): this rank's samples of batch number `step`; the images hold until the next call."""
+
+
+def pick_windows(source: WindowedImages, stream: Stream, count: int, steps: int) -> Pick:
+    """The samples of batches of `count`, their images read a window at a time; the next window is read meanwhile."""
     draw = implementation("draw", "auto", torch.device("cpu"))
-    mix = implementation("mix_images_out", "auto", torch.device("cpu"))
-    labels, keep = stream.labels, stream.tables.keeps_labels
     reader = ThreadPoolExecutor(1, "spurmix-window")
     room = (2 * count * source.window, *source.shape)
     memory = [empty(math.prod(room), np.uint8).reshape(room) for _ in range(2)]
-    ahead: dict[int, Future[_Window]] = {}
-    kept: dict[int, _Window] = {}
+    ahead: dict[int, Future[Picked]] = {}
+    kept: dict[int, Picked] = {}
 
-    def read(number: int) -> _Window:
+    def read(number: int) -> Picked:
         batches = range(number * source.window, min((number + 1) * source.window, steps))
         parts = [
             draw(stream.tables.packed, stream.tables.members, stream.seed, k * stream.batch_size + stream.first, count)
@@ -151,9 +151,9 @@ def fill_windows(
         rows, place = np.unique(both, return_inverse=True)
         images = source.read(rows, memory[number % 2])
         index, partner = torch.from_numpy(place.astype(np.int64)).chunk(2)
-        return _Window(torch.from_numpy(images), drawn, (index, partner))
+        return Picked(torch.from_numpy(images), drawn, (index, partner))
 
-    def window(number: int) -> _Window:
+    def window(number: int) -> Picked:
         if number not in kept:
             waiting = ahead.pop(number, None)
             for other in ahead.values():  # of a place the loader left: its memory is needed now
@@ -166,16 +166,33 @@ def fill_windows(
                 ahead[number + 1] = reader.submit(read, number + 1)
         return kept[number]
 
+    def pick(step: int) -> Picked:
+        number, at = divmod(step, source.window)
+        return window(number).part(slice(at * count, (at + 1) * count))
+
+    return pick
+
+
+def fill_windows(
+    source: WindowedImages,
+    stream: Stream,
+    augment: Augment,
+    count: int,
+    steps: int,
+    fresh: Callable[[], Batch],
+) -> Fill:
+    """Batches of `count` samples, their images read a window at a time."""
+    mix = implementation("mix_images_out", "auto", torch.device("cpu"))
+    labels, keep = stream.labels, stream.tables.keeps_labels
+    pick = pick_windows(source, stream, count, steps)
+
     def fill(step: int, buffers: Batch | None) -> Batch:
         batch = buffers if buffers is not None else fresh()
-        number, at = divmod(step, source.window)
-        now = window(number)
-        part = slice(at * count, (at + 1) * count)
+        now = pick(step)
         for field, values in zip((batch.index, batch.partner, batch.lam, batch.group), now.drawn, strict=True):
-            field.copy_(values[part])
-        index, partner = (p[part] for p in now.place)
-        boxes, flips = _augmented(source, stream, augment, step, count)
-        mix(now.images, index, partner, batch.lam, source.mean, source.std, boxes, flips, batch.input)
+            field.copy_(values)
+        boxes, flips = augmented(source, stream, augment, step, count)
+        mix(now.images, *now.place, batch.lam, source.mean, source.std, boxes, flips, batch.input)
         batch.label.copy_(labels.index_select(0, batch.index))
         batch.partner_label.copy_(batch.label if keep else labels.index_select(0, batch.partner))
         torch.autograd.graph.increment_version(batch.tensors())
@@ -184,8 +201,8 @@ def fill_windows(
     return fill
 
 
-def _augmented(
-    source: WindowedImages, stream: Stream, augment: Augment, step: int, count: int
+def augmented(
+    source: ImageSource, stream: Stream, augment: Augment, step: int, count: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Crop boxes `[B, 2, 4]` and flips `[B, 2]` of a batch, as the fused op draws them."""
     start, host = step * stream.batch_size + stream.first, host_module()

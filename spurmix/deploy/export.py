@@ -9,9 +9,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from spurmix.data.text import TokenSource
 from spurmix.deploy.export_text import ExportError, StoredTokenizer
 from spurmix.deploy.predictor import Predictor
 from spurmix.train.evaluate import predict, reading_order
-from spurmix.train.metrics import Evaluation, evaluate_logits
+from spurmix.train.metrics import Evaluation, check_options, evaluate_logits
 from spurmix.train.models import logits_of
 from spurmix.train.text import unwrapped
 
@@ -137,25 +136,20 @@ def export_onnx(
         raise ValueError(f"source has {len(data)} examples, the groups have {groups.num_examples}")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance!r}")
+    options: Any = dict(
+        train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
+    )
+    check_options(groups, **options)
+    _check_names(class_names, groups)
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}-{os.getpid()}.onnx")
     text = None
     if isinstance(data, TokenSource):
         text = StoredTokenizer(tokenizer, data, model, target)
     elif tokenizer is not None:
         raise ValueError("tokenizer is for texts; this source holds none")
-    measure = partial(
-        evaluate_logits, groups=groups, train_groups=train_groups, membership=membership, cell_names=cell_names,
-        min_group_size=min_group_size,
-    )  # fmt: skip
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-    except OSError as error:
-        raise ValueError(f"path: cannot write into {target.parent} ({error.strerror})") from None
-    try:
+    with _file_beside(target) as temporary:
         expected = predict(model, data, batch_size=batch_size).numpy()
-        evaluation = measure(expected)
+        evaluation = evaluate_logits(expected, groups, **options)
         names = list(class_names or groups.class_names or map(str, range(expected.shape[1])))
         if len(names) != expected.shape[1]:
             raise ValueError(f"class_names: {len(names)} names for {expected.shape[1]} classes")
@@ -165,13 +159,48 @@ def export_onnx(
         _write(model, data, temporary, opset, metadata)
         predictor = Predictor(temporary) if text is None else text.predictor(temporary)
         actual = _run(predictor, data, expected, batch_size)
-        report = _prove(target, actual, expected, measure(actual), evaluation, tolerance)
+        proven = evaluate_logits(actual, groups, **options)
+        report = _prove(target, actual, expected, proven, evaluation, tolerance)
         if text is not None:
             text.write()
         temporary.replace(target)
         return report
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _file_beside(target: Path) -> Iterator[Path]:
+    """An empty file in the folder of `target`, which is made; where it fails, nothing is left that was made here.
+
+    Raises:
+        ValueError: where the folder cannot be written into.
+    """
+    temporary = target.with_name(f".{target.stem}-{os.getpid()}.onnx")
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+        except OSError as error:
+            raise ValueError(f"path: cannot write into {target.parent} ({error.strerror})") from None
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that somebody put something into stays
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def _check_names(class_names: Sequence[str] | None, groups: GroupIndex) -> None:
+    """Check names of classes as far as it goes without logits."""
+    if class_names is None:
+        return
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise TypeError(f"class_names must be a sequence of strings, got {class_names!r}")
+    if len(class_names) <= groups.labels.max():
+        raise ValueError(f"class_names: {len(class_names)} names, but labels go up to {groups.labels.max()}")
 
 
 def _metadata(data: Source, names: list[str], evaluation: Evaluation) -> dict[str, Any]:

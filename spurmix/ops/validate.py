@@ -78,6 +78,16 @@ def float_dtype(dtype: Any, name: str = "dtype", allowed: Sequence[torch.dtype] 
     return dtype
 
 
+def integer(value: Any, name: str, low: int) -> int:
+    """Check an integer of any kind that is `low` or more; a Python one."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    number = int(value)
+    if number < low:
+        raise ValueError(f"{name} must be {low} or more, got {number}")
+    return number
+
+
 def sequence_position(seed: int, start: int, count: int) -> None:
     """Check seed, start and count of a draw."""
     for name, value in (("seed", seed), ("start", start), ("count", count)):

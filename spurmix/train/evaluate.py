@@ -14,7 +14,7 @@ from spurmix.core.progress import bar
 from spurmix.data.sources import Source, as_source
 from spurmix.data.text import TokenSource
 from spurmix.ops.flags import check
-from spurmix.train.metrics import Cells, Evaluation, evaluate_logits
+from spurmix.train.metrics import Evaluation, check_options, evaluate_logits
 from spurmix.train.models import device_of, logits_of
 from spurmix.train.text import apply
 
@@ -135,10 +135,9 @@ def evaluate(
     source = as_source(source)
     if len(source) != groups.num_examples:
         raise ValueError(f"source has {len(source)} examples, the groups have {groups.num_examples}")
-    if membership is not None:  # before the model works for minutes
-        Cells.of(membership, cell_names, groups.num_examples)
+    options: Any = dict(
+        train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
+    )
+    check_options(groups, **options)
     logits = predict(model, source, batch_size=batch_size, device=device, sharded=sharded)
-    return evaluate_logits(
-        logits, groups, train_groups=train_groups, membership=membership, cell_names=cell_names,
-        min_group_size=min_group_size,
-    )  # fmt: skip
+    return evaluate_logits(logits, groups, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,12 +152,8 @@ def summarise(
         train_groups: groups whose sizes weigh the adjusted average, matched by (label, attribute); default `groups`.
         cells: overlapping cells, which then decide the worst group.
         min_group_size: groups (cells) of fewer examples are reported but do not decide it.
-
-    Raises:
-        ValueError: where no training group matches an evaluated one, or no group is large enough.
+        The options as `check_options` wants them.
     """
-    if isinstance(min_group_size, bool) or not isinstance(min_group_size, int) or min_group_size < 1:
-        raise ValueError(f"min_group_size must be a positive integer, got {min_group_size!r}")
     total = confusion.sum(axis=(1, 2))
     rows = [
         _row(groups.group_name(int(g)), int(groups.group_labels[g]), int(groups.group_attributes[g]), confusion[g],
@@ -164,14 +161,8 @@ def summarise(
         for g in np.flatnonzero(total)
     ]  # fmt: skip
     accuracies = np.array([r.accuracy for r in rows])
-    weights = np.array([_weight(r, train_groups) for r in rows], dtype=np.float64)
-    if not weights.any():
-        raise ValueError("train_groups: none of the evaluated groups occurs in training")
-    deciding = [r for r in cells or rows if r.decides]
-    if not deciding:
-        largest = max(r.count for r in cells or rows)
-        raise ValueError(f"min_group_size {min_group_size}: the largest group has only {largest} examples")
-    worst = min(deciding, key=lambda r: r.accuracy)
+    weights = np.array([_weight(r.label, r.attribute, r.count, train_groups) for r in rows], dtype=np.float64)
+    worst = min((r for r in cells or rows if r.decides), key=lambda r: r.accuracy)
     return Evaluation(
         tuple(rows),
         worst.accuracy,
@@ -185,11 +176,42 @@ def summarise(
     )
 
 
-def _weight(row: GroupAccuracy, train_groups: GroupIndex | None) -> int:
+def _weight(label: int, attribute: int, count: int, train_groups: GroupIndex | None) -> int:
     if train_groups is None:
-        return row.count
-    same = (train_groups.group_labels == row.label) & (train_groups.group_attributes == row.attribute)
+        return count
+    same = (train_groups.group_labels == label) & (train_groups.group_attributes == attribute)
     return int(train_groups.sizes[same].sum())
+
+
+def check_options(
+    groups: GroupIndex,
+    *,
+    train_groups: GroupIndex | None = None,
+    membership: Any = None,
+    cell_names: Sequence[str] | None = None,
+    min_group_size: int = 1,
+) -> tuple[Cells | None, int]:
+    """What `evaluate` can check before a model works for minutes: the cells, and min_group_size as a Python integer.
+
+    Raises:
+        TypeError, ValueError: as of `evaluate`, for all that needs no logits.
+    """
+    if isinstance(min_group_size, bool) or not hasattr(min_group_size, "__index__") or min_group_size < 1:
+        raise ValueError(f"min_group_size must be a positive integer, got {min_group_size!r}")
+    if train_groups is not None and not isinstance(train_groups, GroupIndex):
+        raise TypeError(f"train_groups must be a GroupIndex, got {type(train_groups).__name__}")
+    if membership is None and cell_names is not None:
+        raise ValueError("cell_names: there is no membership matrix that they name the columns of")
+    cells = Cells.of(membership, cell_names, groups.num_examples) if membership is not None else None
+    if cells is not None and not cells.members.any():
+        raise ValueError("membership: no example lies in any cell")
+    found = zip(groups.group_labels.tolist(), groups.group_attributes.tolist(), groups.sizes.tolist(), strict=True)
+    if not any(count and _weight(label, attribute, count, train_groups) for label, attribute, count in found):
+        raise ValueError("train_groups: none of the evaluated groups occurs in training")
+    largest = int((cells.members.sum(axis=0) if cells is not None else groups.sizes).max())
+    if largest < min_group_size:
+        raise ValueError(f"min_group_size {min_group_size}: the largest group has only {largest} examples")
+    return cells, operator.index(min_group_size)
 
 
 def confusion_of(
@@ -213,8 +235,6 @@ def _cell_rows(
         table = confusion_of(own, predicted[member], np.zeros_like(own), (1, classes))[0]
         label = int(own[0]) if (own == own[0]).all() else MIXED
         rows.append(_row(name, label, MIXED, table, min_group_size))
-    if not rows:
-        raise ValueError("membership: no example lies in any cell")
     return tuple(rows)
 
 
@@ -233,9 +253,9 @@ def evaluate_logits(
         TypeError, ValueError: for another number of rows, logits that are not finite, labels the logits have no class
             for, or a membership matrix that does not fit.
     """
-    if membership is None and cell_names is not None:
-        raise ValueError("cell_names: there is no membership matrix that they name the columns of")
-    cells = Cells.of(membership, cell_names, groups.num_examples) if membership is not None else None
+    cells, min_group_size = check_options(
+        groups, train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
+    )
     array = np.asarray(logits.detach().cpu().float() if hasattr(logits, "detach") else logits)
     if array.ndim != 2 or array.shape[0] != groups.num_examples:
         raise ValueError(f"logits must have shape [{groups.num_examples}, classes], got {list(array.shape)}")

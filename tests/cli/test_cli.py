@@ -67,6 +67,40 @@ def test_a_file_that_disagrees_is_refused_and_nothing_is_left(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (dict(class_names=["a", "b"]), "class_names: 2 names, but labels go up to 2"),
+        (dict(membership=np.ones((9, 2), dtype=bool)), "membership must have shape"),
+        (dict(min_group_size=51), "the largest group has only"),
+        (dict(train_groups=GroupIndex([9])), "train_groups"),
+    ],
+)
+def test_options_of_an_export_are_checked_before_the_model_works(options: dict, text: str, tmp_path: Path) -> None:
+    class Untouched(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("the model worked before the options were checked")
+
+    with pytest.raises(ValueError, match=text):
+        export_onnx(Untouched(), tmp_path / "new" / "m.onnx", source=IMAGES, groups=GROUPS, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
+    for options, error in (
+        (dict(batch_size=0), ValueError),
+        (dict(class_names=list("abcd")), ValueError),
+        ({}, ExportError),
+    ):
+        with pytest.raises(error):
+            export_onnx(Network(drift=0.5), tmp_path / "a" / "b" / "m.onnx", source=IMAGES, groups=GROUPS, **options)
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ExportError):
+        export_onnx(Network(drift=0.5), tmp_path / "a" / "b" / "m.onnx", source=IMAGES, groups=GROUPS)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
 def test_bad_exports(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write into"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cuda_model import Stream, Streams
 from torch._subclasses import FakeTensorMode
 
 from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, TokenSource, policies
@@ -47,71 +48,6 @@ def test_texts_have_no_static_batch() -> None:
     texts = TokenSource.from_lists([[1, 2]] * 60)
     with pytest.raises(ValueError, match="differ in length"):
         MixLoader(texts, GROUPS, policies.erm(), 8).static_batch()
-
-
-class Streams:
-    """A model of CUDA's streams: queues of work that run whenever their events allow, in an order of the test's choice."""
-
-    def __init__(self) -> None:
-        self.consumer = Stream()
-        self.side: list[Stream] = []
-        self.current = self.consumer
-
-    def Stream(self, device: torch.device) -> Stream:
-        self.side.append(Stream())
-        return self.side[-1]
-
-    def Event(self) -> Event:
-        return Event()
-
-    def current_stream(self, device: torch.device) -> Stream:
-        return self.current
-
-    def stream(self, stream: Stream) -> Any:
-        outer = self
-
-        class Within:
-            def __enter__(self) -> None:
-                outer.current = stream
-
-            def __exit__(self, *_: object) -> None:
-                outer.current = outer.consumer
-
-        return Within()
-
-    def run(self, side_first: bool) -> None:
-        """Run all work; of two streams that could go on, always the same one."""
-        streams = [*self.side, self.consumer] if side_first else [self.consumer, *self.side]
-        while any(s.done < len(s.work) for s in streams):
-            ready = next(s for s in streams if s.may_go_on())  # StopIteration: they wait for each other
-            ready.work[ready.done][0]()
-            ready.done += 1
-
-
-class Stream:
-    def __init__(self) -> None:
-        self.work: list[tuple[Any, list[tuple[Stream, int]]]] = []
-        self.waits: list[tuple[Stream, int]] = []
-        self.done = 0
-
-    def queue(self, work: Any) -> None:
-        self.work.append((work, list(self.waits)))
-
-    def wait_stream(self, other: Stream) -> None:
-        self.waits.append((other, len(other.work)))
-
-    def wait_event(self, event: Event) -> None:
-        self.waits.append(event.at)
-
-    def may_go_on(self) -> bool:
-        return self.done < len(self.work) and all(s.done >= n for s, n in self.work[self.done][1])
-
-
-class Event:
-    at: tuple[Stream, int]
-
-    def record(self, stream: Stream) -> None:
-        self.at = (stream, len(stream.work))
 
 
 class Slot:

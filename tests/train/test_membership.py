@@ -108,3 +108,39 @@ def test_metrics_need_no_torch() -> None:
     script = "import sys, spurmix.train.metrics; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class Untouched(nn.Module):
+    """A model that must not be asked."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the model worked before its options were checked")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        (dict(min_group_size=0), ValueError, "min_group_size must be a positive integer, got 0"),
+        (dict(min_group_size=True), ValueError, "min_group_size must be"),
+        (dict(min_group_size=2.0), ValueError, "min_group_size must be"),
+        (dict(min_group_size=301), ValueError, "the largest group has only"),
+        (dict(membership=CELLS[:, :2], min_group_size=200), ValueError, "the largest group has only"),
+        (dict(membership=np.zeros((300, 3), dtype=bool)), ValueError, "no example lies in any cell"),
+        (dict(membership=CELLS[:9]), ValueError, "membership must have shape"),
+        (dict(cell_names=NAMES), ValueError, "there is no membership matrix"),
+        (dict(train_groups=GroupIndex([7, 8], [0, 0])), ValueError, "none of the evaluated groups occurs in training"),
+        (dict(train_groups=LABELS), TypeError, "train_groups must be a GroupIndex"),
+    ],
+)
+def test_options_are_checked_before_the_model_works(options: dict, error: type[Exception], text: str) -> None:
+    features = np.zeros((300, 2), dtype=np.float32)
+    with pytest.raises(error, match=text):
+        evaluate(Untouched(), features, GROUPS, **options)
+    with pytest.raises(error, match=text):
+        metrics.evaluate_logits(LOGITS, GROUPS, **options)
+
+
+def test_numpy_integers_are_integers() -> None:
+    result = metrics.evaluate_logits(LOGITS, GROUPS, membership=CELLS, min_group_size=np.int64(20))
+    assert result.to_dict() == metrics.evaluate_logits(LOGITS, GROUPS, membership=CELLS, min_group_size=20).to_dict()
+    assert json.loads(json.dumps(result.to_dict()))["min_group_size"] == 20
