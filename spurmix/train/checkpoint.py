@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -45,6 +47,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _seal(manifest: dict[str, Any]) -> str:
+    """Checksum of what a manifest says besides."""
+    said = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _pack(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, its tensors moved to `tensors` and replaced by {"tensor": name}."""
     if isinstance(value, Tensor):
@@ -65,39 +73,103 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return [_unpack(v, tensors) for v in value] if isinstance(value, list) else value
 
 
+def _synchronise(path: Path) -> None:
+    """Have a file or folder on the disk before what follows: a rename may reach it before the contents do."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporaries of this process, and of processes that are no more."""
+    for path in folder.glob(".step-*"):
+        process = path.name.rsplit("-", 1)[-1]
+        if process != str(os.getpid()) and process.isdecimal() and _lives(int(process)):
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
 def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
-    """Write checkpoint `step` below `folder` and keep the newest `keep`."""
+    """Write checkpoint `step` below `folder` and keep the newest `keep`; later steps, of a run this one replaces, go.
+
+    Raises:
+        CheckpointError: where it cannot be written; the ones before stay, and nothing of this one.
+    """
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors: dict[str, Tensor] = {}
-    packed = _pack(state, "state", tensors)
-    save_file(tensors, str(temporary / TENSORS))
-    (temporary / STATE).write_text(json.dumps(packed))
-    files = {name: _digest(temporary / name) for name in (TENSORS, STATE)}
-    (temporary / MANIFEST).write_text(json.dumps({"step": step, "run": run, "files": files}, indent=1))
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    replaced = folder / f".step-{step:08d}-old-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        temporary.mkdir()
+        tensors: dict[str, Tensor] = {}
+        packed = _pack(state, "state", tensors)
+        save_file(tensors, str(temporary / TENSORS))
+        (temporary / STATE).write_text(json.dumps(packed))
+        files = {name: _digest(temporary / name) for name in (TENSORS, STATE)}
+        manifest: dict[str, Any] = {"step": step, "run": run, "files": files}
+        manifest["checksum"] = _seal(manifest)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (*(temporary / name for name in (TENSORS, STATE, MANIFEST)), temporary):
+            _synchronise(path)
+        if final.exists():
+            final.rename(replaced)
+        temporary.rename(final)
+        _synchronise(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{final} cannot be written ({error}); earlier checkpoints are as they were") from error
+    finally:
+        if replaced.exists() and not final.exists():
+            replaced.rename(final)
+        _remove_leftovers(folder)
+    paths = sorted(folder.glob("step-*"))
+    here = paths.index(final) + 1
+    for other in (*paths[: max(0, here - keep)], *paths[here:]):
+        shutil.rmtree(other, ignore_errors=True)
     return final
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Manifest and state, after all checks."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        if not isinstance(manifest, dict) or manifest.get("checksum") != _seal(manifest):
+            raise CheckpointError(f"{path / MANIFEST} is damaged: its checksum differs")
+        if manifest["files"].keys() != {TENSORS, STATE} or not isinstance(manifest["run"], dict):
+            raise CheckpointError(f"{path / MANIFEST} is damaged: it does not say what it should")
         for name, digest in manifest["files"].items():
             if _digest(path / name) != digest:
                 raise CheckpointError(f"{path / name} is damaged: its checksum differs from the manifest's")
-        tensors = load_file(str(path / TENSORS))
-        return manifest, _unpack(json.loads((path / STATE).read_text()), tensors)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        if path.name != f"step-{manifest['step']:08d}":
+            raise CheckpointError(f"{path} is damaged: its manifest is of step {manifest['step']}")
+        state = _unpack(json.loads((path / STATE).read_text()), load_file(str(path / TENSORS)))
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path / STATE} is damaged: it holds no state")
+        return manifest, state
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever readers raise at files that are not what they should be
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
-def load_latest(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+def load_latest(
+    folder: Path, run: dict[str, Any], apply: Callable[[dict[str, Any]], object] = lambda state: None
+) -> dict[str, Any] | None:
     """State of the newest sound checkpoint below `folder`, or None where there is none at all.
+
+    Args:
+        apply: takes the state over; where that fails, the checkpoint is damaged, and the one before is applied on top.
 
     A damaged one is passed over with a warning. Raises CheckpointError where all are damaged, or where the newest
     sound one belongs to another run, saying what differs.
@@ -106,17 +178,27 @@ def load_latest(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
     for path in paths:
         try:
             manifest, state = _read(path)
+            said = manifest["run"]
+            different = [k for k in run if k not in said or said[k] != run[k]]
+            if not different:
+                _apply(path, apply, state)
         except CheckpointError as error:
             warnings.warn(f"{error}; trying the checkpoint before it", RuntimeWarning, stacklevel=2)
             continue
-        different = [k for k in run if manifest["run"].get(k) != run[k]]
         if different:
-            listed = ", ".join(f"{k} ({manifest['run'].get(k)!r} there, {run[k]!r} here)" for k in different)
+            listed = ", ".join(f"{k} ({said.get(k)!r} there, {run[k]!r} here)" for k in different)
             raise CheckpointError(f"{path} belongs to another run; different: {listed}")
         return state
     if paths:
         raise CheckpointError(f"no checkpoint in {folder} is sound; newest: {paths[0]}")
     return None
+
+
+def _apply(path: Path, apply: Callable[[dict[str, Any]], object], state: dict[str, Any]) -> None:
+    try:
+        apply(state)
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged: its state does not fit: {type(error).__name__}: {error}") from None
 
 
 def rng_state() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from spurmix.data.sources import Source, as_source
 from spurmix.data.text import TokenSource
 from spurmix.ops.flags import check
 from spurmix.train.metrics import Evaluation, check_options, evaluate_logits
-from spurmix.train.models import device_of, logits_of
+from spurmix.train.models import device_of, logits_of, modes_kept
 from spurmix.train.text import apply
 
 
@@ -56,8 +56,6 @@ def over_batches(
     if isinstance(source, TokenSource):
         source.check_model(model)
     target = torch.device(device) if device is not None else device_of(model)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     batches = reading_order(source).split(batch_size)
     if sharded:
         if not torch.distributed.is_initialized():
@@ -70,7 +68,8 @@ def over_batches(
     else:
         own, first_use = list(batches), [True] * len(batches)
     result: Tensor | None = None
-    try:
+    with modes_kept(model):
+        model.eval()
         with torch.inference_mode():
             for used, index in zip(
                 first_use, bar(own, "reading", total=len(own), size=batch_size, shown=progress), strict=True
@@ -82,9 +81,6 @@ def over_batches(
                 if used:
                     result[index] = part
         check(target)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     assert result is not None  # no source is empty
     return _summed(result, target) if sharded else result
 

@@ -20,7 +20,8 @@ from spurmix.data.loader import MixLoader
 from spurmix.data.text import TokenSource
 from spurmix.ops import functional
 from spurmix.train import checkpoint
-from spurmix.train.models import head_of, logits_of, parameter_groups
+from spurmix.train.models import head_of, logits_of, modes_kept, parameter_groups
+from spurmix.train.process import accelerated
 from spurmix.train.schedule import SCHEDULES, factor
 from spurmix.train.text import apply
 
@@ -60,7 +61,7 @@ def finetune(
     progress: bool | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
-    """Fine-tune `model` on the batches of `loader`, in place.
+    """Fine-tune `model` on the batches of `loader`, in place; its modules' modes are left as they were, by errors too.
 
     Args:
         model: maps `batch.input` to logits: a tensor, an object with `.logits`, or a tuple that begins with them; for
@@ -75,7 +76,8 @@ def finetune(
         clip: largest gradient norm.
         freeze: "backbone" trains the head only (see `models.head_of`), the rest stays in evaluation mode.
         output: folder for `metrics.jsonl` and `checkpoints/`; `save_every`: batches between checkpoints (default: one
-            at the end); keep: how many stay; resume: continue from the newest sound one.
+            at the end); keep: how many stay; resume: continue from the newest sound one. A finished run returns at once.
+            A run that is not resumed replaces the checkpoints of an earlier one as it goes.
         progress: show a progress bar; default: on a terminal.
         after_step: called by every process after each optimizer step, before a checkpoint, with the batches made so far.
 
@@ -84,6 +86,7 @@ def finetune(
             damaged or of another run.
     """
     _check(schedule, mixed_precision, accumulate, freeze, clip, save_every, keep)
+    _check_optimizer(optimizer)
     if isinstance(loader.source, TokenSource):
         loader.source.check_model(model)
     folder = Path(output) if output is not None else None
@@ -91,82 +94,100 @@ def finetune(
         raise ValueError("output: a folder is needed for checkpoints")
     if folder is not None:
         checkpoint.check_writable(folder)
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    with accelerated(loader.device, mixed_precision) as accelerator, modes_kept(model):
+        frozen = _freeze(model, freeze)
+        optim = _optimizer(model, optimizer, learning_rate, weight_decay, momentum, decay_all)
+        model, optim = accelerator.prepare(model, optim)
+        # Without Accelerate's own autocast in `forward`, which would stay there after training: the loss below has one.
+        plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
-    # Accelerate keeps the precision of the process's first accelerator; this run may want another one.
-    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
-        AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=loader.device.type == "cpu")
-    frozen = _freeze(model, freeze)
-    optim = _optimizer(model, optimizer, learning_rate, weight_decay, momentum, decay_all)
-    model, optim = accelerator.prepare(model, optim)
-    # Without Accelerate's own autocast in `forward`, which would stay there after training: the loss below has one.
-    plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        settings = {
+            "schedule": schedule,
+            "stages": stages if schedule == "step" else None,
+            "warmup": float(warmup),
+            "accumulate": accumulate,
+            "steps": len(loader),
+            "learning_rate": float(learning_rate),
+            "optimizer": type(optim.optimizer).__name__,
+            "weight_decay": float(weight_decay),
+            "decay_all": decay_all,
+            "momentum": float(momentum) if optimizer == "sgd" else None,
+            "mixed_precision": mixed_precision,
+            "clip": float(clip) if clip is not None else None,
+            "freeze": freeze,
+            "label_smoothing": float(label_smoothing),
+            "dtype": str(loader.dtype),
+            "augment": repr(loader.augment),
+        }
+        run = checkpoint.identity(plain, loader.fingerprint(), settings)
+        losses: list[float] = []
 
-    settings = {"schedule": schedule, "accumulate": accumulate, "steps": len(loader), "learning_rate": learning_rate}
-    run = checkpoint.identity(plain, loader.fingerprint(), settings)
-    losses: list[float] = []
-    if resume and folder is not None:
-        state = checkpoint.load_latest(folder / "checkpoints", run)
-        if state is not None:
+        def restore(state: dict[str, Any]) -> None:
+            found = [float(loss) for loss in state["losses"]]
+            if len(found) != state["loader"]["step"]:
+                raise ValueError(f"{len(found)} losses of {state['loader']['step']} batches")
             plain.load_state_dict(state["model"])
             optim.load_state_dict(state["optimizer"])
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(state["scaler"])
             checkpoint.set_rng_state(state["rng"])
             loader.load_state_dict(state["loader"])
-            losses = list(state["losses"])
+            losses[:] = found
 
-    def save() -> None:
-        assert folder is not None
-        state = {
-            "model": plain.state_dict(),
-            "optimizer": optim.state_dict(),
-            "rng": checkpoint.rng_state(),
-            "loader": loader.state_dict(),
-            "losses": losses,
-        }
-        checkpoint.save(folder / "checkpoints", loader.step, run, state, keep)
+        restored = resume and folder is not None and checkpoint.load_latest(folder / "checkpoints", run, restore)
+        if not restored and loader.step >= len(loader):  # its last run ended there
+            loader.set_step(0)
 
-    was_training = model.training
-    model.train()
-    for module in frozen:
-        module.eval()
-    total, began, first = len(loader), time.perf_counter(), loader.step
-    optimizer_steps = math.ceil(total / accumulate)
-    if first >= total:
-        return TrainResult(optimizer_steps, losses[-1] if losses else math.nan, tuple(losses), 0.0, 0.0)
-    with _Metrics(folder, first, accelerator.is_main_process) as metrics:
-        for batch in bar(loader, "training", total=total, size=loader.batch_size, done=first, shown=progress):
-            step = loader.step - 1
-            group_start = step - step % accumulate
-            group = min(accumulate, total - group_start)
-            rate = learning_rate * factor(schedule, step // accumulate, optimizer_steps, warmup, stages)
-            for parameters in optim.param_groups:
-                parameters["lr"] = rate
-            batch = batch.to(accelerator.device)
-            loss = _loss(model, batch, accelerator, label_smoothing)
-            value = float(accelerator.reduce(loss.detach(), reduction="mean"))  # of the global batch, on every rank
-            if not math.isfinite(value):
-                raise ValueError(f"the loss is {value} at step {step}; lower the learning rate or check the data")
-            accelerator.backward(loss / group)
-            if (step + 1) % accumulate == 0 or step + 1 == total:
-                if clip is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), clip)
-                optim.step()
-                optim.zero_grad(set_to_none=True)
-            losses.append(value)
-            metrics.write(step, value, rate, len(batch))
-            at_boundary = (step + 1) % accumulate == 0 or step + 1 == total
-            if after_step is not None and at_boundary:
-                after_step(step + 1)
-            due = save_every is not None and (step + 1) % save_every == 0 and at_boundary
-            if folder is not None and accelerator.is_main_process and (due or step + 1 == total):
-                save()
-    model.train(was_training)
-    seconds = time.perf_counter() - began
-    return TrainResult(
-        optimizer_steps, losses[-1], tuple(losses), seconds, (total - first) * loader.batch_size / seconds
-    )
+        def save() -> None:
+            assert folder is not None
+            state = {
+                "model": plain.state_dict(),
+                "optimizer": optim.state_dict(),
+                "rng": checkpoint.rng_state(),
+                "loader": loader.state_dict(),
+                "losses": losses,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            }
+            checkpoint.save(folder / "checkpoints", loader.step, run, state, keep)
+
+        model.train()
+        for module in frozen:
+            module.eval()
+        total, began, first = len(loader), time.perf_counter(), loader.step
+        optimizer_steps = math.ceil(total / accumulate)
+        if first >= total:
+            return TrainResult(optimizer_steps, losses[-1] if losses else math.nan, tuple(losses), 0.0, 0.0)
+        with _Metrics(folder, first, accelerator.is_main_process) as metrics:
+            for batch in bar(loader, "training", total=total, size=loader.batch_size, done=first, shown=progress):
+                step = loader.step - 1
+                group_start = step - step % accumulate
+                group = min(accumulate, total - group_start)
+                rate = learning_rate * factor(schedule, step // accumulate, optimizer_steps, warmup, stages)
+                for parameters in optim.param_groups:
+                    parameters["lr"] = rate
+                batch = batch.to(accelerator.device)
+                loss = _loss(model, batch, accelerator, label_smoothing)
+                value = float(accelerator.reduce(loss.detach(), reduction="mean"))  # of the global batch, on every rank
+                if not math.isfinite(value):
+                    raise ValueError(f"the loss is {value} at step {step}; lower the learning rate or check the data")
+                accelerator.backward(loss / group)
+                if (step + 1) % accumulate == 0 or step + 1 == total:
+                    if clip is not None:
+                        accelerator.clip_grad_norm_(model.parameters(), clip)
+                    optim.step()
+                    optim.zero_grad(set_to_none=True)
+                losses.append(value)
+                metrics.write(step, value, rate, len(batch))
+                at_boundary = (step + 1) % accumulate == 0 or step + 1 == total
+                if after_step is not None and at_boundary:
+                    after_step(step + 1)
+                due = save_every is not None and (step + 1) % save_every == 0 and at_boundary
+                if folder is not None and accelerator.is_main_process and (due or step + 1 == total):
+                    save()
+        seconds = time.perf_counter() - began
+        return TrainResult(
+            optimizer_steps, losses[-1], tuple(losses), seconds, (total - first) * loader.batch_size / seconds
+        )
 
 
 def _check(
@@ -207,9 +228,12 @@ def _optimizer(
         return torch.optim.AdamW(groups, lr=learning_rate)
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
-    if callable(kind):
-        return kind(groups)
-    raise ValueError(f'optimizer must be "adamw", "sgd" or a function of parameter groups, got {kind!r}')
+    return kind(groups)
+
+
+def _check_optimizer(kind: Any) -> None:
+    if kind not in ("adamw", "sgd") and not callable(kind):
+        raise ValueError(f'optimizer must be "adamw", "sgd" or a function of parameter groups, got {kind!r}')
 
 
 def _loss(model: nn.Module, batch: Batch, accelerator: Any, label_smoothing: float) -> Tensor:

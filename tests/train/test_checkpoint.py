@@ -1,0 +1,381 @@
+"""Checkpoints that are damaged, half written, left behind or another run's; Accelerate's state, modes, finished runs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spurmix import GroupIndex, MixLoader, finetune, policies
+from spurmix.ops.augment import Augment
+from spurmix.train import checkpoint
+
+RNG = np.random.default_rng(8)
+LABELS = RNG.integers(0, 2, 120)
+FEATURES = (RNG.standard_normal((120, 6)) + 2 * LABELS[:, None]).astype(np.float32)
+GROUPS = GroupIndex(LABELS, RNG.integers(0, 2, 120))
+RUN = {"seed": 3, "model": "abc"}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+
+
+def loader(**options: Any) -> MixLoader:
+    return MixLoader(FEATURES, GROUPS, policies.lisa(), 24, **dict(steps=8, seed=2) | options)  # type: ignore[arg-type]
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"weights": torch.arange(6.0) + step, "optimizer": {"state": {0: {"step": step}}}, "losses": [0.5] * step}
+
+
+def write(folder: Path, *steps: int, keep: int = 9) -> None:
+    for step in steps:
+        checkpoint.save(folder, step, RUN, state(step), keep)
+
+
+def step_of(found: dict[str, Any] | None) -> int:
+    """The step of a state that is whole."""
+    assert found is not None
+    step = len(found["losses"])
+    assert torch.equal(found["weights"], state(step)["weights"]) and found["optimizer"] == state(step)["optimizer"]
+    return step
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_whatever_byte_is_damaged_the_state_is_right_or_the_one_before(tmp_path: Path) -> None:
+    write(tmp_path, 4, 8)
+    files = sorted((tmp_path / "step-00000008").iterdir())
+    whole = {file: file.read_bytes() for file in files}
+    outcomes = {4: 0, 8: 0}
+    for trial in range(200):
+        file = files[trial % len(files)]
+        at, cut = int(RNG.integers(len(whole[file]))), trial % 2
+        data = whole[file]
+        file.write_bytes(
+            data[:at] if cut else data[:at] + bytes([data[at] ^ int(RNG.integers(1, 256))]) + data[at + 1 :]
+        )
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            step = step_of(checkpoint.load_latest(tmp_path, RUN))
+        assert bool(told) == (step == 4)
+        outcomes[step] += 1
+        file.write_bytes(data)
+    assert outcomes[4] > 190  # a flipped blank between two values of the manifest does no harm
+    assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 8
+
+
+def reseal(path: Path) -> None:
+    """Make all checksums of a checkpoint fit its contents."""
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    for name in (checkpoint.TENSORS, checkpoint.STATE):
+        manifest["files"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
+    manifest["checksum"] = checkpoint._seal(manifest)
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"step": 8}', '{"files": [], "run": 3}', "\udc80", "[" * 10**5])
+def test_manifests_that_say_something_else(text: str, tmp_path: Path) -> None:
+    write(tmp_path, 4, 8)
+    (tmp_path / "step-00000008" / checkpoint.MANIFEST).write_text(text, errors="surrogateescape")
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 4
+
+
+@pytest.mark.parametrize("kind", ["files", "run", "step"])
+def test_sealed_manifests_that_say_something_else(kind: str, tmp_path: Path) -> None:
+    write(tmp_path, 4, 8)
+    path = tmp_path / "step-00000008" / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text()) | {kind: {"files": {}, "run": [], "step": "8"}[kind]}
+    path.write_text(json.dumps(manifest | {"checksum": checkpoint._seal(manifest)}))
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (checkpoint.TENSORS, b""),
+        (checkpoint.TENSORS, bytes(range(256)) * 9),
+        (checkpoint.TENSORS, b"\xff" * 64),
+        *((checkpoint.STATE, data) for data in (b"", b"\xff\xfe", b"[]", b"3", b'{"items": 3}', b'{"items": [[1]]}')),
+        (checkpoint.STATE, b'{"items": [["a", {"tensor": "nowhere"}]]}'),
+        (checkpoint.STATE, b'{"items": [[[], 1]]}'),
+        (checkpoint.STATE, b"[" * 10**5),
+    ],
+)
+def test_garbage_whose_checksum_fits(name: str, data: bytes, tmp_path: Path) -> None:
+    write(tmp_path, 4, 8)
+    (tmp_path / "step-00000008" / name).write_bytes(data)
+    reseal(tmp_path / "step-00000008")
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 4
+
+
+@pytest.mark.parametrize("key", ["model", "optimizer", "rng", "loader", "losses"])
+@pytest.mark.parametrize("value", [None, 3, "x", {"items": []}, [1]])
+def test_a_state_of_wrong_types_falls_back(key: str, value: Any, tmp_path: Path) -> None:
+    whole, resumed = network(), network()
+    finetune(whole, loader(), output=tmp_path, save_every=4)
+    path = tmp_path / "checkpoints" / "step-00000008"
+    packed = json.loads((path / checkpoint.STATE).read_text())
+    packed["items"] = [[k, value if k == key else v] for k, v in packed["items"]]
+    (path / checkpoint.STATE).write_text(json.dumps(packed))
+    reseal(path)
+    with pytest.warns(RuntimeWarning, match="its state does not fit"):
+        result = finetune(resumed, loader(), output=tmp_path, save_every=4, resume=True)
+    assert len(result.losses) == 8
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_checkpoint_takes_the_place_of_one_and_of_later_ones(tmp_path: Path) -> None:
+    write(tmp_path, 4, 8, 12)
+    (tmp_path / "step-00000008" / "stray").touch()
+    write(tmp_path, 8, keep=2)
+    assert names(tmp_path) == ["step-00000004", "step-00000008"]
+    assert names(tmp_path / "step-00000008") == sorted((checkpoint.MANIFEST, checkpoint.STATE, checkpoint.TENSORS))
+    write(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step-00000002"] and step_of(checkpoint.load_latest(tmp_path, RUN)) == 2
+
+
+@pytest.mark.parametrize("room", [0, 100, 300])
+def test_a_full_disk_leaves_the_older_ones(room: int, tmp_path: Path) -> None:
+    write(tmp_path, 4, 8)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # writes beyond it fail, as on a full disk
+    try:
+        for step in (8, 12):
+            with pytest.raises(checkpoint.CheckpointError, match=rf"step-0+{step} cannot be written \("):
+                write(tmp_path, step, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert names(tmp_path) == ["step-00000004", "step-00000008"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_errors_of_the_disk_leave_the_older_ones(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 4, 8)
+    real, left = (os.fsync, Path.rename)[call == "rename"], [0]
+
+    def fails(*arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(errno.EIO, "the disk gave up")
+        return real(*arguments)
+
+    monkeypatch.setattr(os if call == "fsync" else Path, call, fails)
+    for number in range(4 if call == "fsync" else 2):
+        left[0] = number
+        with pytest.raises(checkpoint.CheckpointError, match="the disk gave up"):
+            write(tmp_path, 8, keep=1)
+        assert names(tmp_path) == ["step-00000004", "step-00000008"]
+        assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 8
+
+
+def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synchronised(handle: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synchronised)
+    monkeypatch.setattr(Path, "rename", renamed)
+    write(tmp_path, 4)
+    at = done.index("rename")
+    files = {checkpoint.TENSORS, checkpoint.STATE, checkpoint.MANIFEST, f".step-00000004-{os.getpid()}"}
+    assert set(done[:at]) == files and done[at + 1 :] == [tmp_path.name]
+
+
+def test_what_dead_processes_left_goes(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        for process in (dead.pid, alive.pid, os.getpid()):
+            (tmp_path / f".step-00000004-{process}").mkdir()
+            (tmp_path / f".step-00000004-{process}" / "half").touch()
+        write(tmp_path, 8)
+        assert names(tmp_path) == [f".step-00000004-{alive.pid}", "step-00000008"]
+    finally:
+        alive.communicate(b"\n")
+
+
+def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
+    whole, again = network(), network().eval()
+    done = finetune(whole, loader(), output=tmp_path, save_every=4)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+
+    class Silent(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("it is trained already")
+
+    model = Silent(*again)
+    model.eval()
+    feed = loader()
+    result = finetune(model, feed, output=tmp_path, resume=True)
+    assert (result.steps, result.loss, result.losses) == (done.steps, done.loss, done.losses)
+    assert result.seconds == 0 and feed.step == 8 and not model.training
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+
+
+def test_a_loader_at_its_end_starts_over() -> None:
+    feed = loader()
+    first = finetune(network(), feed)
+    assert finetune(network(), feed).losses == first.losses
+
+
+def test_a_new_run_replaces_the_checkpoints_of_a_longer_one(tmp_path: Path) -> None:
+    finetune(network(), loader(), output=tmp_path, save_every=2, keep=3)
+    feed = loader()
+
+    class Stops(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if feed.step > 3:
+                raise KeyboardInterrupt
+            return super().forward(x)  # type: ignore[no-any-return]
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(Stops(*network()), feed, output=tmp_path, save_every=2, keep=3)
+    assert names(tmp_path / "checkpoints") == ["step-00000002"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (dict(optimizer="sgd"), "optimizer"),
+        (dict(optimizer=torch.optim.Adagrad), "optimizer"),
+        (dict(weight_decay=0.0), "weight_decay"),
+        (dict(warmup=0.5), "warmup"),
+        (dict(clip=1.0), "clip"),
+        (dict(label_smoothing=0.1), "label_smoothing"),
+        (dict(freeze="backbone"), "freeze"),
+        (dict(mixed_precision="bf16"), "mixed_precision"),
+        (dict(learning_rate=1.0), "learning_rate"),
+    ],
+)
+def test_other_settings_are_named(options: Any, name: str, tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.classifier = nn.Linear(6, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.body(x))  # type: ignore[no-any-return]
+
+    finetune(Model(), loader(steps=1), output=tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=rf"another run; different: {name} \("):
+        finetune(Model(), loader(steps=1), output=tmp_path, resume=True, **options)
+
+
+def test_momentum_augmentation_and_dtype_are_named(tmp_path: Path) -> None:
+    finetune(network(), loader(steps=1), output=tmp_path / "a", optimizer="sgd")
+    with pytest.raises(ValueError, match=r"different: momentum \(0.9 there, 0.5 here\)"):
+        finetune(network(), loader(steps=1), output=tmp_path / "a", optimizer="sgd", momentum=0.5, resume=True)
+    images = RNG.integers(0, 256, (120, 4, 4, 1), dtype=np.uint8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    plain = MixLoader(images, GROUPS, policies.erm(), 24, steps=1)
+    finetune(model, plain, output=tmp_path / "b")
+    flipped = MixLoader(images, GROUPS, policies.erm(), 24, steps=1, augment=Augment(crop=False))
+    with pytest.raises(ValueError, match="different: augment"):
+        finetune(model, flipped, output=tmp_path / "b", resume=True)
+
+
+def test_errors_leave_the_modules_in_their_modes(tmp_path: Path) -> None:
+    feed = loader()
+
+    class Stops(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if feed.step > 3:
+                raise KeyboardInterrupt
+            return x
+
+    model = nn.Sequential(Stops(), network())
+    model.train()
+    model[1][2].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, feed)
+    assert [module.training for module in model.modules()] == before
+    feed.set_step(0)
+    model[0] = nn.Identity()
+    finetune(model, feed)
+    assert [module.training for module in model.modules()] == before
+    (tmp_path / "checkpoints" / "step-00000008").mkdir(parents=True)
+    with pytest.warns(RuntimeWarning), pytest.raises(checkpoint.CheckpointError):
+        finetune(model.eval(), feed, output=tmp_path, resume=True)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.fixture
+def accelerate_state() -> Any:
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(s) for s in states]
+    for s in states:
+        s.clear()
+    yield states
+    for s, contents in zip(states, before, strict=True):
+        s.clear()
+        s.update(contents)
+
+
+def test_what_others_made_of_accelerate_does_not_matter_and_stays(
+    accelerate_state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import Accelerator
+
+    expected = finetune(network(), loader(), accumulate=2).losses
+    assert accelerate_state[1:] == [{}, {}]  # a first Accelerator of the user's own is free to choose
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    theirs = Accelerator(mixed_precision="bf16", cpu=True)
+    theirs.gradient_state._set_sync_gradients(False)  # in the middle of an accumulation
+    before = [dict(s) for s in accelerate_state]
+    assert finetune(network(), loader(), accumulate=2).losses == expected
+    assert [dict(s) for s in accelerate_state] == before
+    assert theirs.mixed_precision == "bf16" and theirs.gradient_accumulation_steps == 4
+    with pytest.raises(ValueError, match="the loss is nan"):
+        broken = network()
+        nn.init.constant_(broken[3].weight, torch.nan)  # type: ignore[index]
+        finetune(broken, loader())
+    assert [dict(s) for s in accelerate_state] == before
+
+
+def test_a_state_made_for_another_device(accelerate_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import Accelerator
+
+    Accelerator(cpu=True)
+    for s in accelerate_state[:2]:
+        s["device"] = torch.device("meta")
+    model = network()
+    finetune(model, loader())
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert accelerate_state[0]["device"].type == "meta"
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="this process group was set up for meta"):
+        finetune(model, loader())
