@@ -202,10 +202,13 @@ def _apply(path: Path, apply: Callable[[dict[str, Any]], object], state: dict[st
 
 
 def rng_state() -> dict[str, Any]:
-    """State of torch's CPU generator."""
-    return {"torch": torch.get_rng_state()}
+    """State of torch's generators: of the CPU, and of the current GPU where one is in use."""
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if used else None}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what `rng_state` gave."""
+    """Restore what `rng_state` gave, as far as this machine has the generators."""
     torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

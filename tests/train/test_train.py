@@ -132,7 +132,7 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (dict(schedule="step"), "schedule"),
+        (dict(schedule="exponential"), "schedule"),
         (dict(optimizer="lamb"), "optimizer"),
         (dict(mixed_precision="fp8"), "mixed_precision"),
         (dict(accumulate=0), "accumulate"),
