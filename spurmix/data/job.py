@@ -149,7 +149,7 @@ class Job:
         if needed > free:
             raise NoSpace(
                 errno.ENOSPC,
-                f"packing takes {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free in {self.folder.parent}",
+                f"packing takes {_size(needed)}, {_size(free)} are free in {self.folder.parent}",
             )
 
     def report(self, failed: list[tuple[str, str]]) -> Path:
@@ -174,6 +174,10 @@ class Job:
         for path in self.final.iterdir():
             if path.name not in belongs:
                 path.unlink(missing_ok=True)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 1 << 30 else f"{count / 2**20:,.1f} MiB"
 
 
 def _lock(file: Any, folder: Path) -> None:
