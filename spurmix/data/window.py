@@ -24,6 +24,7 @@ from spurmix.data.fill import Stream
 from spurmix.data.prefetch import Fill
 from spurmix.data.sources import ImageSource, as_tensor
 from spurmix.data.store import DatasetError, array_header
+from spurmix.data.tiers import shown
 from spurmix.ops import functional, reference_draw
 from spurmix.ops.augment import Augment
 from spurmix.ops.backends import implementation
@@ -181,7 +182,8 @@ class WindowedImages(ImageSource):
     def __repr__(self) -> str:
         height, width, channels = self.shape
         window = f"{self.window} batches" if self.window is not None else f"{self.memory / 2**20:,.0f} MiB"
-        return f"WindowedImages({len(self):,} images of {height} x {width} x {channels}, {window} at a time)"
+        about = f"{len(self):,} images of {height} x {width} x {channels}, {window} at a time"
+        return f"WindowedImages({about}{shown(self.tier)})"
 
 
 @dataclass(frozen=True)
