@@ -101,7 +101,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("spurmix"):
             raise
-        extra = "serve" if name == "Predictor" else "train"
+        extra = {"Predictor": "serve", "PackedDataset": "data"}.get(name, "train")
         raise ImportError(
             f"spurmix.{name} needs the package {error.name!r}: pip install 'spurmix[{extra}]'", name=error.name
         ) from error

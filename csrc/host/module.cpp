@@ -166,22 +166,35 @@ py::array_t<uint8_t> flips(uint64_t seed, uint64_t start, int64_t count) {
   return out;
 }
 
-void read_rows(int fd, int64_t begin, const Longs& rows, py::array_t<uint8_t, py::array::c_style> out, int threads) {
+Longs read_rows(int fd, int direct, int64_t begin, int64_t row_bytes, const Longs& rows,
+                py::array_t<uint8_t, py::array::c_style> out, int threads) {
   const int64_t count = rows.size();
-  if (out.ndim() < 1 || out.shape(0) < count) throw py::value_error("out must have a row for each of rows");
-  const int64_t row_bytes = out.shape(0) ? out.size() / out.shape(0) : 0;
+  const spurmix::host::RowFile file = {fd, direct, begin, row_bytes};
   const int64_t* wanted = rows.data();
+  if (begin < 0 || row_bytes < 1) throw py::value_error("begin must be 0 or more, row_bytes 1 or more");
+  if (count > 0 && row_bytes > out.size()) throw py::value_error("out is shorter than a row");
   for (int64_t k = 0; k < count; ++k) {
+    const bool follows = k == 0 || wanted[k - 1] < wanted[k];
     if (wanted[k] < 0) throw py::index_error("rows: row " + std::to_string(wanted[k]) + " is out of range");
+    if (!follows) throw py::value_error("rows must ascend");
+    if (wanted[k] > (INT64_MAX - begin) / row_bytes - 1) throw py::index_error("rows: no file is that large");
+  }
+  Longs places(count);
+  const int64_t needed = spurmix::host::place_rows(file, wanted, count, places.mutable_data());
+  if (out.size() < needed) {
+    throw py::value_error("out has " + std::to_string(out.size()) + " bytes, " + std::to_string(needed) + " are read");
   }
   uint8_t* to = out.mutable_data();
+  if (direct >= 0 && reinterpret_cast<uintptr_t>(to) % spurmix::host::kPage != 0) {
+    throw py::value_error("out must begin on a page to be read into past the page cache");
+  }
   int error = 0;
   int64_t failed = -1;
   {
     py::gil_scoped_release release;
-    failed = spurmix::host::read_rows(fd, begin, row_bytes, wanted, count, threads, to, &error);
+    failed = spurmix::host::read_rows(file, wanted, places.data(), count, threads, to, &error);
   }
-  if (failed < 0) return;
+  if (failed < 0) return places;
   errno = error != 0 ? error : EIO;
   PyErr_SetFromErrno(PyExc_OSError);
   throw py::error_already_set();
@@ -216,7 +229,8 @@ PYBIND11_MODULE(_host, m) {
   m.def("boxes", &boxes, py::arg("seed"), py::arg("start"), py::arg("count"), py::arg("height"), py::arg("width"),
         py::arg("scale_low"), py::arg("scale_high"), py::arg("ratio_low"), py::arg("ratio_high"));
   m.def("flips", &flips, py::arg("seed"), py::arg("start"), py::arg("count"));
-  m.def("read_rows", &read_rows, py::arg("fd"), py::arg("begin"), py::arg("rows"), py::arg("out").noconvert(),
-        py::arg("threads"), "Rows of an open file into out, in parallel; rows in file order are read at once.");
+  m.def("read_rows", &read_rows, py::arg("fd"), py::arg("direct"), py::arg("begin"), py::arg("row_bytes"),
+        py::arg("rows"), py::arg("out").noconvert(), py::arg("threads"),
+        "Rows of an open file, ascending, into bytes, in parallel, neighbours at once: the byte each begins at.");
   m.def("round_trip", &round_trip, py::arg("values"), py::arg("bfloat16"));
 }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,3 +46,54 @@ def empty(count: int, dtype: Any) -> NDArray[Any]:
     if count * kind.itemsize < HUGE_PAGE or not HAS_PAGES:
         return np.empty(count, dtype=kind)
     return pages(count * kind.itemsize).view(kind)
+
+
+def available(root: Path = Path("/")) -> int:
+    """Bytes of memory this process may still use: what the system has, or less by a control group or `ulimit -v`.
+
+    Files in the page cache count as free: they make room. root: of the file system, for tests.
+    """
+    bounds = [*_system(root), *_group_bounds(root)]
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            bounds.append(limit - used)
+    return max(0, min(bounds))
+
+
+def _system(root: Path) -> Iterator[int]:
+    """What the system has left; where it does not say, all it has."""
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        yield int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+        return
+    yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
+
+
+def _group_bounds(root: Path) -> Iterator[int]:
+    """What each control group the process is in, of version 1 or 2, and each above it leaves."""
+    try:
+        entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in entries:
+        if controllers == "":
+            top, limit, usage, prefix = root / "sys/fs/cgroup", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            top, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"
+        else:
+            continue
+        group = top / path.strip("/")
+        for folder in (group, *group.parents):
+            # In a container the path may be the host's, and only what is mounted at the top exists.
+            with contextlib.suppress(OSError, ValueError):
+                most = int((folder / limit).read_text())
+                counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                files = sum(int(counts.get(f"{prefix}{name}_file", 0)) for name in ("active", "inactive"))
+                yield most - int((folder / usage).read_text()) + files
+            if folder == top:
+                break

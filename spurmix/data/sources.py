@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, Self
@@ -12,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurmix.core.memory import available
 from spurmix.data.ring import buffer
 from spurmix.data.text import TokenSource
+from spurmix.data.tiers import Tier, shown
 from spurmix.ops import functional, validate
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,6 +40,12 @@ def as_tensor(values: Any, name: str) -> Tensor:
             raise TypeError(f"{name}: {error}") from None
 
 
+def free_on(device: torch.device) -> tuple[int, int]:
+    """Bytes of a CUDA device that can be had, those torch keeps to use again included, and its total."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+
+
 def check_fits(values: Tensor, device: torch.device) -> None:
     """Check that a CUDA device has room for `values`.
 
@@ -47,11 +54,10 @@ def check_fits(values: Tensor, device: torch.device) -> None:
     """
     if values.device == device:
         return
-    free, total = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # what torch keeps to use again
+    free, total = free_on(device)
     if values.nbytes <= free:
         return
-    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    host = available()
     pinned = "source.pinned(), which a GPU reads over the bus; or " if values.nbytes < host else ""
     raise MemoryError(
         f"the data take {values.nbytes / 2**30:.1f} GiB, {device} has {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: "
@@ -69,7 +75,12 @@ class ImageSource:
 
     Raises:
         TypeError, ValueError: for another dtype, rank or layout, no images, or means that do not fit the channels.
+
+    Attributes:
+        tier: of a packed dataset's images: where they are read from, and why from there.
     """
+
+    tier: Tier | None = None
 
     def __init__(
         self, images: Any, *, mean: Sequence[float] | float | None = None, std: Sequence[float] | float | None = None
@@ -141,7 +152,7 @@ class ImageSource:
 
     def __repr__(self) -> str:
         height, width, channels = self.shape
-        return f"ImageSource({len(self):,} images of {height} x {width} x {channels})"
+        return f"ImageSource({len(self):,} images of {height} x {width} x {channels}{shown(self.tier)})"
 
 
 class FeatureSource:
@@ -149,7 +160,12 @@ class FeatureSource:
 
     Args:
         features: tensor, NumPy array or memory map; each row contiguous. Not copied.
+
+    Attributes:
+        tier: as of an `ImageSource`.
     """
+
+    tier: Tier | None = None
 
     def __init__(self, features: Any) -> None:
         self.features = validate.tensor(
@@ -196,7 +212,7 @@ class FeatureSource:
         return self.features[index.to(self.device)]
 
     def __repr__(self) -> str:
-        return f"FeatureSource({len(self):,} examples of {self.shape[0]} features)"
+        return f"FeatureSource({len(self):,} examples of {self.shape[0]} features{shown(self.tier)})"
 
 
 Source = ImageSource | FeatureSource | TokenSource

@@ -80,6 +80,7 @@ class Metadata:
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Write `metadata.parquet` into a folder that is being made."""
+    written = parquet()
     import pyarrow
 
     columns: dict[str, Any] = {
@@ -88,7 +89,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         "source": pyarrow.array(metadata.sources, pyarrow.string()),
         **metadata.attributes,
     }
-    parquet().write_table(pyarrow.table(columns), folder / METADATA)
+    written.write_table(pyarrow.table(columns), folder / METADATA)
 
 
 def checksums(path: Path, workers: int = 4) -> list[str]:
@@ -213,30 +214,94 @@ class PackedDataset:
         """
         if self.kind == "tokens":
             raise ValueError("a dataset of texts has no array of examples; see source()")
-        return self._map(0)[self._begin : self._begin + len(self)]
+        path = self.path / ARRAYS[self.kind][0]
+        shape, dtype, data = array_header(path)
+        skipped = self._begin * int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        # The split's rows alone: mapping others too would count against a limit on the address space.
+        return np.memmap(path, dtype, "r", data + skipped, (len(self), *shape[1:]))
 
-    def source(self, window: int = 0) -> Source:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images, features or tokens of this split."""
+        if self.kind == "tokens":
+            begin, end = (int(self._map(1)[n]) for n in (self._begin, self._begin + len(self)))
+            return (end - begin) * self._map(0).itemsize
+        shape, dtype, _ = array_header(self.path / ARRAYS[self.kind][0])
+        return len(self) * int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+
+    def source(
+        self,
+        window: int | None = None,
+        *,
+        tier: str | None = None,
+        device: Any = None,
+        memory: int | None = None,
+        room: int | None = None,
+    ) -> Source:
         """The examples as the loader reads them: `ImageSource`, `TokenSource` or `FeatureSource`.
 
         Args:
             window: images only: batches whose rows are read ahead, in the file's order, each once, as `WindowedImages` does:
                 for datasets that memory cannot hold. 0 maps the file into memory, which is quicker where it fits.
-        """
-        from spurmix.data.sources import FeatureSource, ImageSource
-        from spurmix.data.text import TokenSource
-        from spurmix.data.window import WindowedImages
+            tier: where the bytes are read from: "device" (on the GPU), "pinned" (memory of the host that a GPU reads),
+                "cache" (mapped), "disk" (by windows), or "auto": the first of them that holds the examples of this split.
+                What was taken, and why, stands in the source's `tier` and repr. Default: "disk" with a window, else "cache".
+            device: that batches are wanted on, the loader's; default: the CPU. memory: bytes of the host's memory that may
+                be used; default: what is available. room: bytes of the GPU's that "device" leaves to the model; default:
+                half of what is free for "auto", none where "device" is asked for.
 
+        Raises:
+            ValueError: for a tier that the dataset or the device does not have. MemoryError: for one that is too small.
+        """
+        try:
+            import torch
+        except ModuleNotFoundError as error:
+            raise ImportError("sources need the package 'torch': pip install 'spurmix[train]'") from error
+
+        from spurmix.core.memory import available
+        from spurmix.data import sources, tiers
+        from spurmix.data import window as windows
+        from spurmix.data.text import TokenSource
+
+        for name, value in (("memory", memory), ("room", room)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be 0 or more bytes, got {value}")
         if window and self.kind != "images":
             raise ValueError(f"window is for images; this dataset holds {self.kind}")
-        if window:
-            return WindowedImages(self.path / ARRAYS["images"][0], self._begin, len(self), window)
-        if self.kind == "images":
-            return ImageSource(self.array)
-        if self.kind == "features":
-            return FeatureSource(self.array)
-        ids, offsets = self._map(0), self._map(1)
-        offsets = np.asarray(offsets[self._begin : self._begin + len(self) + 1])
-        return TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **self.made["tokens"])
+        if window and tier not in (None, "auto", "disk"):
+            raise ValueError(f'window is for tier "disk", got {tier!r}')
+        wanted = "disk" if window else tier if tier is not None else "cache"
+        target = torch.device(device if device is not None else "cpu")
+        free = None
+        if target.type == "cuda":
+            if not torch.cuda.is_available():
+                raise ValueError(f"device: {target} was asked for, but CUDA is not available here")
+            free = sources.free_on(target)[0]
+        left = room if room is not None else free // 2 if free is not None and wanted == "auto" else 0
+        host = memory if memory is not None else available()
+        chosen = tiers.choose(tiers.Sizes(self.nbytes, host, free, left), wanted, self.kind)
+        source: Source
+        if chosen.name == "disk":
+            path = self.path / ARRAYS["images"][0]
+            buffers = min(host // 2, windows.MEMORY)
+            source = windows.WindowedImages(path, self._begin, len(self), window or None, memory=buffers)
+        elif self.kind == "tokens":
+            ids, offsets = self._map(0), self._map(1)
+            offsets = np.asarray(offsets[self._begin : self._begin + len(self) + 1])
+            source = TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **self.made["tokens"])
+        elif self.kind == "features":
+            source = sources.FeatureSource(self.array)
+        else:
+            source = sources.ImageSource(self.array)
+        if chosen.name == "device":
+            assert not isinstance(source, TokenSource)
+            source = source.to(target)
+        elif chosen.name == "pinned":
+            assert isinstance(source, sources.ImageSource)
+            source = source.pinned()
+        if tier is not None:
+            source.tier = chosen
+        return source
 
     def tokenizer(self) -> Any:
         """The tokenizer that made the tokens, of transformers: its files lie in the folder.

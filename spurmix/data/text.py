@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spurmix.core.cells import as_integers, host_module
 from spurmix.data import tokenise
 from spurmix.data.batch import Tokens
+from spurmix.data.tiers import Tier, shown
 from spurmix.ops import validate
 
 IdArray = NDArray[np.int32]
@@ -35,11 +36,14 @@ class TokenSource:
 
     Attributes:
         ids, offsets: int32 `[T]`, int64 `[N + 1]`. longest: tokens of the longest text, as it is kept.
+        tier: as of an `ImageSource`.
 
     Raises:
         TypeError, ValueError: naming argument and row: a text without tokens (an empty string has its special tokens),
             ids outside the vocabulary, offsets that descend or leave the ids.
     """
+
+    tier: Tier | None = None
 
     def __init__(
         self,
@@ -249,7 +253,8 @@ class TokenSource:
         return rows
 
     def __repr__(self) -> str:
-        return f"TokenSource({len(self):,} texts of up to {self.longest} tokens, vocabulary {self.vocab_size:,})"
+        about = f"{len(self):,} texts of up to {self.longest} tokens, vocabulary {self.vocab_size:,}"
+        return f"TokenSource({about}{shown(self.tier)})"
 
 
 def positions(model: nn.Module) -> tuple[int | None, int | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,44 +18,88 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spurmix.core.cells import host_module
-from spurmix.core.memory import empty
+from spurmix.core.memory import HAS_PAGES, pages
 from spurmix.data.batch import Batch
 from spurmix.data.fill import Stream
 from spurmix.data.prefetch import Fill
 from spurmix.data.sources import ImageSource, as_tensor
 from spurmix.data.store import DatasetError, array_header
+from spurmix.data.tiers import shown
 from spurmix.ops import functional, reference_draw
 from spurmix.ops.augment import Augment
 from spurmix.ops.backends import implementation
 
 THREADS = 16
 """Reads under way at once: a disk answers many sooner than one after the other."""
+PAGE = 4096
+DIRECT_BYTES = 1 << 15
+"""Rows from this size on are read past the page cache: for smaller ones, whole pages are much more than is wanted."""
+MEMORY = 1 << 30
+"""Bytes of two windows, where nobody says how many: more make no disk quicker that answers rows in any order."""
 
 
 class WindowedImages(ImageSource):
-    """Images `[N, H, W, C]` in an `.npy` file that are read for `window` batches at a time, and never mapped for that.
+    """Images `[N, H, W, C]` in an `.npy` file that are read for some batches at a time, a window, and never mapped for that.
 
     While a window's batches are mixed, the rows of the next one are read: all that its samples need as index or partner,
-    in the order of the file, each once however often it is used. Two windows are in memory, at most
+    in the order of the file, each once however often it is used. Large images go straight from the disk to where they are
+    mixed: the page cache, which cannot hold them, is neither copied from nor filled. Two windows are in memory, at most
     `4 * window * batch size` images. Batches are those of an `ImageSource`, to the bit.
 
     Args:
         path: the file. begin, count: which of its rows are the source.
-        window: batches read at a time, 1 or more.
+        window: batches read at a time, 1 or more; None: as many as `memory` holds.
+        memory: bytes the images of two windows may take, where `window` is None.
         mean, std: as in `ImageSource`.
     """
 
-    def __init__(self, path: Path, begin: int, count: int, window: int, *, mean: Any = None, std: Any = None) -> None:
-        if window < 1:
+    def __init__(
+        self,
+        path: Path,
+        begin: int,
+        count: int,
+        window: int | None = None,
+        *,
+        memory: int = MEMORY,
+        mean: Any = None,
+        std: Any = None,
+    ) -> None:
+        if window is not None and window < 1:
             raise ValueError(f"window must be 1 or more, got {window}")
         shape, dtype, data = array_header(path)
-        if len(shape) != 4 or dtype != np.uint8 or not 0 <= begin < begin + count <= shape[0]:
+        if len(shape) != 4 or dtype != np.uint8 or 0 in shape or not 0 <= begin < begin + count <= shape[0]:
             raise DatasetError(f"{path}: rows {begin} to {begin + count} are not images of a file of {list(shape)}")
-        self.path, self.window = path, window
+        self.path, self.window, self.memory = path, window, memory
         self._first, self._count, self._extent = begin, count, (shape[1], shape[2], shape[3])
         self._row_bytes = shape[1] * shape[2] * shape[3]
         self._begin = data + begin * self._row_bytes
+        self._direct = self._row_bytes >= DIRECT_BYTES and hasattr(os, "O_DIRECT") and HAS_PAGES
         self._set_normalisation(mean, std, shape[3], torch.device("cpu"))
+
+    def batches(self, size: int, steps: int) -> int:
+        """Batches of `size` that a window holds, in a run of `steps`.
+
+        Raises:
+            ValueError: where the memory holds none.
+        """
+        if self.window is not None:
+            return min(self.window, steps)
+        each = 2 * self._room(min(2 * size, self._count))
+        if each > self.memory:
+            raise ValueError(
+                f"memory: batches of {size} images are read into {each:,} bytes, {self.memory:,} may be used; make batches "
+                "smaller or allow more"
+            )
+        return min(self.memory // each, steps)
+
+    def _room(self, rows: int) -> int:
+        """Bytes that reading `rows` of them takes at most."""
+        return rows * (self._row_bytes + (2 * PAGE if self._direct else 0))
+
+    def buffer(self, rows: int) -> NDArray[np.uint8]:
+        """Memory that any `rows` of the images can be read into; what is not used takes none."""
+        size = self._room(max(1, min(rows, self._count)))
+        return pages(size) if HAS_PAGES else np.empty(size, dtype=np.uint8)
 
     @cached_property
     def images(self) -> Tensor:  # type: ignore[override]  # what ImageSource holds is mapped here when it is asked for
@@ -75,42 +120,70 @@ class WindowedImages(ImageSource):
     def __len__(self) -> int:
         return self._count
 
-    def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """Images `rows`, ascending, uint8 `[K, H, W, C]`, by parallel reads.
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[int, int]]:
+        """Descriptors of the file, and of the file past the page cache, or -1 where the system does not do that."""
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(self.path.open("rb", buffering=0)).fileno(), -1]
+            if self._direct:
+                with contextlib.suppress(OSError):
+                    opened[1] = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+                    stack.callback(os.close, opened[1])
+            yield opened[0], opened[1]
+
+    def read(self, rows: NDArray[np.int64], memory: NDArray[np.uint8] | None = None) -> tuple[Tensor, Tensor]:
+        """Read the images `rows`, ascending, in parallel.
+
+        Returns:
+            images, uint8 `[K, H, W, C]`, overlapping views of all that begins in `memory` where an image may; and the
+            place of each row in them, int64 `[len(rows)]`.
 
         Raises:
             OSError: where the file cannot be read.
         """
-        target = out[: rows.size] if out is not None else np.empty((rows.size, *self._extent), dtype=np.uint8)
-        with self.path.open("rb", buffering=0) as file:
-            host = host_module()
+        flat = memory if memory is not None else self.buffer(rows.size)
+        host = host_module()
+        with self._opened() as (plain, direct):
             if host is not None:
-                host.read_rows(file.fileno(), self._begin, rows, target, THREADS)
-                return target
-            flat = target.reshape(rows.size, self._row_bytes)
-            for k, row in enumerate(rows.tolist()):
-                found = os.pread(file.fileno(), self._row_bytes, self._begin + row * self._row_bytes)
-                flat[k] = np.frombuffer(found, dtype=np.uint8)
-        return target
+                places = host.read_rows(plain, direct, self._begin, self._row_bytes, rows, flat, THREADS)
+            else:
+                places = np.arange(rows.size) * self._row_bytes
+                for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+                    found = os.pread(plain, self._row_bytes, self._begin + row * self._row_bytes)
+                    flat[place : place + self._row_bytes] = np.frombuffer(found, dtype=np.uint8)
+        # Reads past the page cache keep a row's offset in its page, so places are multiples of this, not of a row.
+        step = math.gcd(self._row_bytes, self._begin, PAGE) if self._direct else self._row_bytes
+        _, width, channels = self._extent
+        images = torch.from_numpy(flat).as_strided(
+            ((flat.size - self._row_bytes) // step + 1, *self._extent), (step, width * channels, channels, 1)
+        )
+        return images, torch.from_numpy(places // step)
 
-    def gather(self, index: Tensor) -> Tensor:
-        """Unmixed, normalised images, float32 `[B, C, H, W]`; index int64 `[B]`."""
-        ones, rows = torch.ones(index.shape[0]), torch.arange(index.shape[0])
-        return functional.mix_images(self.raw(index), rows, rows, ones, mean=self.mean, std=self.std)
-
-    def raw(self, index: Tensor) -> Tensor:
-        """The stored images, uint8 `[B, H, W, C]`; index int64 `[B]`."""
+    def _gathered(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and the place of each of `index` in them."""
         wanted = index.numpy()
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self._count):
             raise IndexError(f"index must lie in [0, {self._count}), got {wanted.min()} to {wanted.max()}")
         rows, place = np.unique(wanted, return_inverse=True)
-        return torch.from_numpy(self.read(rows)[place])
+        images, places = self.read(rows)
+        return images, places[torch.from_numpy(place)]
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Unmixed, normalised images, float32 `[B, C, H, W]`; index int64 `[B]`."""
+        images, places = self._gathered(index)
+        ones = torch.ones(index.shape[0], dtype=torch.float32)
+        return functional.mix_images(images, places, places, ones, mean=self.mean, std=self.std)
+
+    def raw(self, index: Tensor) -> Tensor:
+        """The stored images, uint8 `[B, H, W, C]`; index int64 `[B]`."""
+        images, places = self._gathered(index)
+        return images[places]
 
     def __repr__(self) -> str:
         height, width, channels = self.shape
-        return (
-            f"WindowedImages({len(self):,} images of {height} x {width} x {channels}, {self.window} batches at a time)"
-        )
+        window = f"{self.window} batches" if self.window is not None else f"{self.memory / 2**20:,.0f} MiB"
+        about = f"{len(self):,} images of {height} x {width} x {channels}, {window} at a time"
+        return f"WindowedImages({about}{shown(self.tier)})"
 
 
 @dataclass(frozen=True)
@@ -134,14 +207,15 @@ Pick = Callable[[int], Picked]
 def pick_windows(source: WindowedImages, stream: Stream, count: int, steps: int) -> Pick:
     """The samples of batches of `count`, their images read a window at a time; the next window is read meanwhile."""
     draw = implementation("draw", "auto", torch.device("cpu"))
-    reader = ThreadPoolExecutor(1, "spurmix-window")
-    room = (2 * count * source.window, *source.shape)
-    memory = [empty(math.prod(room), np.uint8).reshape(room) for _ in range(2)]
+    size = source.batches(count, steps)
+    memory = [source.buffer(2 * count * size) for _ in range(2)]
     ahead: dict[int, Future[Picked]] = {}
     kept: dict[int, Picked] = {}
+    reader = ThreadPoolExecutor(1, "spurmix-window")
+    process = os.getpid()
 
     def read(number: int) -> Picked:
-        batches = range(number * source.window, min((number + 1) * source.window, steps))
+        batches = range(number * size, min((number + 1) * size, steps))
         parts = [
             draw(stream.tables.packed, stream.tables.members, stream.seed, k * stream.batch_size + stream.first, count)
             for k in batches
@@ -149,11 +223,16 @@ def pick_windows(source: WindowedImages, stream: Stream, count: int, steps: int)
         drawn = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         both = torch.cat(drawn[:2]).numpy()
         rows, place = np.unique(both, return_inverse=True)
-        images = source.read(rows, memory[number % 2])
-        index, partner = torch.from_numpy(place.astype(np.int64)).chunk(2)
-        return Picked(torch.from_numpy(images), drawn, (index, partner))
+        images, places = source.read(rows, memory[number % 2])
+        index, partner = places[torch.from_numpy(place)].chunk(2)
+        return Picked(images, drawn, (index, partner))
 
     def window(number: int) -> Picked:
+        nonlocal reader, process
+        if process != os.getpid():  # a fork: it has no thread of the pool, and half of what that was reading
+            reader, process = ThreadPoolExecutor(1, "spurmix-window"), os.getpid()
+            ahead.clear()
+            kept.clear()
         if number not in kept:
             waiting = ahead.pop(number, None)
             for other in ahead.values():  # of a place the loader left: its memory is needed now
@@ -162,12 +241,12 @@ def pick_windows(source: WindowedImages, stream: Stream, count: int, steps: int)
             ahead.clear()
             kept.clear()
             kept[number] = waiting.result() if waiting is not None else read(number)
-            if (number + 1) * source.window < steps:
+            if (number + 1) * size < steps:
                 ahead[number + 1] = reader.submit(read, number + 1)
         return kept[number]
 
     def pick(step: int) -> Picked:
-        number, at = divmod(step, source.window)
+        number, at = divmod(step, size)
         return window(number).part(slice(at * count, (at + 1) * count))
 
     return pick

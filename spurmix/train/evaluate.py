@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from spurmix.core.groups import GroupIndex
 from spurmix.core.progress import bar
 from spurmix.data.sources import Source, as_source
 from spurmix.data.text import TokenSource
+from spurmix.data.window import WindowedImages
 from spurmix.ops.flags import check
 from spurmix.train.metrics import Evaluation, check_options, evaluate_logits
 from spurmix.train.models import device_of, logits_of, modes_kept
@@ -71,10 +73,9 @@ def over_batches(
     with modes_kept(model):
         model.eval()
         with torch.inference_mode():
-            for used, index in zip(
-                first_use, bar(own, "reading", total=len(own), size=batch_size, shown=progress), strict=True
-            ):
-                part = step(source.gather(index).to(target)).float().cpu()
+            shown = bar(own, "reading", total=len(own), size=batch_size, shown=progress)
+            for used, index, inputs in zip(first_use, shown, _inputs(source, own), strict=True):
+                part = step(inputs.to(target)).float().cpu()
                 if result is None:
                     with torch.inference_mode(False):  # a tensor like any other
                         result = torch.zeros((len(source), *part.shape[1:]))
@@ -83,6 +84,20 @@ def over_batches(
         check(target)
     assert result is not None  # no source is empty
     return _summed(result, target) if sharded else result
+
+
+def _inputs(source: Source, batches: Sequence[Tensor]) -> Iterator[Any]:
+    """Unmixed inputs of every batch; of images read from a file, the next batch is read while one is used."""
+    if not isinstance(source, WindowedImages):
+        yield from map(source.gather, batches)
+        return
+    with ThreadPoolExecutor(1, "spurmix-gather") as reader:
+        ahead = reader.submit(source.gather, batches[0])
+        for index in batches[1:]:
+            inputs = ahead.result()
+            ahead = reader.submit(source.gather, index)
+            yield inputs
+        yield ahead.result()
 
 
 def _summed(result: Tensor, device: torch.device) -> Tensor:
