@@ -20,7 +20,7 @@ PANELS = {
     "policy": "Batches",
     "optimizer": "Training",
     "evaluate_every": "Evaluation and checkpoints",
-    "evaluation_batch": "Machine",
+    "tier": "Machine",
 }
 """Headings of the help, by the setting that follows them."""
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
@@ -50,7 +50,7 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
     job = run.prepare(settings, out, processes, resume=resume)
     audit = job.policy.audit(job.train.groups)
     if processes.main:
-        print(audit, flush=True)
+        print(f"{audit}\n\n{job.train.source!r}", flush=True)
     outcome = run.train(job, resume=resume)
     if processes.main:
         from spurmix.cli import train_report

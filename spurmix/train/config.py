@@ -82,6 +82,12 @@ class RunConfig:
     select: str = _option("best", "Weights that are kept: of the best worst group, or the last.", ("best", "last"))
     save_every: int = _option(0, "Batches between checkpoints; 0: one a pass.", low=0)
     keep: int = _option(2, "Checkpoints that stay.", low=1)
+    tier: str = _option(
+        "auto",
+        "Where training reads from: the first that holds the split.",
+        ("auto", "device", "pinned", "cache", "disk"),
+    )
+    memory: float = _option(0.0, "GiB of memory that reading may use; 0: what is available.", low=0)
     evaluation_batch: int = _option(256, "Examples read at once in evaluations.", low=1)
     prefetch: int = _option(2, "Batches made ahead.", low=0)
     device: str = _option("auto", '"auto": a GPU where there is one.', ("auto", "cpu", "cuda"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from spurmix.core.groups import GroupIndex
+from spurmix.core.memory import available
 from spurmix.core.policy import MixPolicy
 from spurmix.data.loader import MixLoader
 from spurmix.data.sources import ImageSource, Source
@@ -30,7 +32,7 @@ from spurmix.train.metrics import Evaluation
 from spurmix.train.run_model import build_model, read_weights, write_text, write_weights
 
 CONFIG, EVALUATIONS, BEST, MODEL = "config.toml", "evaluations.jsonl", "best.safetensors", "model.safetensors"
-FREE = ("device", "evaluation_batch", "keep", "prefetch", "save_every")
+FREE = ("device", "evaluation_batch", "keep", "memory", "prefetch", "save_every", "tier")
 """Settings that decide nothing about the result: a resumed run may have others."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -129,10 +131,13 @@ def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
     return dataclasses.replace(config, **filled)
 
 
-def read_part(config: RunConfig, dataset: PackedDataset, split: str, model: nn.Module) -> Part:
-    """One split of the dataset, normalised as the model expects it."""
+def read_part(
+    config: RunConfig, dataset: PackedDataset, split: str, model: nn.Module, device: torch.device | None = None
+) -> Part:
+    """One split of the dataset, normalised as the model expects it; device: where training wants its batches."""
     part = dataset.split(split)
-    source = part.source()
+    memory = int(config.memory * 2**30) or available() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    source = part.source(tier=config.tier if device is not None else "auto", device=device, memory=memory)
     mean = getattr(getattr(model, "config", None), "image_mean", None)
     if isinstance(source, ImageSource) and mean is not None:
         source = source.normalised(mean, model.config.image_std)  # type: ignore[union-attr, arg-type]
@@ -158,7 +163,7 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     model = build_model(config, dataset)
-    part = read_part(config, dataset, config.train_split, model)
+    part = read_part(config, dataset, config.train_split, model, processes.device)
     held_out = {
         split: read_part(config, dataset, split, model)
         for split in (config.validation_split, config.test_split)
