@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core.groups import GroupIndex
-from spurmix.core.progress import bar
+from spurmix.data import checksums
+from spurmix.data.checksums import Damage, damages
 
 if TYPE_CHECKING:
     from spurmix.data.sources import Source
@@ -28,8 +28,6 @@ FORMAT = 1
 DESCRIPTION, METADATA = "dataset.json", "metadata.parquet"
 ARRAYS = {"images": ("images.npy",), "tokens": ("tokens.npy", "token_offsets.npy"), "features": ("features.npy",)}
 """Array files of each kind of dataset."""
-CHUNK = 1 << 24
-"""Bytes a checksum covers."""
 OWN_COLUMNS = ("label", "split", "source")
 
 
@@ -92,23 +90,11 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     written.write_table(pyarrow.table(columns), folder / METADATA)
 
 
-def checksums(path: Path, workers: int = 4) -> list[str]:
-    """A digest of every `CHUNK` bytes of a file."""
-
-    def digest(begin: int) -> str:
-        with path.open("rb") as file:
-            file.seek(begin)
-            return hashlib.blake2b(file.read(CHUNK), digest_size=8).hexdigest()
-
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(digest, range(0, path.stat().st_size, CHUNK)))
-
-
 def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any], others: Iterable[str] = ()) -> None:
     """Write `dataset.json` for the files that lie in `folder`: from then on it opens as a dataset; others: further files
     that belong to it, such as the tokenizer's."""
     files = {
-        name: {"size": (folder / name).stat().st_size, "checksums": checksums(folder / name)}
+        name: {"size": (folder / name).stat().st_size, "checksums": checksums.of_file(folder / name)}
         for name in (*ARRAYS[kind], METADATA, *others)
     }
     description = {
@@ -117,25 +103,13 @@ def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any], 
         "count": len(metadata),
         "classes": list(metadata.class_names),
         "attributes": {name: list(values) for name, values in metadata.attribute_names.items()},
-        "chunk": CHUNK,
+        "chunk": checksums.CHUNK,
         "files": files,
         "made": made,
     }
     temporary = folder / f".{DESCRIPTION}"
     temporary.write_text(json.dumps(description, indent=1))
     temporary.replace(folder / DESCRIPTION)
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Bytes [begin, end) of a file that are not those that were written."""
-
-    file: Path
-    begin: int
-    end: int
-
-    def __str__(self) -> str:
-        return f"{self.file}: bytes {self.begin:,} to {self.end:,} are damaged"
 
 
 class PackedDataset:
@@ -365,22 +339,7 @@ class PackedDataset:
         Args:
             progress: show a progress bar; default: on a terminal.
         """
-        chunk = int(self._description["chunk"])
-        work: list[tuple[str, int, str]] = []
-        for name, record in self._description["files"].items():
-            begins = range(0, record["size"], chunk)
-            work += [(name, begin, digest) for begin, digest in zip(begins, record["checksums"], strict=True)]
-        damaged = []
-        for name, begin, digest in bar(
-            work, "verifying", total=len(work), size=chunk >> 20, unit="MiB", shown=progress
-        ):
-            path = self.path / name
-            with path.open("rb") as file:
-                file.seek(begin)
-                found = file.read(chunk)
-            if hashlib.blake2b(found, digest_size=8).hexdigest() != digest:
-                damaged.append(Damage(path, begin, begin + len(found)))
-        return damaged
+        return damages(self.path, self._description["files"], int(self._description["chunk"]), progress)
 
     def __repr__(self) -> str:
         return f"PackedDataset({str(self.path)!r}, {len(self):,} examples, {self.kind})"

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from spurmix import ImageSource, MixLoader, policies
-from spurmix.data import listing, pack, store
+from spurmix.data import checksums, listing, pack, store
 from spurmix.data.decode import ImageError, decode
 from spurmix.data.job import Job
 from spurmix.data.merge import merge
@@ -271,7 +271,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def test_verify_finds_a_flipped_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "CHUNK", 256)
+    monkeypatch.setattr(checksums, "CHUNK", 256)
     pack.pack_images(listing.waterbirds(birds(tmp_path / "birds", 12)), tmp_path / "t", size=8)
     path = tmp_path / "t" / "images.npy"
     data = bytearray(path.read_bytes())
