@@ -14,33 +14,45 @@ from spurmix.data.store import PackedDataset
 from spurmix.train import models
 from spurmix.train.config import RunConfig
 from spurmix.train.text import MixedInputs, unwrapped
+from spurmix.train.weights import load_weights
 
 
 def build_model(config: RunConfig, dataset: PackedDataset) -> nn.Module:
-    """The model that completed settings name, its head seeded; see `spurmix.models`.
+    """The model that completed settings name, its head seeded; texts go in mixed.
 
     Raises:
         ValueError: for weights that are missing, unreadable or do not fit.
     """
     torch.manual_seed(config.seed)
-    classes, weights = len(dataset.metadata.class_names), config.weights or None
-    if config.model in ("minilm", "linear", "small") and weights:
-        raise ValueError(f"weights: {config.model} takes none")
-    if config.model in ("bert", "encoder") and weights is None:
-        raise ValueError(f"weights: {config.model} starts from a pre-trained model; name its folder")
-    if config.model == "resnet50":
-        return models.resnet50(classes, weights=weights)
-    if config.model == "small":
-        return models.small_resnet(classes)
-    if config.model == "linear":
+    model = make_model(config.model, dataset, config.weights or None)
+    return _mixed(model, config.where) if dataset.kind == "tokens" else model
+
+
+def make_model(name: str, dataset: PackedDataset, weights: str | None) -> nn.Module:
+    """The model of that name for the classes, channels or columns of a dataset; see `spurmix.models`.
+
+    Raises:
+        ValueError: for weights that are missing, unreadable or do not fit.
+    """
+    classes = len(dataset.metadata.class_names)
+    if name in ("minilm", "linear") and weights:
+        raise ValueError(f"weights: {name} takes none")
+    if name in ("bert", "encoder") and not weights:
+        raise ValueError(f"weights: {name} starts from a pre-trained model; name its folder")
+    if name == "resnet50":
+        return models.resnet50(classes, channels=dataset.array.shape[3], weights=weights)
+    if name == "small":
+        small = models.small_resnet(classes, channels=dataset.array.shape[3])
+        if weights:
+            load_weights(small, weights)
+        return small
+    if name == "linear":
         return nn.Linear(dataset.array.shape[1], classes)
-    if config.model == "minilm":
-        text: nn.Module = models.minilm(classes)
-    elif config.model == "bert":
-        text = models.bert(classes, pretrained=weights)
-    else:
-        text = models.text_classifier(classes, pretrained=weights or "")
-    return _mixed(text, config.where)
+    if name == "minilm":
+        return models.minilm(classes)
+    if name == "bert":
+        return models.bert(classes, pretrained=weights)
+    return models.text_classifier(classes, pretrained=weights or "")
 
 
 def _mixed(model: nn.Module, where: str) -> nn.Module:

@@ -186,10 +186,11 @@ def test_the_command_under_torchrun(images: PackedDataset, weights: Any, tmp_pat
 
 def test_models_and_weights_that_do_not_fit(images: PackedDataset, tmp_path: Path) -> None:
     for name, weights, message in (
-        ("vgg", None, "--model must be one of resnet50, small, minilm, bert"),
-        ("bert", tmp_path, "--model bert reads tokens; .* holds images"),
+        ("vgg", None, "--model: .* holds images, which resnet50, small can read; got 'vgg'"),
+        ("bert", tmp_path, "--model: .* holds images, which resnet50, small can read; got 'bert'"),
+        (None, tmp_path, "--model: .* got None"),
         ("resnet50", None, "--weights: resnet50 needs weights"),
         ("small", tmp_path / "nothing.safetensors", "weights: there is no file"),
     ):
         with pytest.raises(ValueError, match=message):
-            encoder(name, weights, images)
+            encoder(name, weights if weights is None else str(weights), images)

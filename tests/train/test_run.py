@@ -26,6 +26,7 @@ from spurmix.cli.app import app
 from spurmix.core.lam import Beta, Fixed
 from spurmix.train import run
 from spurmix.train.config import DEFAULT, FIELDS, RunConfig, build_policy, option, resolve, to_toml
+from spurmix.train.models import head_layer
 from spurmix.train.recipes import RECIPES
 from spurmix.train.schedule import factor
 
@@ -118,6 +119,15 @@ def test_evaluate_and_export_agree_with_the_run(finished: Path, images: Path, tm
     test = PackedDataset(images).split("test")
     predicted = Predictor(tmp_path / "model.onnx").predict(np.asarray(test.array)).argmax(axis=1)
     assert np.mean(predicted == test.metadata.labels) == pytest.approx(report["evaluations"]["test"]["average"])
+
+
+def test_features_of_a_run(finished: Path, images: Path, tmp_path: Path) -> None:
+    assert "440 examples" in invoke("features", images, tmp_path / "packed", "--weights", finished)
+    opened, packed = run.open_run(finished), PackedDataset(tmp_path / "packed").split("test")
+    with torch.inference_mode():
+        logits = head_layer(opened.model)(torch.from_numpy(np.asarray(packed.array)))
+    found = float((logits.argmax(dim=1).numpy() == packed.metadata.labels).mean())
+    assert found == pytest.approx(json.loads((finished / "report.json").read_text())["evaluations"]["test"]["average"])
 
 
 def test_the_kept_weights_are_those_of_the_best_evaluation(images: Path, tmp_path: Path) -> None:
@@ -287,7 +297,7 @@ def test_stages_of_the_step_schedule() -> None:
     ("settings", "text"),
     [
         (dict(model="bert"), "model: of images one of resnet50, small, got 'bert'"),
-        (dict(model="small", weights="w.pth"), "weights: small takes none"),
+        (dict(model="small", weights="w.pth"), "weights: there is no file"),
         (dict(validation_split="dev"), "validation_split must be one of train, val, test, got 'dev'"),
         (dict(train_split="none"), "train_split must be one of train, val, test, got 'none'"),
         (dict(attribute="place"), "attribute must be one of colour, got 'place'"),
