@@ -50,6 +50,8 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
     job = run.prepare(settings, out, processes, resume=resume)
     audit = job.policy.audit(job.train.groups)
     if processes.main:
+        if recipe is not None:
+            print(f"{recipe}: {RECIPES[recipe].model}. {RECIPES[recipe].source}\n")
         print(f"{audit}\n\n{job.train.source!r}", flush=True)
     outcome = run.train(job, resume=resume)
     if processes.main:
