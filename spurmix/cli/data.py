@@ -21,15 +21,37 @@ class Layout(StrEnum):
     table = "table"
     waterbirds = "waterbirds"
     celeba = "celeba"
+    mnist = "mnist"
+    civilcomments = "civilcomments"
+    huggingface = "huggingface"
 
 
-Source = Annotated[str, typer.Argument(help="Folder of the images; for --layout table the CSV or Parquet file.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of the images or fsspec URL; for table the CSV or Parquet file; for huggingface a folder, a file, or "
+        "a name on the hub, from which it is downloaded."
+    ),
+]
 Dataset = Annotated[Path, typer.Argument(help="Folder of a packed dataset.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        help="i/n: the i-th of n parts, 0/n to (n - 1)/n; default: all, under torchrun this process's; see merge."
+    ),
+]
 
 
-def listing_of(source: str, layout: Layout, root: str | None, columns: dict[str, Any], attributes: list[str]) -> Any:
+def listing_of(
+    source: str,
+    layout: Layout,
+    root: str | None,
+    columns: dict[str, Any],
+    attributes: list[str],
+    drop_empty: bool = False,
+) -> Any:
     """The listing that the options of `spurmix pack` name."""
-    from spurmix.data import listing
+    from spurmix.data import listing, published
 
     if layout is Layout.table:
         return listing.from_table(source, root, attributes=attributes, **columns)
@@ -38,6 +60,16 @@ def listing_of(source: str, layout: Layout, root: str | None, columns: dict[str,
     if layout is Layout.celeba:
         label = columns["label"] if columns["label"] != "label" else "Blond_Hair"
         return listing.celeba(source, target=label, attributes=attributes or ["Male"])
+    if layout is Layout.mnist:
+        return published.mnist(source)
+    if layout is Layout.civilcomments:
+        return published.civilcomments(source, attribute=attributes[0] if attributes else "any", drop_empty=drop_empty)
+    if layout is Layout.huggingface:
+        from spurmix.data.huggingface import from_datasets
+
+        image = columns["path"] if columns["path"] != "path" else None
+        columns = {name: columns[name] for name in ("text", "label", "split")}
+        return from_datasets(source, image=image, attributes=attributes, **columns)
     return listing.from_folder(source)
 
 
@@ -46,33 +78,78 @@ def pack(
     target: Annotated[Path, typer.Argument(help="Folder to make.")],
     layout: Annotated[Layout, typer.Option(help="How the source is laid out.")] = Layout.folder,
     root: Annotated[str | None, typer.Option(help="table: folder the paths are relative to.")] = None,
-    path_column: Annotated[str, typer.Option(help="table: column of the paths.")] = "path",
-    label: Annotated[str, typer.Option(help="table: column of the class; celeba: the target.")] = "label",
+    path_column: Annotated[
+        str, typer.Option(help="table: column of the paths; huggingface: of the images, if several are.")
+    ] = "path",
+    text: Annotated[str | None, typer.Option(help="table, huggingface: column of texts, which are tokenised.")] = None,
+    label: Annotated[str, typer.Option(help="table, huggingface: column of the class; celeba: the target.")] = "label",
     attribute: Annotated[
         list[str] | None,
-        typer.Option(help="table, celeba: column of an attribute, the spurious one first; may be repeated."),
+        typer.Option(
+            help="table, huggingface, celeba: column of an attribute, the spurious one first; may be repeated. "
+            "civilcomments: the one to train on; default: any identity."
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="table: column of the split.")] = None,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.", min=1)] = 224,
+    split: Annotated[str | None, typer.Option(help="table, huggingface: column of the split.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Height and width in pixels; default: 224, of mnist 28.", min=1)
+    ] = None,
     fit: Annotated[str, typer.Option(help='"crop": cover and cut out the centre; "exact": stretch.')] = "crop",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Texts: folder of the tokenizer, as transformers or tokenizers wrote it.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Texts: tokens kept of a longer one; default: the tokenizer's limit.", min=1)
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one a core.", min=1)] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many images of each split.", min=1)] = None,
-    broken: Annotated[str, typer.Option(help='Files that cannot be read: "error" or "skip".')] = "error",
-    shard: Annotated[str, typer.Option(help="i/n: pack the i-th of n parts, 0/n to (n - 1)/n; see merge.")] = "0/1",
+    limit: Annotated[int | None, typer.Option(help="At most so many examples of each split.", min=1)] = None,
+    broken: Annotated[str, typer.Option(help='Images and texts that cannot be read: "error" or "skip".')] = "error",
+    shard: Shard = None,
 ) -> None:
-    """Pack image files into a dataset that opens at once. A job that was killed goes on when it is started again."""
-    from spurmix.data.pack import pack_images
-
-    found = listing_of(source, layout, root, dict(path=path_column, label=label, split=split), attribute or [])
+    """Pack images or texts into a dataset that opens at once. A job that was killed goes on when it is started again."""
+    texts = layout is Layout.civilcomments or text is not None
+    if text is not None and layout not in (Layout.table, Layout.huggingface):
+        raise ValueError(f"--text is for --layout table and huggingface, not {layout}")
+    if texts and tokenizer is None:
+        raise ValueError("--tokenizer: texts need the folder of a tokenizer")
+    if not texts and (tokenizer is not None or max_length is not None):
+        raise ValueError("--tokenizer and --max-length are for texts; name their column with --text")
+    if texts and size is not None:
+        raise ValueError("--size is for images")
+    part = shard_of(shard)
+    columns = {"path": path_column, "text": text, "label": label, "split": split}
+    found = listing_of(source, layout, root, columns, attribute or [], broken == "skip")
     for note in found.notes:
         print(note)
-    report = pack_images(
-        found, target, size=size, fit=fit, workers=workers, limit=limit, broken=broken, shard=_shard(shard)
-    )  # fmt: skip
+    if texts:
+        from spurmix.data.pack_texts import pack_texts
+
+        report = pack_texts(
+            found, target, tokenizer, max_length=max_length, limit=limit, broken=broken, shard=part
+        )  # fmt: skip
+    else:
+        from spurmix.data.pack import pack_images
+
+        pixels = size if size is not None else 28 if layout is Layout.mnist else 224
+        report = pack_images(
+            found, target, size=pixels, fit=fit, workers=workers, limit=limit, broken=broken, shard=part
+        )  # fmt: skip
     print(report)
+    tell_merge(target, part)
 
 
-def _shard(text: str) -> tuple[int, int]:
+def tell_merge(target: Path, shard: tuple[int, int]) -> None:
+    """Say how the shards of `target` become one dataset."""
+    if shard[1] > 1:
+        print(f"when all {shard[1]} shards are packed: spurmix merge --target {target}")
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """The shard that an option names; default: that of this process."""
+    from spurmix.data.job import process_shard
+
+    if text is None:
+        return process_shard()
     try:
         number, count = map(int, text.split("/"))
     except ValueError:
@@ -81,13 +158,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def merge(
-    parts: Annotated[list[Path], typer.Argument(help="Packed datasets, in order.")],
     target: Annotated[Path, typer.Option(help="Folder to make.")],
+    parts: Annotated[
+        list[Path] | None, typer.Argument(help="Packed datasets, in order; default: all shards of the target.")
+    ] = None,
 ) -> None:
     """Put packed datasets, such as shards, behind one another."""
-    from spurmix.data.pack import merge as merge_datasets
+    from spurmix.data.merge import merge as merge_datasets
+    from spurmix.data.merge import shards_of
 
-    print(merge_datasets([*parts], target))
+    print(merge_datasets(parts or shards_of(target), target))
 
 
 def verify(dataset: Dataset) -> None:
@@ -200,5 +280,7 @@ def audit(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (pack, merge, verify, inspect, audit):
+    from spurmix.cli.features import features
+
+    for command in (pack, features, merge, verify, inspect, audit):
         app.command()(command)

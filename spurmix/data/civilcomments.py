@@ -30,6 +30,7 @@ class CivilComments:
         splits: int8 `[N]`, number in `SPLITS`.
         identities: bool `[N, K]`, whether a comment mentions each of `identity_names`.
         attributes: uint8 `[N]`, the training attribute: 1 where `attribute_name` is mentioned.
+        rows: int64 `[N]`, the row of the file each comment stands in, from 0. left_out: rows of empty comments.
     """
 
     texts: list[str]
@@ -39,6 +40,8 @@ class CivilComments:
     attributes: NDArray[np.uint8]
     identity_names: tuple[str, ...]
     attribute_name: str
+    rows: NDArray[np.int64]
+    left_out: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -57,12 +60,17 @@ class CivilComments:
             splits=self.splits[rows],
             identities=self.identities[rows],
             attributes=self.attributes[rows],
+            rows=self.rows[rows],
         )
+
+    @property
+    def value_names(self) -> tuple[str, str]:
+        """Names of the training attribute's values, such as ("no identity", "any identity")."""
+        return f"no {self.attribute_name.removeprefix('any ')}", self.attribute_name
 
     def groups(self) -> GroupIndex:
         """The training partition: label x whether the training attribute is mentioned, up to four groups."""
-        names = (f"no {self.attribute_name.removeprefix('any ')}", self.attribute_name)
-        return GroupIndex(self.labels, self.attributes, class_names=CLASS_NAMES, attribute_names=names)
+        return GroupIndex(self.labels, self.attributes, class_names=CLASS_NAMES, attribute_names=self.value_names)
 
     @property
     def cell_names(self) -> tuple[str, ...]:
@@ -148,6 +156,8 @@ def read_civilcomments(
         chosen[keep].astype(np.uint8),
         wanted,
         "any identity" if attribute == "any" else attribute,
+        keep,
+        np.flatnonzero(empty),
     )
 
 

@@ -2,62 +2,146 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import posixpath
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.data.store import Metadata
+from spurmix.data.store import OWN_COLUMNS, Metadata, chunks
+from spurmix.data.tokenise import unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
+class Content(Protocol):
+    """What the examples are where they are no files: item n is the bytes of an image file, its pixels (uint8 `[H, W]` or
+    `[H, W, 3]`), or a text; None where it is missing. Read by several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, n: int, /) -> Any: ...
+
+    def digest(self) -> str:
+        """A hex digest of what it holds: a killed job is gone on with where it is the same."""
+        ...
+
+
 @dataclass(frozen=True)
 class Listing:
-    """Image files below `root` (a folder or an fsspec URL), `metadata.sources` relative to it; `notes` for the user."""
+    """What is to be packed: image files below `root` (a folder or an fsspec URL), `metadata.sources` relative to it; or,
+    with `content`, its items.
+
+    Attributes:
+        notes: for the user. rows: which item each example is, int64 `[N]`; default: all, in order.
+        kind: "images" or "texts". cells: attributes whose overlapping cells are evaluated, see `PackedDataset.cells`.
+    """
 
     root: str
     metadata: Metadata
     notes: tuple[str, ...] = field(default=())
+    content: Content | None = None
+    rows: NDArray[np.int64] | None = None
+    kind: str = "images"
+    cells: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.metadata)
 
+    def take(self, chosen: NDArray[np.int64]) -> Listing:
+        """The examples `chosen`, in that order."""
+        rows = None if self.content is None else chosen if self.rows is None else self.rows[chosen]
+        return replace(self, metadata=self.metadata.take(chosen), rows=rows)
+
     def ordered(self, limit: int | None = None) -> Listing:
         """The examples of each split together, splits in the order they are first met; at most `limit` of each."""
-        splits = self.metadata.splits
         order: dict[str, list[int]] = {}
-        for n, name in enumerate(splits):
+        for n, name in enumerate(self.metadata.splits):
             order.setdefault(name, []).append(n)
-        rows = [n for members in order.values() for n in members[:limit]]
-        return Listing(self.root, self.metadata.take(np.array(rows, dtype=np.int64)), self.notes)
+        return self.take(np.array([n for members in order.values() for n in members[:limit]], dtype=np.int64))
+
+    def reader(self) -> Callable[[int], Any]:
+        """A function that gives what example n is; of a file its bytes."""
+        if self.content is not None:
+            content, rows = self.content, self.rows
+            return lambda n: content[n if rows is None else int(rows[n])]
+        system, base = open_root(self.root)
+        sources = self.metadata.sources
+        return lambda n: system.cat_file(f"{base}/{sources[n]}")
+
+
+def _fsspec() -> Any:
+    try:
+        import fsspec
+    except ModuleNotFoundError as error:
+        raise ImportError("packing needs the package 'fsspec': pip install 'spurmix[data]'") from error
+    return fsspec
 
 
 def open_root(root: str) -> tuple[Any, str]:
     """The file system of a folder or URL, and the path in it."""
     try:
-        import fsspec
-    except ModuleNotFoundError as error:
-        raise ImportError("packing needs the package 'fsspec': pip install 'spurmix[data]'") from error
-    system, path = fsspec.core.url_to_fs(root)
-    if not system.isdir(path):
+        system, path = _fsspec().core.url_to_fs(root)
+        there = system.isdir(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"root: {root} cannot be opened: {error}") from None
+    if not there:
         raise ValueError(f"root: there is no folder {root}")
     return system, path.rstrip("/")
 
 
+def beside(place: str | Path, *names: str) -> str:
+    """A path below a folder or URL; in a chain such as "zip://images::file:///x.zip" below its first part."""
+    first, *rest = str(place).split("::")
+    return "::".join([posixpath.join(first, *names), *rest])
+
+
+def parent(place: str | Path) -> str:
+    """The folder that a file or URL lies in."""
+    first, *rest = str(place).split("::")
+    scheme, separator, path = first.rpartition("://")
+    return "::".join([scheme + separator + (posixpath.dirname(path) or ("" if separator else ".")), *rest])
+
+
+def files_below(system: Any, base: str) -> list[str]:
+    """All files below a folder, relative to it, sorted; on this machine also those in folders that links lead to."""
+    if "file" not in system.protocol:
+        return sorted(name[len(base) :].lstrip("/") for name in system.find(base))
+    found: list[str] = []
+
+    def walk(folder: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(folder)
+        if real in above:  # a link to a folder that holds it
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    walk(entry.path, (*above, real))
+                elif entry.is_file():
+                    found.append(entry.path)
+
+    walk(base, ())
+    return sorted(os.path.relpath(path, base) for path in found)
+
+
 def check_inside(sources: Sequence[str], where: str) -> None:
-    """Check that paths are relative and stay below their root, and that none comes twice."""
+    """Check that paths are relative, stay below their root, are text, and that none comes twice."""
     seen: dict[str, int] = {}
     for n, source in enumerate(sources):
         path = posixpath.normpath(source)
+        if not source:
+            raise ValueError(f"{where}, row {n}: the path is missing")
         if path.startswith(("/", "..")) or "://" in source or path == ".":
             raise ValueError(f"{where}, row {n}: the path {source!r} leaves the root; paths are relative to it")
         if path in seen:
             raise ValueError(f"{where}, row {n}: {source!r} stands in row {seen[path]} too")
+        if unreadable(source) is not None:
+            raise ValueError(f"{where}, row {n}: the name {source!r} is no UTF-8; rename the file")
         seen[path] = n
 
 
@@ -95,25 +179,43 @@ def from_folder(root: str | Path) -> Listing:
         ValueError: where there are no images, naming the folder.
     """
     system, base = open_root(str(root))
-    files = sorted(f for f in system.find(base) if f.lower().endswith(SUFFIXES))
-    parts = [posixpath.relpath(f, base).split("/") for f in files]
-    parts = [p for p in parts if len(p) > 1]
-    if not parts:
+    images: list[list[str]] = []
+    loose: list[str] = []
+    others: list[str] = []
+    for name in files_below(system, base):
+        parts = name.split("/")
+        if not name.lower().endswith(SUFFIXES):
+            others.append(name)
+        elif len(parts) == 1:
+            loose.append(name)
+        else:
+            images.append(parts)
+    if not images:
         raise ValueError(f"root: no images in class folders below {root}")
+    notes = [
+        f"{len(names):,} files {what} are left out, such as {names[0]}"
+        for what, names in (("in no class folder", loose), ("that are no images by their names", others))
+        if names
+    ]
     split_names = {"train", "val", "valid", "validation", "test"}
-    has_splits = all(p[0] in split_names and len(p) > 2 for p in parts)
-    classes = [p[1] if has_splits else p[0] for p in parts]
-    labels, names, _ = coded(classes, str(root), "class")
-    splits = [p[0] if has_splits else "train" for p in parts]
-    names = tuple(sorted(set(classes)))
-    return Listing(str(root), Metadata(labels, splits, ["/".join(p) for p in parts], {}, names, {}))
+    has_splits = all(p[0] in split_names and len(p) > 2 for p in images)
+    classes = [p[1] if has_splits else p[0] for p in images]
+    labels, _, _ = coded(classes, str(root), "class")
+    splits = [p[0] if has_splits else "train" for p in images]
+    sources = ["/".join(p) for p in images]
+    check_inside(sources, str(root))
+    metadata = Metadata(labels, splits, sources, {}, tuple(sorted(set(classes))), {})
+    return Listing(str(root), metadata, tuple(notes))
 
 
-def read_table(path: str | Path) -> Any:
-    """A CSV or Parquet file as a pyarrow table.
+def read_table(path: str | Path, texts: Sequence[str] = (), columns: Iterable[str | None] | None = None) -> Any:
+    """A CSV or Parquet file, on this machine or behind an fsspec URL, as a pyarrow table.
+
+    Args:
+        texts: columns that are strings, whatever they look like. columns: what is needed of a Parquet file; default: all.
 
     Raises:
-        ValueError: for a file that cannot be read, with pyarrow's reason.
+        ValueError: for a file that cannot be read, with the reason.
     """
     try:
         import pyarrow
@@ -121,21 +223,57 @@ def read_table(path: str | Path) -> Any:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise ImportError("tables need the package 'pyarrow': pip install 'spurmix[data]'") from error
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}")
+    where = str(path)
+    name = where.split("::")[0].lower()
+    if "://" not in where and not Path(where).is_file():
+        raise ValueError(f"there is no file {where}")
     try:
-        if file.suffix.lower() in (".parquet", ".pq"):
-            return pyarrow.parquet.read_table(file)
-        return pyarrow.csv.read_csv(file)
+        with _fsspec().open(where, "rb") as stream:
+            if name.endswith((".parquet", ".pq")):
+                known = pyarrow.parquet.ParquetFile(stream)
+                wanted = None if columns is None else [c for c in known.schema_arrow.names if c in set(columns)]
+                return known.read(wanted)
+            return pyarrow.csv.read_csv(
+                stream,
+                read_options=pyarrow.csv.ReadOptions(block_size=1 << 24),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.large_string())),
+            )
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {where}") from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
+        raise ValueError(f"{where} cannot be read: {error}") from None
+
+
+def column_of(table: Any, name: str, where: str) -> Any:
+    """A column of a table, as Arrow holds it.
+
+    Raises:
+        ValueError: naming the columns there are.
+    """
+    if name not in table.column_names:
+        raise ValueError(f"{where}: no column {name!r}; there are {', '.join(table.column_names)}")
+    return table[name]
 
 
 def _column(table: Any, name: str, where: str) -> list[Any]:
-    if name not in table.column_names:
-        raise ValueError(f"{where}: no column {name!r}; there are {', '.join(table.column_names)}")
-    return table[name].to_pylist()
+    return column_of(table, name, where).to_pylist()
+
+
+def coded_attributes(
+    columns: Mapping[str, Iterable[Any]], where: str
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, tuple[str, ...]], list[str]]:
+    """Codes and names of attributes by name, and notes on how many are unknown; see `coded`."""
+    values: dict[str, NDArray[np.int64]] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    notes = []
+    for name, column in columns.items():
+        if name in OWN_COLUMNS:
+            raise ValueError(f"attributes: {name!r} is a name that packed datasets use; rename the column")
+        values[name], names[name], unknown = coded(column, where, name, optional=True)
+        if unknown:
+            notes.append(f"{name} is unknown in {unknown:,} of {values[name].size:,} rows")
+    return values, names, notes
 
 
 def from_table(
@@ -143,39 +281,74 @@ def from_table(
     root: str | Path | None = None,
     *,
     path: str = "path",
+    text: str | None = None,
     label: str = "label",
     attributes: Sequence[str] = (),
     split: str | None = None,
 ) -> Listing:
-    """Rows of a CSV or Parquet file: relative path, label, attributes, split.
+    """Rows of a CSV or Parquet file: relative path of an image, or a text, with label, attributes, split.
 
     Args:
-        table: the file. root: the folder paths are relative to; default: the table's.
+        table: the file, or an fsspec URL. root: the folder paths are relative to; default: the table's.
         path, label, attributes, split: columns. Labels and attributes are integers from 0 or names; an attribute that is
             missing in a row is unknown there (-1), and counted in the notes. split None: all is "train".
+        text: column of texts, for `pack_texts`; there are no paths then.
 
     Raises:
         ValueError: naming row and column.
     """
     where = str(table)
-    rows = read_table(table)
-    sources = [str(v) if v is not None else "" for v in _column(rows, path, where)]
-    check_inside(sources, where)
-    labels, names, _ = coded(_column(rows, label, where), where, label)
-    values: dict[str, NDArray[np.int64]] = {}
-    value_names: dict[str, tuple[str, ...]] = {}
-    notes = []
-    for name in attributes:
-        if name in ("label", "split", "source"):
-            raise ValueError(f"attributes: {name!r} is a name that packed datasets use; rename the column")
-        values[name], value_names[name], unknown = coded(_column(rows, name, where), where, name, optional=True)
-        if unknown:
-            notes.append(f"{name} is unknown in {unknown:,} of {len(sources):,} rows")
-    splits = [str(v) for v in _column(rows, split, where)] if split is not None else ["train"] * len(sources)
+    rows = read_table(table, [text or path], [text or path, label, split, *attributes])
+    content = None
+    if text is not None:
+        content = ArrowTexts(column_of(rows, text, where), f"{where}: {text}")
+        sources = [f"{posixpath.basename(where.split('::')[0])}#{n}" for n in range(len(content))]
+    else:
+        sources = [str(v) if v is not None else "" for v in _column(rows, path, where)]
+        check_inside(sources, where)
     if not sources:
         raise ValueError(f"{where} has no rows")
+    labels, names, _ = coded(_column(rows, label, where), where, label)
+    values, value_names, notes = coded_attributes({name: _column(rows, name, where) for name in attributes}, where)
+    splits = [str(v) for v in _column(rows, split, where)] if split is not None else ["train"] * len(sources)
     metadata = Metadata(labels, splits, sources, values, names, value_names)
-    return Listing(str(root if root is not None else Path(table).parent), metadata, tuple(notes))
+    root = str(root) if root is not None else parent(table)
+    return Listing(root, metadata, tuple(notes), content, kind="images" if content is None else "texts")
+
+
+class ArrowTexts:
+    """`Content` of a column of strings, as Arrow holds it: compact in memory.
+
+    Raises:
+        ValueError: for a column of anything else.
+    """
+
+    def __init__(self, column: Any, where: str) -> None:
+        import pyarrow
+
+        if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+            raise ValueError(f"{where} must be a column of texts, got {column.type}")
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, n: int) -> str | None:
+        return self.column[n].as_py()
+
+    def digest(self) -> str:
+        """See `Content`."""
+        slices = (self.column.slice(r.start, len(r)) for r in chunks(len(self), 1 << 14))
+        return digest_of_texts(text for part in slices for text in part.to_pylist())
+
+
+def digest_of_texts(texts: Iterable[str | None]) -> str:
+    """A hex digest of texts and where they end."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = b"" if text is None else text.encode("utf-8", "surrogatepass")
+        digest.update(b"%d " % (-1 if text is None else len(data)) + data)
+    return digest.hexdigest()
 
 
 _THREE_SPLITS = ("train", "val", "test")
@@ -190,17 +363,21 @@ def _numbered(values: list[Any], where: str, column: str) -> list[str]:
 
 def waterbirds(root: str | Path) -> Listing:
     """Waterbirds as published: `metadata.csv` with img_filename, y, split (0, 1, 2) and place."""
-    file = Path(root) / "metadata.csv"
-    table, where = read_table(file), str(file)
+    where = beside(root, "metadata.csv")
+    table = read_table(where, ["img_filename"])
     sources = [str(v) for v in _column(table, "img_filename", where)]
     check_inside(sources, where)
     labels, _, _ = coded(_column(table, "y", where), where, "y")
-    place, _, _ = coded(_column(table, "place", where), where, "place", optional=True)
+    places = {"place": _column(table, "place", where)}
+    values, _, notes = coded_attributes(places, where)
     splits = _numbered(_column(table, "split", where), where, "split")
-    if labels.max() > 1 or place.max() > 1:
+    if not sources:
+        raise ValueError(f"{where} has no rows")
+    if labels.max() > 1 or values["place"].max() > 1:
         raise ValueError(f"{where}: y and place must be 0 or 1")
     names: dict[str, tuple[str, ...]] = {"place": ("land", "water")}
-    return Listing(str(root), Metadata(labels, splits, sources, {"place": place}, ("landbird", "waterbird"), names))
+    metadata = Metadata(labels, splits, sources, values, ("landbird", "waterbird"), names)
+    return Listing(str(root), metadata, tuple(notes))
 
 
 def celeba(root: str | Path, *, target: str = "Blond_Hair", attributes: Sequence[str] = ("Male",)) -> Listing:
@@ -209,9 +386,8 @@ def celeba(root: str | Path, *, target: str = "Blond_Hair", attributes: Sequence
     Args:
         target: column that becomes the label. attributes: columns that become attributes; the first is the spurious one.
     """
-    folder = Path(root)
-    table, where = read_table(folder / "list_attr_celeba.csv"), str(folder / "list_attr_celeba.csv")
-    parts, parts_where = read_table(folder / "list_eval_partition.csv"), str(folder / "list_eval_partition.csv")
+    where, parts_where = (beside(root, name) for name in ("list_attr_celeba.csv", "list_eval_partition.csv"))
+    table, parts = (read_table(name, ["image_id"]) for name in (where, parts_where))
     files = [str(v) for v in _column(table, "image_id", where)]
     of_file = dict(
         zip(map(str, _column(parts, "image_id", parts_where)), _column(parts, "partition", parts_where), strict=True)

@@ -1,8 +1,8 @@
 """PackedDataset: a dataset on disk as standard files, memory-mapped, described by `dataset.json` and checked by it.
 
-A folder holds `images.npy` (uint8 `[N, H, W, C]`), or `tokens.npy` and `token_offsets.npy` (int32, int64 `[N + 1]`), or
-`features.npy` (floats `[N, D]`); `metadata.parquet` with label, split, source and a column for each attribute; and
-`dataset.json`, which is written last.
+A folder holds `images.npy` (uint8 `[N, H, W, C]`), or `tokens.npy` and `token_offsets.npy` (int32, int64 `[N + 1]`) and
+the tokenizer's files, or `features.npy` (floats `[N, D]`); `metadata.parquet` with label, split, source and a column for
+each attribute; and `dataset.json`, which is written last.
 """
 
 from __future__ import annotations
@@ -104,11 +104,12 @@ def checksums(path: Path, workers: int = 4) -> list[str]:
         return list(pool.map(digest, range(0, path.stat().st_size, CHUNK)))
 
 
-def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any]) -> None:
-    """Write `dataset.json` for the files that lie in `folder`: from then on it opens as a dataset."""
+def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any], others: Iterable[str] = ()) -> None:
+    """Write `dataset.json` for the files that lie in `folder`: from then on it opens as a dataset; others: further files
+    that belong to it, such as the tokenizer's."""
     files = {
         name: {"size": (folder / name).stat().st_size, "checksums": checksums(folder / name)}
-        for name in (*ARRAYS[kind], METADATA)
+        for name in (*ARRAYS[kind], METADATA, *others)
     }
     description = {
         "format": FORMAT,
@@ -159,6 +160,7 @@ class PackedDataset:
         for name, record in self._description["files"].items():
             _check_size(self.path / name, record["size"])
         self.metadata = _read_metadata(self.path, self._description)
+        _check_made(self.path, self.kind, self.made, self.metadata)
         _check_arrays(self.path, self.kind, len(self.metadata))
         self._begin = 0
 
@@ -183,11 +185,22 @@ class PackedDataset:
         if name not in splits:
             raise ValueError(f"split must be one of {', '.join(splits)}, got {name!r}")
         begin = self.metadata.splits.index(name)
+        return self.part(begin, begin + splits[name])
+
+    def part(self, begin: int, end: int) -> PackedDataset:
+        """The examples [begin, end)."""
+        if not 0 <= begin <= end <= len(self):
+            raise IndexError(f"part must lie in [0, {len(self)}], got [{begin}, {end})")
         part = object.__new__(PackedDataset)
         part.__dict__.update(self.__dict__)
-        part.metadata = self.metadata.take(np.arange(begin, begin + splits[name]))
+        part.metadata = self.metadata.take(np.arange(begin, end))
         part._begin = self._begin + begin
         return part
+
+    def digest(self) -> str:
+        """A hex digest of the whole dataset's checksums: equal for equal files."""
+        files = {name: record["checksums"] for name, record in sorted(self._description["files"].items())}
+        return hashlib.blake2b(json.dumps([self.kind, files]).encode(), digest_size=16).hexdigest()
 
     def _map(self, number: int) -> NDArray[Any]:
         return np.load(self.path / ARRAYS[self.kind][number], mmap_mode="r", allow_pickle=False)
@@ -290,6 +303,42 @@ class PackedDataset:
             source.tier = chosen
         return source
 
+    def tokenizer(self) -> Any:
+        """The tokenizer that made the tokens, of transformers: its files lie in the folder.
+
+        Raises:
+            ValueError: for a dataset that carries none. DatasetError: where it is not the one that made the tokens.
+        """
+        from spurmix.data import tokenise, tokenizer
+
+        if tokenizer.FILE not in self.others:
+            raise ValueError(f"{self.path} carries no tokenizer: it holds {self.kind}")
+        found = tokenizer.load_tokenizer(self.path)
+        expected = self.made["tokens"]["tokenizer"]
+        if tokenise.tokenizer_fingerprint(found) != expected:
+            raise DatasetError(f"{self.path / tokenizer.FILE} is damaged: it is not the tokenizer that made the tokens")
+        return found
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names of the files besides arrays and metadata, such as the tokenizer's."""
+        return tuple(name for name in self._description["files"] if name not in (*ARRAYS[self.kind], METADATA))
+
+    def cells(self) -> tuple[NDArray[np.bool_], tuple[str, ...]] | None:
+        """Overlapping cells to evaluate, the `membership` and `cell_names` of `evaluate`; None where there are none.
+
+        Cell K k + y of bool `[N, cells]`, K the number of classes, holds the examples of label y whose attribute k is 1:
+        of CivilComments, those that mention an identity.
+        """
+        names: list[str] = self.made.get("cells", [])
+        if not names:
+            return None
+        classes = self.metadata.class_names
+        by_label = self.metadata.labels[:, None] == np.arange(len(classes))
+        holds = np.stack([self.metadata.attributes[name] == 1 for name in names], axis=1)
+        membership = (holds[:, :, None] & by_label[:, None, :]).reshape(len(self), -1)
+        return membership, tuple(f"{name}, {label}" for name in names for label in classes)
+
     def groups(self, attribute: str | None = None) -> GroupIndex:
         """The groups (label, attribute) of the examples.
 
@@ -355,7 +404,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
         absent = {*ARRAYS[description["kind"]], METADATA} - description["files"].keys()
         if absent:
             raise KeyError(", ".join(sorted(absent)))
-        for record in description["files"].values():
+        for name, record in description["files"].items():
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} lies outside of the folder")
             if len(record["checksums"]) != -(-record["size"] // description["chunk"]):
                 raise ValueError("checksums do not cover a file")
     except DatasetError:
@@ -369,6 +420,14 @@ def _check_size(path: Path, size: int) -> None:
     found = path.stat().st_size if path.is_file() else None
     if found != size:
         raise DatasetError(f"{path} has {'gone' if found is None else f'{found:,} bytes'}, {size:,} bytes were written")
+
+
+def _check_made(folder: Path, kind: str, made: Any, metadata: Metadata) -> None:
+    if not isinstance(made, dict) or (kind == "tokens" and not isinstance(made.get("tokens"), dict)):
+        raise DatasetError(f"{folder / DESCRIPTION} is damaged: 'made'")
+    cells = made.get("cells", [])
+    if not isinstance(cells, list) or not all(name in metadata.attributes for name in cells):
+        raise DatasetError(f"{folder / DESCRIPTION} is damaged: cells must be names of attributes, got {cells!r}")
 
 
 def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -17,6 +17,7 @@ from spurmix.core.progress import bar
 
 CHUNK = 4096
 """Texts that are handed to the tokenizer at a time."""
+NO_TOKENS = "has no tokens, and the tokenizer adds no special ones"
 _UNLIMITED = 1_000_000
 """Tokenizers without a limit state a very large one."""
 
@@ -77,24 +78,71 @@ def encode(
         raise ValueError("texts: the dataset is empty, need at least one text")
     offsets = np.zeros(count + 1, dtype=np.int64)
     parts = []
-    starts = range(0, count, CHUNK)
-    with _encoder(tokenizer, max_length) as run, ThreadPoolExecutor(1) as pool:
-        # The tokenizer holds no lock while it works: the next chunk is in work while this one is packed.
-        pending = pool.submit(run, _strings(texts, starts[0]))
-        for start in bar(starts, "tokenising", total=len(starts), size=CHUNK, shown=progress):
-            rows = pending.result()
-            if start + CHUNK < count:
-                pending = pool.submit(run, _strings(texts, start + CHUNK))
-            sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-            if sizes.min() == 0:
-                raise ValueError(
-                    f"texts[{start + int(sizes.argmin())}]: has no tokens, and the tokenizer adds no special ones; "
-                    "leave such texts out"
-                )
-            offsets[start + 1 : start + 1 + len(rows)] = sizes
-            parts.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(sizes.sum())))
+    for start, sizes, ids in encode_chunks(
+        lambda start: _strings(texts, start), count, tokenizer, max_length, progress
+    ):
+        if sizes.min() == 0:
+            raise ValueError(f"texts[{start + int(sizes.argmin())}]: {NO_TOKENS}; leave such texts out")
+        offsets[start + 1 : start + 1 + sizes.size] = sizes
+        parts.append(ids)
     np.cumsum(offsets, out=offsets)
     return np.concatenate(parts), offsets
+
+
+def encode_chunks(
+    strings: Callable[[int], list[str]],
+    count: int,
+    tokenizer: Any,
+    max_length: int | None,
+    progress: bool | None,
+    begin: int = 0,
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int32]]]:
+    """(its first text, tokens of each text, ids int32 in a row) of every chunk of `CHUNK` texts, from text `begin` on;
+    `strings(start)` gives the texts of the chunk that begins there."""
+    starts = range(begin, count, CHUNK)
+    if not starts:
+        return
+    with _encoder(tokenizer, max_length) as run, ThreadPoolExecutor(1) as pool:
+
+        def work(start: int) -> Future[list[list[int]]]:
+            texts = strings(start)
+
+            def encoded() -> list[list[int]]:
+                with named(texts, start):
+                    return run(texts)
+
+            return pool.submit(encoded)
+
+        # The tokenizer holds no lock while it works: the next chunk is in work while this one is packed.
+        pending = work(starts[0])
+        made = bar(starts, "tokenising", total=-(-count // CHUNK), done=begin // CHUNK, size=CHUNK, shown=progress)
+        for start in made:
+            rows = pending.result()
+            if start + CHUNK < count:
+                pending = work(start + CHUNK)
+            sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+            yield start, sizes, np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(sizes.sum()))
+
+
+def unreadable(text: str) -> str | None:
+    """Why no tokenizer can read `text`, or None where it can: half of a surrogate pair is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"has a lone surrogate at character {error.start}, which is half of a character"
+    return None
+
+
+@contextmanager
+def named(texts: Sequence[str], start: int = 0) -> Iterator[None]:
+    """Turn a tokenizer's error about `texts`, which names no text, into one about the row, counted from `start`."""
+    try:
+        yield
+    except Exception:
+        for n, text in enumerate(texts):
+            if (reason := unreadable(text)) is not None:
+                raise ValueError(f"texts[{start + n}]: {reason}; mend it or leave it out") from None
+        raise
 
 
 def _strings(texts: Sequence[str], start: int) -> list[str]:

@@ -11,8 +11,9 @@ from torch import nn
 
 from spurmix.data import tokenise
 from spurmix.data.text import TokenSource
+from spurmix.data.tokenizer import FILE, backend_of, files
 from spurmix.deploy.predictor import Predictor
-from spurmix.deploy.tokenizer import FILE, TextInput, files
+from spurmix.deploy.tokenizer import TextInput
 
 PROBES = ("", "Hello, world!", "naïve café, Straße", "你好 😀 e\u0301", "a\tb\n c", " ".join(map(str, range(3000))))
 
@@ -34,9 +35,7 @@ class StoredTokenizer:
     def __init__(self, tokenizer: Any, source: TokenSource, model: nn.Module, target: Path) -> None:
         if tokenizer is None:
             raise ValueError("tokenizer: a text model travels with its tokenizer; give the one that made the ids")
-        backend = tokenizer if hasattr(tokenizer, "encode_batch") else getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise TypeError(f"tokenizer must be a fast one, which `tokenizers` can run, got {type(tokenizer).__name__}")
+        backend_of(tokenizer)
         source.check_tokenizer(tokenizer)
         source.check_model(model)
         size = tokenise.vocabulary_size(tokenizer)
@@ -64,7 +63,7 @@ class StoredTokenizer:
         self.folder = target.parent
         others = [p.name for p in self.folder.glob("*.onnx") if p.name != target.name and not p.name.startswith(".")]
         beside = self.folder / FILE
-        self.files = files(backend, limit, direction, _special(tokenizer, pad, sep))
+        self.files = files(tokenizer, limit)
         ours_alone = target.exists() and not others  # an earlier export of this model, which is replaced
         if beside.is_file() and not ours_alone and not self._same(beside):
             needs = f", which {', '.join(sorted(others))} may need" if others else ""
@@ -113,10 +112,3 @@ class StoredTokenizer:
                 temporary.replace(self.folder / name)
             finally:
                 temporary.unlink(missing_ok=True)
-
-
-def _special(tokenizer: Any, pad: int, sep: int | None) -> dict[str, int | None]:
-    """Ids of special tokens by their names in transformers."""
-    names = ("unk", "cls", "mask", "bos", "eos")
-    known = {f"{name}_token": getattr(tokenizer, f"{name}_token_id", None) for name in names}
-    return {"pad_token": pad, "sep_token": sep, **known}

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.deploy.tokenizer import FILE, TextInput
+from spurmix.data.tokenizer import FILE
+from spurmix.deploy.tokenizer import TextInput
 
 
 class Predictor:

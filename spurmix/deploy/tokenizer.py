@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.data.tokenise import tokenizer_fingerprint
+from spurmix.data.tokenise import named, tokenizer_fingerprint
+from spurmix.data.tokenizer import configure
 
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 CHUNK = 64
 """Texts that are padded together."""
 
@@ -72,7 +71,8 @@ class TextInput:
         for n, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{n}] must be a string, got {type(text).__name__}")
-        rows: list[list[int]] = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+        with named(texts):
+            rows: list[list[int]] = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
         for n, row in enumerate(rows):
             if not row:
                 raise ValueError(f"texts[{n}] has no tokens, and the tokenizer adds no special ones")
@@ -85,29 +85,3 @@ class TextInput:
         for start in range(0, len(rows), CHUNK):
             chosen = order[start : start + CHUNK]
             yield chosen, *pad([rows[k] for k in chosen], self.pad_id)
-
-
-def configure(tokenizer: Any, max_length: int | None, direction: str) -> None:
-    """Set a `tokenizers.Tokenizer` to cut texts to `max_length` tokens, on the "left" or "right", and to pad nothing."""
-    tokenizer.no_padding()
-    if max_length is None:
-        tokenizer.no_truncation()
-    else:
-        tokenizer.enable_truncation(max_length, direction=direction)
-
-
-def files(backend: Any, max_length: int | None, direction: str, special: dict[str, int | None]) -> dict[str, str]:
-    """The texts of tokenizer.json and tokenizer_config.json, which transformers reads as well.
-
-    Args:
-        backend: the `tokenizers.Tokenizer`. special: ids of the special tokens by their names in transformers.
-    """
-    import tokenizers
-
-    copy = tokenizers.Tokenizer.from_str(backend.to_str())
-    configure(copy, max_length, direction)
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "truncation_side": direction}
-    if max_length is not None:
-        config["model_max_length"] = max_length
-    config |= {name: copy.id_to_token(number) for name, number in special.items() if number is not None}
-    return {FILE: copy.to_str(pretty=True), CONFIG: json.dumps(config, indent=1)}

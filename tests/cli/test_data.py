@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from spurmix.cli import app
 from spurmix.cli.data import every_policy
+from spurmix.data.civilcomments import FILE, IDENTITIES
 from spurmix.data.store import PackedDataset
 
 
@@ -33,6 +37,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "list.csv"
 
 
+datasets: Any = importlib.import_module("datasets")
 OPTIONS = ["--layout", "table", "--path-column", "file", "--label", "animal", "--attribute", "place", "--split", "part", "--size", 8]  # fmt: skip
 
 
@@ -66,12 +71,78 @@ def test_shards_and_merge(table: Path, tmp_path: Path) -> None:
     assert PackedDataset(tmp_path / "whole").splits == {"train": 30, "test": 10}
 
 
+def packed(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """What `spurmix pack` prints, in this process."""
+    app.app(["pack", *map(str, arguments)], standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_ranks_pack_shards_and_merge_finds_them(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in "201":
+        monkeypatch.setenv("RANK", rank)
+        told = packed(capsys, table, tmp_path / "p", *OPTIONS)
+        assert f"p.shard-{rank}-of-3" in told and f"spurmix merge --target {tmp_path / 'p'}" in told
+    app.app(["merge", "--target", str(tmp_path / "p")], standalone_mode=False)
+    assert PackedDataset(tmp_path / "p").splits == {"train": 30, "test": 10}
+    told = packed(capsys, table, tmp_path / "one", *OPTIONS, "--shard", "0/1")
+    assert "40 examples" in told and "merge" not in told
+
+
+def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = tmp_path / "words"
+    words.mkdir()
+    inner = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "cat": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.save(str(words / "tokenizer.json"))
+    options = ("--tokenizer", words, "--max-length", 3)
+    (tmp_path / "t.csv").write_text('text,kind,part\n"a cat, a cat",x,train\ncat,y,test\n,y,test\n')
+    rows = ("--layout", "table", "--text", "text", "--label", "kind", "--split", "part", *options)
+    told = packed(capsys, tmp_path / "t.csv", tmp_path / "t", *rows, "--broken", "skip")
+    assert "1 broken ones were left out" in told
+    data = PackedDataset(tmp_path / "t")
+    assert data.splits == {"train": 1, "test": 1} and data.source().longest == 3  # type: ignore[union-attr]
+
+    header = ["split", "comment_text", "toxicity", *IDENTITIES]
+    lines = [f"train,cat {n},{n % 2}," + ",".join(str(int(k == n)) for k in range(8)) for n in range(8)]
+    (tmp_path / FILE).write_text("\n".join([",".join(header), *lines, "train,,0" + ",0" * 8]))
+    with pytest.raises(ValueError, match="is empty"):
+        packed(capsys, tmp_path, tmp_path / "c", "--layout", "civilcomments", *options)
+    told = packed(capsys, tmp_path, tmp_path / "c", "--layout", "civilcomments", *options, "--broken", "skip")
+    assert "1 comments without any text are left out: rows 8" in told
+    cells = PackedDataset(tmp_path / "c").cells()
+    assert cells is not None and cells[0].sum() == 8
+    shown = run("inspect", tmp_path / "c")
+    assert shown.returncode == 0 and "any identity" in shown.stdout, shown.stderr
+
+    image = np.arange(24, dtype=np.uint8).reshape(1, 4, 6)
+    for name, array in (("images-idx3", image), ("labels-idx1", np.zeros(1, dtype=np.uint8))):
+        head = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (tmp_path / f"t10k-{name}-ubyte").write_bytes(head + array.tobytes())
+    assert "1 examples" in packed(capsys, tmp_path, tmp_path / "m", "--layout", "mnist")
+    assert PackedDataset(tmp_path / "m").array.shape == (1, 28, 28, 3)
+
+    rows_of = datasets.Dataset.from_dict({"text": ["a", "cat"], "label": [0, 1], "hat": ["x", None]})
+    rows_of.save_to_disk(str(tmp_path / "hf"))
+    capsys.readouterr()
+    options = (*options, "--text", "text", "--attribute", "hat")
+    told = packed(capsys, tmp_path / "hf", tmp_path / "h", "--layout", "huggingface", *options)
+    assert "hat is unknown in 1 of 2 rows" in told and "2 examples" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("pack", "nowhere.csv", "t", "--layout", "table"), "there is no file nowhere.csv"),
         (("pack", "nowhere", "t"), "there is no folder nowhere"),
-        (("pack", "nowhere", "t", "--shard", "x"), "there is no folder"),
+        (("pack", "nowhere", "t", "--shard", "x"), "--shard must be i/n, such as 0/4, got 'x'"),
+        (("pack", "a", "t", "--text", "x"), "--text is for --layout table and huggingface, not folder"),
+        (("pack", "a", "t", "--layout", "civilcomments"), "--tokenizer: texts need the folder of a tokenizer"),
+        (("pack", "a", "t", "--max-length", "3"), "--tokenizer and --max-length are for texts"),
+        (("features", "nowhere", "t", "--model", "small"), "nowhere is no folder"),
+        (("merge", "--target", "t"), "there are no shards t.shard-i-of-n"),
         (("inspect", "nowhere"), "nowhere is no folder"),
         (("verify", "nowhere"), "nowhere is no folder"),
         (("audit", "nowhere", "--policy", "magic"), "--policy must be one of erm,"),

@@ -22,6 +22,8 @@ from PIL import Image
 from spurmix import ImageSource, MixLoader, policies
 from spurmix.data import listing, pack, store
 from spurmix.data.decode import ImageError, decode
+from spurmix.data.job import Job
+from spurmix.data.merge import merge
 from spurmix.data.store import DatasetError, PackedDataset
 from spurmix.ops.augment import Augment
 
@@ -183,15 +185,15 @@ def test_shards_merge_to_what_one_process_packs(tmp_path: Path) -> None:
     pack.pack_images(rows, tmp_path / "whole", size=8)
     parts = [pack.pack_images(rows, tmp_path / "p", size=8, shard=(k, 3)).path for k in range(3)]
     assert [p.name for p in parts] == [f"p.shard-{k}-of-3" for k in range(3)]
-    pack.merge(list(parts), tmp_path / "merged")
+    merge(list(parts), tmp_path / "merged")
     whole, merged = PackedDataset(tmp_path / "whole"), PackedDataset(tmp_path / "merged")
     assert np.array_equal(whole.array, merged.array) and whole.metadata.sources == merged.metadata.sources
     assert whole.splits == merged.splits and merged.verify() == []
     with pytest.raises(ValueError, match="do not lie together"):
-        pack.merge([parts[1], parts[0], parts[2]], tmp_path / "wrong")
+        merge([parts[1], parts[0], parts[2]], tmp_path / "wrong")
     pack.pack_images(rows, tmp_path / "other", size=6)
-    with pytest.raises(ValueError, match="shape of its images differ"):
-        pack.merge([parts[0], tmp_path / "other"], tmp_path / "wrong")
+    with pytest.raises(ValueError, match="shape or dtype of its images differ"):
+        merge([parts[0], tmp_path / "other"], tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 
 
@@ -224,8 +226,7 @@ def test_killed_at_random_it_goes_on_and_nothing_wrong_ever_opens(tmp_path: Path
 
 def test_two_packers_on_one_target(tmp_path: Path) -> None:
     rows = listing.waterbirds(birds(tmp_path / "birds", 6))
-    plan = {"listing": "x", "shape": [6, 4, 4, 3], "fit": "crop"}
-    with pack._Job(tmp_path / "t", plan, (6, 4, 4, 3)), pytest.raises(ValueError, match="another process is packing"):
+    with Job(tmp_path / "t", "images", {}), pytest.raises(ValueError, match="another process is packing"):
         pack.pack_images(rows, tmp_path / "t", size=4)
     pack.pack_images(rows, tmp_path / "t", size=4)
     with pytest.raises(ValueError, match="exists already"):
