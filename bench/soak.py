@@ -1,4 +1,4 @@
-"""`python -m bench.soak KIND STEPS`: memory of a process while a loader hands out many small batches."""
+"""`python -m bench.soak KIND... STEPS`: memory of a process while a loader hands out many small batches."""
 
 from __future__ import annotations
 
@@ -58,4 +58,5 @@ def soak(kind: str, steps: int) -> tuple[float, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(soak(sys.argv[1], int(sys.argv[2]))))
+    for kind in sys.argv[1:-1]:
+        print(json.dumps(soak(kind, int(sys.argv[-1]))))

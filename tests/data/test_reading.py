@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import signal
@@ -342,3 +343,41 @@ def test_evaluation_reads_ahead_in_bounded_memory(large: PackedDataset, monkeypa
     monkeypatch.setattr(WindowedImages, "gather", lambda self, index: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(model, read, large.groups(), batch_size=7)
+
+
+def test_memory_stays_while_batches_are_made() -> None:
+    """Every kind in one process; the long run is a slow test."""
+    assert max(growth(["map", "window", "direct", "tokens"], 1000)) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["map", "window", "direct", "tokens"])
+def test_memory_stays_over_a_hundred_thousand_batches(kind: str) -> None:
+    assert max(growth([kind], 100_000)) < 0.01
+
+
+def growth(kinds: list[str], steps: int) -> list[float]:
+    """By how much a process grew from a tenth of each loader's run on."""
+    command = [sys.executable, "-m", "bench.soak", *kinds, str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [float(json.loads(line)[1]) for line in done.stdout.splitlines()]
+
+
+def test_damage_is_found_by_checksums_of_either_kind(large: PackedDataset, tmp_path: Path) -> None:
+    """CRC-32s, and the BLAKE2b digests that were written before."""
+    data = make(tmp_path / "t", np.zeros((8, 104, 107, 3), np.uint8))
+    description = json.loads((data.path / "dataset.json").read_text())
+    for kind in ("crc32:", ""):
+        for name, record in description["files"].items():
+            record["checksums"] = [store.digest((data.path / name).read_bytes(), kind)]
+        (data.path / "dataset.json").write_text(json.dumps(description))
+        assert PackedDataset(data.path).verify() == []
+        with (data.path / "images.npy").open("r+b") as file:
+            file.seek(5000)
+            file.write(b"\x01")
+        (damage,) = PackedDataset(data.path).verify()
+        assert damage.file.name == "images.npy"
+        with (data.path / "images.npy").open("r+b") as file:
+            file.seek(5000)
+            file.write(b"\x00")
