@@ -84,6 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
             if arguments.quick:
                 case.repeats = min(case.repeats, 101) if case.repeats > 50 else min(case.repeats, 9)
             new = measure(registered.name, case, budget_s=2.0 if arguments.quick else 3.0)
+            del case  # with its memory and maps, before the next one is built
             report.show(registered.description, new)
             rows += new
         complete = True

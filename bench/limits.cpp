@@ -1,6 +1,8 @@
 // What the memory can do: the addresses of an uncropped image batch in the same order, and no arithmetic to speak of.
 #include <immintrin.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -56,4 +58,18 @@ extern "C" void row_limit(const uint8_t* rows, const int64_t* index, const int64
       }
     }
   });
+}
+
+// Rows of `row` bytes at `offsets` of a file, past the page cache and in that order, into `slots` places of huge pages
+// that `memory` consists of, each of `slot` bytes. Returns the bytes that came, of whole pages.
+extern "C" int64_t disk_limit(int direct, const int64_t* offsets, int64_t count, int64_t row, uint8_t* memory,
+                              int64_t slot, int64_t slots, int threads) {
+  std::atomic<int64_t> next{0}, bytes{0};
+  in_threads(threads, threads, [&](int64_t, int64_t) {
+    for (int64_t k; (k = next.fetch_add(1)) < count;) {
+      const int64_t begin = offsets[k] / 4096 * 4096, end = (offsets[k] + row + 4095) / 4096 * 4096;
+      bytes += pread(direct, memory + k % slots * slot, static_cast<size_t>(end - begin), begin);
+    }
+  });
+  return bytes;
 }

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import hashlib
+import mmap
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("limits.cpp")
@@ -66,3 +70,54 @@ def row_limit(rows: Tensor, index: Tensor, partner: Tensor, out: Tensor, repeats
         _pointer(rows), _pointer(index), _pointer(partner), _pointer(out), ctypes.c_int64(index.numel()), width,
         ctypes.c_int64(repeats), torch.get_num_threads(),
     )  # fmt: skip
+
+
+def disk_limit(path: Path, offsets: NDArray[np.int64], row: int, memory: NDArray[np.uint8], threads: int) -> None:
+    """Rows of `row` bytes at `offsets`, read past the page cache into `memory`, used round and round.
+
+    Raises:
+        OSError: where the file system has no O_DIRECT, or a read failed.
+    """
+    compiled = library()
+    assert compiled is not None
+    slot = (row // 4096 + 2) * 4096
+    compiled.disk_limit.restype = ctypes.c_int64
+    direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        got = compiled.disk_limit(
+            direct, offsets.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(offsets.size), ctypes.c_int64(row),
+            memory.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(slot), ctypes.c_int64(memory.size // slot), threads,
+        )  # fmt: skip
+    finally:
+        os.close(direct)
+    if got < offsets.size * row:
+        raise OSError(f"{path}: reading past the page cache failed")
+
+
+def cached_share(path: Path) -> float:
+    """How much of a file the page cache holds, 0 to 1."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        pages = np.zeros(-(-len(mapped) // mmap.PAGESIZE), dtype=np.uint8)
+        view = np.frombuffer(mapped, dtype=np.uint8)
+        failed = ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(view.size), ctypes.c_void_p(pages.ctypes.data)
+        )
+        del view  # the map closes now
+    if failed:
+        raise OSError("mincore failed")
+    return float((pages & 1).mean())
+
+
+def drop_from_cache(path: Path) -> None:
+    """Make a file cold.
+
+    Raises:
+        RuntimeError: where a hundredth of it is in the page cache still, as pages that somebody maps are.
+    """
+    gc.collect()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    left = cached_share(path)
+    if left > 0.01:
+        raise RuntimeError(f"{left:.0%} of {path} are in the page cache still")

@@ -12,6 +12,9 @@ FITS = ("crop", "exact")
 MAX_PIXELS = 1 << 27
 """Pixels above which an image is refused: a small file can claim any size."""
 
+ORIENTATION = 0x0112
+"""EXIF's number for how a camera was held."""
+
 
 class ImageError(ValueError):
     """An image that cannot be used."""
@@ -47,7 +50,9 @@ def decode(data: bytes, size: tuple[int, int], fit: str = "crop") -> NDArray[np.
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
-            return as_array(operations.exif_transpose(image), size, fit)
+            if image.getexif().get(ORIENTATION, 1) != 1:  # turning copies the image, which most need not
+                image = operations.exif_transpose(image)
+            return as_array(image, size, fit)
     except ImageError:
         raise
     except library.UnidentifiedImageError:

@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def pack_images(
         images, state = job.arrays({"images.npy": (shape, "uint8"), "state.npy": (shape[:1], "uint8")})
         state[state == BROKEN] = TODO  # they may have been mended
         resumed = int((state == DONE).sum())
-        reasons = _decode(part, images, state, extent, fit, workers or os.cpu_count() or 1, progress)
+        file = job.folder / "images.npy"
+        reasons = _decode(part, file, state, extent, fit, workers or os.cpu_count() or 1, progress)
         failed = [(part.metadata.sources[n], reasons[n]) for n in sorted(reasons)]
         kept = np.flatnonzero(state == DONE)
         report = job.report(failed)
@@ -97,7 +99,7 @@ def pack_images(
 
 def _decode(
     part: Listing,
-    images: NDArray[Any],
+    file: Path,
     state: NDArray[Any],
     size: tuple[int, int],
     fit: str,
@@ -109,6 +111,14 @@ def _decode(
     library, _ = pillow()
     reasons: dict[int, str] = {}
     guard = threading.Lock()
+    begin, row_bytes = store.array_header(file)[2], size[0] * size[1] * 3
+
+    def write(row: int, pixels: NDArray[np.uint8]) -> None:
+        # Not through the map: a fault for each page it touches costs more than the copy.
+        left, at = memoryview(np.ascontiguousarray(pixels).data).cast("B"), begin + row * row_bytes
+        while left:
+            done = os.pwrite(target.fileno(), left, at)
+            left, at = left[done:], at + done
 
     def block(rows: NDArray[np.int64]) -> None:
         for row in rows.tolist():
@@ -117,7 +127,7 @@ def _decode(
                 if item is None:
                     raise ImageError("is missing")
                 is_file = isinstance(item, bytes)
-                images[row] = decode(item, size, fit) if is_file else as_array(library.fromarray(item), size, fit)
+                write(row, decode(item, size, fit) if is_file else as_array(library.fromarray(item), size, fit))
                 state[row] = DONE
             except (ImageError, OSError) as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
@@ -132,10 +142,16 @@ def _decode(
     finished = in_threads(block, blocks, workers)
     count = len(part)
     done = (count - int(todo.size)) // BLOCK
-    for _ in bar(
-        finished, "packing", total=done - (-todo.size // BLOCK), done=done, size=BLOCK, unit="images", shown=progress
-    ):
-        pass
+    total = done - (-todo.size // BLOCK)
+    with file.open("r+b", buffering=0) as target, ThreadPoolExecutor(1) as flusher:
+        flushed: Future[None] | None = None
+        for _ in bar(finished, "packing", total=total, done=done, size=BLOCK, unit="images", shown=progress):
+            if flushed is None or flushed.done():  # to the disk as they come, so that little is left to wait for
+                if flushed is not None:
+                    flushed.result()
+                flushed = flusher.submit(os.fdatasync, target.fileno())
+        if flushed is not None:
+            flushed.result()
     return reasons
 
 

@@ -136,7 +136,7 @@ class PackedDataset:
         self.metadata = _read_metadata(self.path, self._description)
         _check_made(self.path, self.kind, self.made, self.metadata)
         _check_arrays(self.path, self.kind, len(self.metadata))
-        self._begin = 0
+        self.begin = 0
 
     def __len__(self) -> int:
         return len(self.metadata)
@@ -168,7 +168,7 @@ class PackedDataset:
         part = object.__new__(PackedDataset)
         part.__dict__.update(self.__dict__)
         part.metadata = self.metadata.take(np.arange(begin, end))
-        part._begin = self._begin + begin
+        part.begin = self.begin + begin
         return part
 
     def digest(self) -> str:
@@ -176,7 +176,8 @@ class PackedDataset:
         files = {name: record["checksums"] for name, record in sorted(self._description["files"].items())}
         return hashlib.blake2b(json.dumps([self.kind, files]).encode(), digest_size=16).hexdigest()
 
-    def _map(self, number: int) -> NDArray[Any]:
+    def mapped(self, number: int) -> NDArray[Any]:
+        """A file of the dataset, all splits of it."""
         return np.load(self.path / ARRAYS[self.kind][number], mmap_mode="r", allow_pickle=False)
 
     @property
@@ -190,7 +191,7 @@ class PackedDataset:
             raise ValueError("a dataset of texts has no array of examples; see source()")
         path = self.path / ARRAYS[self.kind][0]
         shape, dtype, data = array_header(path)
-        skipped = self._begin * int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        skipped = self.begin * int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         # The split's rows alone: mapping others too would count against a limit on the address space.
         return np.memmap(path, dtype, "r", data + skipped, (len(self), *shape[1:]))
 
@@ -198,8 +199,8 @@ class PackedDataset:
     def nbytes(self) -> int:
         """Bytes of the images, features or tokens of this split."""
         if self.kind == "tokens":
-            begin, end = (int(self._map(1)[n]) for n in (self._begin, self._begin + len(self)))
-            return (end - begin) * self._map(0).itemsize
+            begin, end = (int(self.mapped(1)[n]) for n in (self.begin, self.begin + len(self)))
+            return (end - begin) * self.mapped(0).itemsize
         shape, dtype, _ = array_header(self.path / ARRAYS[self.kind][0])
         return len(self) * int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
 
@@ -227,55 +228,9 @@ class PackedDataset:
         Raises:
             ValueError: for a tier that the dataset or the device does not have. MemoryError: for one that is too small.
         """
-        try:
-            import torch
-        except ModuleNotFoundError as error:
-            raise ImportError("sources need the package 'torch': pip install 'spurmix[train]'") from error
+        from spurmix.data.reading import open_source
 
-        from spurmix.core.memory import available
-        from spurmix.data import sources, tiers
-        from spurmix.data import window as windows
-        from spurmix.data.text import TokenSource
-
-        for name, value in (("memory", memory), ("room", room)):
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must be 0 or more bytes, got {value}")
-        if window and self.kind != "images":
-            raise ValueError(f"window is for images; this dataset holds {self.kind}")
-        if window and tier not in (None, "auto", "disk"):
-            raise ValueError(f'window is for tier "disk", got {tier!r}')
-        wanted = "disk" if window else tier if tier is not None else "cache"
-        target = torch.device(device if device is not None else "cpu")
-        free = None
-        if target.type == "cuda":
-            if not torch.cuda.is_available():
-                raise ValueError(f"device: {target} was asked for, but CUDA is not available here")
-            free = sources.free_on(target)[0]
-        left = room if room is not None else free // 2 if free is not None and wanted == "auto" else 0
-        host = memory if memory is not None else available()
-        chosen = tiers.choose(tiers.Sizes(self.nbytes, host, free, left), wanted, self.kind)
-        source: Source
-        if chosen.name == "disk":
-            path = self.path / ARRAYS["images"][0]
-            buffers = min(host // 2, windows.MEMORY)
-            source = windows.WindowedImages(path, self._begin, len(self), window or None, memory=buffers)
-        elif self.kind == "tokens":
-            ids, offsets = self._map(0), self._map(1)
-            offsets = np.asarray(offsets[self._begin : self._begin + len(self) + 1])
-            source = TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **self.made["tokens"])
-        elif self.kind == "features":
-            source = sources.FeatureSource(self.array)
-        else:
-            source = sources.ImageSource(self.array)
-        if chosen.name == "device":
-            assert not isinstance(source, TokenSource)
-            source = source.to(target)
-        elif chosen.name == "pinned":
-            assert isinstance(source, sources.ImageSource)
-            source = source.pinned()
-        if tier is not None:
-            source.tier = chosen
-        return source
+        return open_source(self, window, tier, device, memory, room)
 
     def tokenizer(self) -> Any:
         """The tokenizer that made the tokens, of transformers: its files lie in the folder.

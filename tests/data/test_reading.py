@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import signal
@@ -342,3 +343,22 @@ def test_evaluation_reads_ahead_in_bounded_memory(large: PackedDataset, monkeypa
     monkeypatch.setattr(WindowedImages, "gather", lambda self, index: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(model, read, large.groups(), batch_size=7)
+
+
+def test_memory_stays_while_batches_are_made() -> None:
+    """Every kind in one process; the long run is a slow test."""
+    assert max(growth(["map", "window", "direct", "tokens"], 1000)) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["map", "window", "direct", "tokens"])
+def test_memory_stays_over_a_hundred_thousand_batches(kind: str) -> None:
+    assert max(growth([kind], 100_000)) < 0.01
+
+
+def growth(kinds: list[str], steps: int) -> list[float]:
+    """By how much a process grew from a tenth of each loader's run on."""
+    command = [sys.executable, "-m", "bench.soak", *kinds, str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [float(json.loads(line)[1]) for line in done.stdout.splitlines()]
