@@ -54,7 +54,7 @@ $(SANITIZE)/%.o: %.cpp $(HEADERS)
 $(SANITIZE)/driver: $(SANITIZED:%.cpp=$(SANITIZE)/%.o)
 	$(CXX) $(SANITIZE_FLAGS) $^ -o $@
 
-HOST_OBJECTS := $(patsubst %,$(SANITIZE)/csrc/host/%.o,group_cells read_rows tokens)
+HOST_OBJECTS := $(patsubst %,$(SANITIZE)/csrc/host/%.o,crc32 group_cells pixels read_rows tokens)
 $(SANITIZE)/_host.so: csrc/host/module.cpp $(HOST_OBJECTS) $(HEADERS) $(STAMP)
 	$(CXX) $(SANITIZE_FLAGS) -fPIC -shared -fvisibility=hidden \
 		$$($(BIN)/python -m pybind11 --includes) csrc/host/module.cpp $(HOST_OBJECTS) -o $@

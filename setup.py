@@ -48,7 +48,7 @@ def host_extension() -> Extension:
 
     return Extension(
         "spurmix._host",
-        [f"csrc/host/{name}.cpp" for name in ("module", "group_cells", "read_rows", "tokens")],
+        [f"csrc/host/{name}.cpp" for name in ("module", "crc32", "group_cells", "pixels", "read_rows", "tokens")],
         include_dirs=[pybind11.get_include()],
         extra_compile_args=[*COMMON, "-pthread"],
         extra_link_args=["-pthread", "-s"],

@@ -3,9 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
+#include <string_view>
+
 #include "../draw.h"
 #include "../pixel.h"
+#include "crc32.h"
 #include "group_cells.h"
+#include "pixels.h"
 #include "read_rows.h"
 #include "tokens.h"
 
@@ -200,6 +205,60 @@ Longs read_rows(int fd, int direct, int64_t begin, int64_t row_bytes, const Long
   throw py::error_already_set();
 }
 
+// The CRC-32 of bytes [begin, begin + size) of a file, and how many of them it has.
+std::pair<uint32_t, int64_t> file_crc32(int fd, int64_t begin, int64_t size) {
+  if (begin < 0 || size < 0) throw py::value_error("begin and size must be 0 or more");
+  int64_t count = 0;
+  int error = 0;
+  uint32_t crc = 0;
+  {
+    py::gil_scoped_release release;
+    crc = spurmix::host::file_crc32(fd, begin, size, &count, &error);
+  }
+  if (error == 0) return {crc, count};
+  errno = error;
+  PyErr_SetFromErrno(PyExc_OSError);
+  throw py::error_already_set();
+}
+
+uint32_t crc32(const py::bytes& data, uint32_t crc) {
+  const std::string_view view = data;
+  return spurmix::host::crc32(crc, reinterpret_cast<const uint8_t*>(view.data()), static_cast<int64_t>(view.size()));
+}
+
+// The array of Arrow's C data interface.
+struct ArrowArray {
+  int64_t length, null_count, offset, n_buffers, n_children;
+  const void** buffers;
+  ArrowArray** children;
+  ArrowArray* dictionary;
+  void (*release)(ArrowArray*);
+  void* private_data;
+};
+
+// Writes an RGB image of Pillow's, as Image.__arrow_c_array__ gives it, four bytes a pixel, at byte `at` of a file.
+void write_rgb(const py::capsule& image, int64_t count, int fd, int64_t at) {
+  if (std::strcmp(image.name() != nullptr ? image.name() : "", "arrow_array") != 0) {
+    throw py::type_error("image must be an arrow_array");
+  }
+  const auto* array = image.get_pointer<ArrowArray>();
+  const bool list = array->release != nullptr && array->n_children == 1 && array->offset == 0;
+  const ArrowArray* bytes = list ? array->children[0] : nullptr;
+  if (bytes == nullptr || array->length != count || bytes->length != 4 * count || bytes->offset != 0 ||
+      bytes->n_buffers != 2 || bytes->buffers[1] == nullptr) {
+    throw py::value_error("image must hold " + std::to_string(count) + " pixels of four bytes");
+  }
+  int error = 0;
+  {
+    py::gil_scoped_release release;
+    error = spurmix::host::write_rgb(fd, at, static_cast<const uint8_t*>(bytes->buffers[1]), count);
+  }
+  if (error == 0) return;
+  errno = error;
+  PyErr_SetFromErrno(PyExc_OSError);
+  throw py::error_already_set();
+}
+
 // Every float through a half format and back: the conversions of pixel.h.
 py::array_t<float> round_trip(const py::array_t<float, py::array::c_style>& values, bool bfloat16) {
   py::array_t<float> out(values.size());
@@ -232,5 +291,8 @@ PYBIND11_MODULE(_host, m) {
   m.def("read_rows", &read_rows, py::arg("fd"), py::arg("direct"), py::arg("begin"), py::arg("row_bytes"),
         py::arg("rows"), py::arg("out").noconvert(), py::arg("threads"),
         "Rows of an open file, ascending, into bytes, in parallel, neighbours at once: the byte each begins at.");
+  m.def("crc32", &crc32, py::arg("data"), py::arg("crc") = 0u);
+  m.def("file_crc32", &file_crc32, py::arg("fd"), py::arg("begin"), py::arg("size"));
+  m.def("write_rgb", &write_rgb, py::arg("image"), py::arg("count"), py::arg("fd"), py::arg("at"));
   m.def("round_trip", &round_trip, py::arg("values"), py::arg("bfloat16"));
 }

@@ -30,7 +30,12 @@ def pillow() -> tuple[Any, Any]:
 
 
 def decode(data: bytes, size: tuple[int, int], fit: str = "crop") -> NDArray[np.uint8]:
-    """The image in the bytes of a file, uint8 `[height, width, 3]`.
+    """The image in the bytes of a file, uint8 `[height, width, 3]`; arguments and errors as of `decoded`."""
+    return np.asarray(decoded(data, size, fit))
+
+
+def decoded(data: bytes, size: tuple[int, int], fit: str = "crop") -> Any:
+    """The image in the bytes of a file, an RGB image of Pillow's of that size.
 
     EXIF's orientation is applied, palettes, grey and CMYK become RGB, 16-bit values keep their upper 8 bits, an alpha
     channel is dropped.
@@ -52,7 +57,7 @@ def decode(data: bytes, size: tuple[int, int], fit: str = "crop") -> NDArray[np.
                 raise ImageError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
             if image.getexif().get(ORIENTATION, 1) != 1:  # turning copies the image, which most need not
                 image = operations.exif_transpose(image)
-            return as_array(image, size, fit)
+            return fitted(image, size, fit)
     except ImageError:
         raise
     except library.UnidentifiedImageError:
@@ -61,8 +66,8 @@ def decode(data: bytes, size: tuple[int, int], fit: str = "crop") -> NDArray[np.
         raise ImageError(f"cannot be read: {error}") from None
 
 
-def as_array(image: Any, size: tuple[int, int], fit: str) -> NDArray[np.uint8]:
-    """A Pillow image as uint8 `[height, width, 3]`, see `decode`."""
+def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
+    """A Pillow image as RGB of that size, see `decoded`."""
     library, operations = pillow()
     if image.mode.startswith("I;16") or image.mode == "I":
         image = library.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
@@ -72,4 +77,5 @@ def as_array(image: Any, size: tuple[int, int], fit: str) -> NDArray[np.uint8]:
     if image.size != target:
         method = library.Resampling.BILINEAR
         image = operations.fit(image, target, method=method) if fit == "crop" else image.resize(target, method)
-    return np.asarray(image)
+    image.load()  # now, as its file is closed after this
+    return image

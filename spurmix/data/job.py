@@ -116,15 +116,20 @@ class Job:
         """Say that the files for the plan are there: from now on the job can be gone on with."""
         (self.folder / "plan.json").write_text(json.dumps(self.plan))
 
-    def arrays(self, wanted: Mapping[str, tuple[tuple[int, ...], str]]) -> list[NDArray[Any]]:
-        """Arrays to write into, by file name: (shape, dtype); those of the killed job, or new ones, filled with 0."""
+    def arrays(
+        self, wanted: Mapping[str, tuple[tuple[int, ...], str]], written: Iterable[str] = ()
+    ) -> list[NDArray[Any]]:
+        """Arrays to write into, by file name: (shape, dtype); those of the killed job, or new ones, filled with 0.
+
+        written: files that calls write, not the map, so that a full disk is an error of the call.
+        """
         if self.resumes:
             found = [self._reopen(name, *what) for name, what in wanted.items()]
             if all(array is not None for array in found):
                 return [array for array in found if array is not None]
         self.clear()
         self._check_space(sum(int(np.prod(s, dtype=np.int64)) * np.dtype(d).itemsize for s, d in wanted.values()))
-        made = [self.allocate(name, *what) for name, what in wanted.items()]
+        made = [self.allocate(name, *what, reserve=name not in written) for name, what in wanted.items()]
         self.begin()
         return made
 
@@ -135,13 +140,14 @@ class Job:
             return None
         return found if found.shape == shape and found.dtype == np.dtype(dtype) else None
 
-    def allocate(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """A new array whose space on the disk is taken now, so that a full disk is no crash in the middle."""
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: str, *, reserve: bool = True) -> NDArray[Any]:
+        """A new array; reserve: take its space on the disk now, so that a full one is no crash in the middle."""
         path = self.folder / name
         self._check_space(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
         array: NDArray[Any] = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        if reserve:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
 
     def _check_space(self, needed: int) -> None:

@@ -3,6 +3,7 @@ finished rows lies beside the arrays."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -15,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix._version import __version__
+from spurmix.core.cells import host_module
 from spurmix.core.progress import bar
 from spurmix.data import job as jobs
 from spurmix.data import store
-from spurmix.data.decode import FITS, ImageError, as_array, decode, pillow
+from spurmix.data.decode import FITS, ImageError, decoded, fitted, pillow
 from spurmix.data.job import BROKEN, DONE, TODO, BrokenFiles, Job, PackReport, in_threads
 from spurmix.data.listing import Listing, check_inside
 
@@ -43,7 +45,7 @@ def pack_images(
     Args:
         target: the folder to make. With `shard` (i, n), the i-th of n parts goes into `<target>.shard-i-of-n`; `merge`
             puts them together.
-        size: (height, width), or one number for both. fit: "crop" or "exact", see `decode`.
+        size: (height, width), or one number for both. fit: "crop" or "exact", see `decoded`.
         workers: threads; default: as many as there are cores.
         limit: at most so many examples of each split.
         broken: "error" ends with a list of all images that cannot be read, keeping what was packed; "skip" leaves them
@@ -73,7 +75,9 @@ def pack_images(
     shape = (len(part), *extent, 3)
     digest = jobs.digest_of(part.root, part.metadata, "" if part.content is None else part.content.digest())
     with Job(final, "images", {"listing": digest, "shape": shape, "fit": fit}) as job:
-        images, state = job.arrays({"images.npy": (shape, "uint8"), "state.npy": (shape[:1], "uint8")})
+        images, state = job.arrays(
+            {"images.npy": (shape, "uint8"), "state.npy": (shape[:1], "uint8")}, written=("images.npy",)
+        )
         state[state == BROKEN] = TODO  # they may have been mended
         resumed = int((state == DONE).sum())
         file = job.folder / "images.npy"
@@ -111,11 +115,17 @@ def _decode(
     library, _ = pillow()
     reasons: dict[int, str] = {}
     guard = threading.Lock()
-    begin, row_bytes = store.array_header(file)[2], size[0] * size[1] * 3
+    begin, pixels = store.array_header(file)[2], size[0] * size[1]
+    host = host_module()
 
-    def write(row: int, pixels: NDArray[np.uint8]) -> None:
-        # Not through the map: a fault for each page it touches costs more than the copy.
-        left, at = memoryview(np.ascontiguousarray(pixels).data).cast("B"), begin + row * row_bytes
+    def write(row: int, image: Any) -> None:
+        # Not through a map: a fault for each page it touches costs more than the copy.
+        at = begin + 3 * row * pixels
+        if host is not None:
+            with contextlib.suppress(AttributeError, ValueError):  # an older Pillow, an image in several pieces
+                host.write_rgb(image.__arrow_c_array__()[1], pixels, target.fileno(), at)
+                return
+        left = memoryview(image.tobytes())
         while left:
             done = os.pwrite(target.fileno(), left, at)
             left, at = left[done:], at + done
@@ -127,7 +137,7 @@ def _decode(
                 if item is None:
                     raise ImageError("is missing")
                 is_file = isinstance(item, bytes)
-                write(row, decode(item, size, fit) if is_file else as_array(library.fromarray(item), size, fit))
+                write(row, decoded(item, size, fit) if is_file else fitted(library.fromarray(item), size, fit))
                 state[row] = DONE
             except (ImageError, OSError) as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from spurmix import ImageSource, MixLoader, policies
+from spurmix.core.cells import host_module
 from spurmix.data import checksums, listing, pack, store
 from spurmix.data.decode import ImageError, decode
 from spurmix.data.job import Job
@@ -268,6 +269,52 @@ def test_what_is_damaged_does_not_open(change: Any, message: str, tmp_path: Path
 def edit(folder: Path, **changes: Any) -> None:
     path = folder / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_checksums_are_those_of_zlib() -> None:
+    host = host_module()
+    assert host is not None
+    data = np.random.default_rng(5).integers(0, 256, 70_000, dtype=np.uint8).tobytes()
+    for size in (*range(200), 1000, 65_537, 70_000):
+        cut = size // 3
+        assert host.crc32(data[:size]) == zlib.crc32(data[:size]) == host.crc32(data[cut:size], host.crc32(data[:cut]))
+
+
+def test_checksums_of_a_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 1200  # longer than what is read at a time
+    (tmp_path / "f").write_bytes(data)
+    for host in (host_module(), None):
+        monkeypatch.setattr(checksums, "host_module", lambda host=host: host)
+        for begin, size in ((0, len(data)), (7, 300_000), (100, 0), (len(data) - 5, 99), (len(data) + 1, 4)):
+            part = data[begin : begin + size]
+            assert checksums.of_bytes(tmp_path / "f", begin, size) == (f"{zlib.crc32(part):08x}", len(part))
+    with (tmp_path / "f").open("wb") as file, pytest.raises(OSError):
+        host_module().file_crc32(file.fileno(), 0, 4)  # not open for reading
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 1), (64, 33), (300, 300)])
+def test_pixels_are_written_as_they_are(size: tuple[int, int], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image, count = Image.fromarray(pixels), size[0] * size[1]
+    with (tmp_path / "f").open("w+b", buffering=0) as file:
+        host_module().write_rgb(image.__arrow_c_array__()[1], count, file.fileno(), 5)
+        assert file.seek(0) == 0 and file.read() == bytes(5) + pixels.tobytes()
+    with (tmp_path / "f").open("rb") as file:
+        with pytest.raises(OSError):
+            host_module().write_rgb(image.__arrow_c_array__()[1], count, file.fileno(), 0)
+        for other, number in ((image, count + 1), (image.convert("L"), count)):
+            with pytest.raises(ValueError, match="pixels of four bytes"):
+                host_module().write_rgb(other.__arrow_c_array__()[1], number, file.fileno(), 0)
+        with pytest.raises(TypeError, match="arrow_array"):
+            host_module().write_rgb(image.__arrow_c_schema__(), count, file.fileno(), 0)
+
+
+def test_packing_without_compiled_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = listing.waterbirds(birds(tmp_path / "birds"))
+    pack.pack_images(found, tmp_path / "a", size=5)
+    monkeypatch.setattr(pack, "host_module", lambda: None)
+    pack.pack_images(found, tmp_path / "b", size=5)
+    assert (tmp_path / "a/images.npy").read_bytes() == (tmp_path / "b/images.npy").read_bytes()
 
 
 def test_verify_finds_a_flipped_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,9 @@ def test_a_disk_that_fills_up(where: str, tmp_path: Path, monkeypatch: pytest.Mo
         raise full
 
     with monkeypatch.context() as patch:
-        if where.endswith(".npy"):
+        if where == "images.npy":
+            patch.setattr(pack, "host_module", lambda: SimpleNamespace(write_rgb=fail))
+        elif where == "kept.npy":
             patch.setattr(job.os, "posix_fallocate", fill)
         else:
             patch.setattr(job, "write_metadata" if where == "metadata" else "describe", fail)
