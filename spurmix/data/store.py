@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,8 @@ ARRAYS = {"images": ("images.npy",), "tokens": ("tokens.npy", "token_offsets.npy
 """Array files of each kind of dataset."""
 CHUNK = 1 << 24
 """Bytes a checksum covers."""
+PIECE = 1 << 18
+"""Bytes that are read at once for it: they stay in the processor's cache."""
 OWN_COLUMNS = ("label", "split", "source")
 
 
@@ -94,22 +95,26 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     written.write_table(pyarrow.table(columns), folder / METADATA)
 
 
-def digest(data: bytes, like: str = "crc32:") -> str:
-    """What tells damaged bytes: their CRC-32, which takes a fifth of a hash's time; where it was written, BLAKE2b's."""
-    if like.startswith("crc32:"):
-        return f"crc32:{zlib.crc32(data):08x}"
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+def digest(path: Path, begin: int, size: int, like: str = "crc32:") -> str:
+    """What tells damage of bytes [begin, begin + size) of a file: their CRC-32, which takes a fifth of a hash's time; or,
+    `like` what was written before, BLAKE2b's."""
+    found, old, buffer = 0, hashlib.blake2b(digest_size=8), bytearray(PIECE)
+    with path.open("rb", buffering=0) as file:
+        file.seek(begin)
+        while size > 0 and (got := file.readinto(memoryview(buffer)[: min(PIECE, size)])):
+            piece = memoryview(buffer)[:got]
+            if like.startswith("crc32:"):
+                found = zlib.crc32(piece, found)
+            else:
+                old.update(piece)
+            size -= got
+    return f"crc32:{found:08x}" if like.startswith("crc32:") else old.hexdigest()
 
 
 def checksums(path: Path, workers: int = 4) -> list[str]:
     """A digest of every `CHUNK` bytes of a file."""
-
-    def one(begin: int) -> str:
-        with path.open("rb", buffering=0) as file:
-            return digest(os.pread(file.fileno(), CHUNK, begin))
-
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(one, range(0, path.stat().st_size, CHUNK)))
+        return list(pool.map(lambda begin: digest(path, begin, CHUNK), range(0, path.stat().st_size, CHUNK)))
 
 
 def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any], others: Iterable[str] = ()) -> None:
@@ -338,11 +343,8 @@ class PackedDataset:
             work, "verifying", total=len(work), size=chunk >> 20, unit="MiB", shown=progress
         ):
             path = self.path / name
-            with path.open("rb") as file:
-                file.seek(begin)
-                found = file.read(chunk)
-            if digest(found, written) != written:
-                damaged.append(Damage(path, begin, begin + len(found)))
+            if digest(path, begin, chunk, written) != written:
+                damaged.append(Damage(path, begin, min(begin + chunk, path.stat().st_size)))
         return damaged
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -368,9 +369,11 @@ def test_damage_is_found_by_checksums_of_either_kind(large: PackedDataset, tmp_p
     """CRC-32s, and the BLAKE2b digests that were written before."""
     data = make(tmp_path / "t", np.zeros((8, 104, 107, 3), np.uint8))
     description = json.loads((data.path / "dataset.json").read_text())
+    content = (data.path / "images.npy").read_bytes()
+    assert description["files"]["images.npy"]["checksums"] == [f"crc32:{zlib.crc32(content):08x}"]
     for kind in ("crc32:", ""):
         for name, record in description["files"].items():
-            record["checksums"] = [store.digest((data.path / name).read_bytes(), kind)]
+            record["checksums"] = [store.digest(data.path / name, 0, store.CHUNK, kind)]
         (data.path / "dataset.json").write_text(json.dumps(description))
         assert PackedDataset(data.path).verify() == []
         with (data.path / "images.npy").open("r+b") as file:
