@@ -163,8 +163,19 @@ def main() -> None:
         app(standalone_mode=True)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError) as error:
-        if os.environ.get("SPURMIX_TRACEBACK"):
+    except Exception as error:
+        if _interrupted(error):
+            sys.exit(130)
+        expected = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)
+        if os.environ.get("SPURMIX_TRACEBACK") or not isinstance(error, expected):
             raise
-        print(f"spurmix: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"spurmix{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (ValueError, TypeError)) else 1)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: imports wrap what comes while they run."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

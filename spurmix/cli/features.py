@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def encoder(name: str | None, weights: str | None, dataset: PackedDataset) -> Any:
     """A model with its weights that reads `dataset`: of that name, or of the run in the folder `weights`."""
     from spurmix.train.config import MODELS
-    from spurmix.train.run import CONFIG, MODEL
-    from spurmix.train.run_model import make_model, read_weights
+    from spurmix.train.run_files import CONFIG, MODEL, read_weights
+    from spurmix.train.run_model import make_model
 
     if weights is not None and (Path(weights) / CONFIG).is_file() and name is None:
         return read_weights(Path(weights) / MODEL)[0]

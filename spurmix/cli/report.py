@@ -19,7 +19,7 @@ from spurmix.data.batch import Batch
 from spurmix.data.sources import ImageSource
 from spurmix.deploy.export import ExportReport
 from spurmix.train.metrics import Evaluation
-from spurmix.train.run_model import write_text
+from spurmix.train.run_files import write_text
 
 GREY, BLUE = "#9aa5b1", "#2563eb"
 

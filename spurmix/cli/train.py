@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,15 +35,18 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
     torchrun --nproc-per-node 4 -m spurmix train ..., or accelerate launch -m spurmix train ...
     """
     from spurmix.train import run
+    from spurmix.train.run_files import CONFIG
 
     began = time.perf_counter()
+    if not out.name:
+        raise ValueError(f"--out: name a folder of its own, got {str(out)!r}")
     given = {name: value for name, value in flags.items() if value is not None and name != "policy_options"}
     if flags["policy_options"]:
         given["policy_options"] = dict(map(option, flags["policy_options"]))
     if dataset is not None:
         given["dataset"] = dataset
-    goes_on = resume and (out / run.CONFIG).is_file()
-    base = resolve({}, out / run.CONFIG) if goes_on else DEFAULT
+    goes_on = resume and (out / CONFIG).is_file()
+    base = resolve({}, out / CONFIG) if goes_on else DEFAULT
     settings = resolve(given, config, recipe, base)
     if not settings.dataset:
         raise ValueError("dataset: name the folder of a packed dataset (see spurmix pack)")
@@ -53,7 +57,12 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
         if recipe is not None:
             print(f"{recipe}: {RECIPES[recipe].model}. {RECIPES[recipe].source}\n")
         print(f"{audit}\n\n{job.train.source!r}", flush=True)
-    outcome = run.train(job, resume=resume)
+    try:
+        outcome = run.train(job, resume=resume)
+    except KeyboardInterrupt:
+        if processes.main:
+            print(f"spurmix: interrupted; spurmix train --resume --out {out} goes on", file=sys.stderr)
+        raise
     if processes.main:
         from spurmix.cli import train_report
 
@@ -98,6 +107,15 @@ train.__signature__ = _signature()  # type: ignore[attr-defined]
 train.__annotations__ = {n: p.annotation for n, p in _signature().parameters.items()}
 
 
+def _open(folder: Path, dataset: str | None, main: bool = True) -> Any:
+    from spurmix.train import run
+
+    opened = run.open_run(folder, dataset)
+    if main and dataset is None and not opened.same_data:
+        print(f"note: {opened.dataset.path} was packed anew since the run was trained on it", file=sys.stderr)
+    return opened
+
+
 def evaluate(
     folder: Run,
     dataset: DatasetOption = None,
@@ -110,11 +128,11 @@ def evaluate(
     """Accuracy of a run's model in every group of a split, with intervals. Several processes share the work."""
     from spurmix.train import run
 
-    opened = run.open_run(folder, dataset)
+    processes = run.Processes(device)
+    opened = _open(folder, dataset, processes.main)
     given: dict[str, Any] = {"min_group_size": min_group_size, "evaluation_batch": batch_size}
     settings = dataclasses.replace(opened.config, **{k: v for k, v in given.items() if v is not None})
     part = opened.part(split)
-    processes = run.Processes(device)
     found = run.measure(settings, opened.model.to(processes.device), part, opened.train_groups, processes)
     if processes.main:
         print(json.dumps({"split": part.name, **found.to_dict()}, indent=1) if as_json else f"{part.name}\n{found}")
@@ -130,9 +148,8 @@ def export(
 ) -> None:
     """Write a run's model as ONNX, its preprocessing inside, proven per group on held-out data before the file appears."""
     from spurmix.deploy.export import export_onnx
-    from spurmix.train import run
 
-    opened = run.open_run(folder, dataset)
+    opened = _open(folder, dataset)
     part = opened.part(split)
     extra: dict[str, Any] = {"tokenizer": opened.dataset.tokenizer()} if opened.dataset.kind == "tokens" else {}
     report = export_onnx(

@@ -13,8 +13,8 @@ from spurmix.core.audit import Audit
 from spurmix.data.loader import MixLoader
 from spurmix.data.sources import ImageSource
 from spurmix.train.config import DEFAULT
-from spurmix.train.run import EVALUATIONS, Job, Outcome, read_evaluations
-from spurmix.train.run_model import write_text
+from spurmix.train.run import Job, Outcome
+from spurmix.train.run_files import read_evaluations, write_text
 
 
 def write(job: Job, outcome: Outcome, audit: Audit, seconds: float) -> None:
@@ -32,7 +32,7 @@ def write(job: Job, outcome: Outcome, audit: Audit, seconds: float) -> None:
             "examples_per_second": round(done.rate, 1),
         },
         "evaluations": {name: found.to_dict() for name, found in outcome.evaluations.items()},
-        "curve": read_evaluations(out / EVALUATIONS),
+        "curve": read_evaluations(out),
         "audit": audit.to_dict(),
         "versions": versions(),
         "seconds": round(seconds, 1),

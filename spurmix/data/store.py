@@ -233,7 +233,7 @@ class PackedDataset:
         return open_source(self, window, tier, device, memory, room)
 
     def tokenizer(self) -> Any:
-        """The tokenizer that made the tokens, of transformers: its files lie in the folder.
+        """The tokenizer that made the tokens, of transformers or of tokenizers: its files lie in the folder.
 
         Raises:
             ValueError: for a dataset that carries none. DatasetError: where it is not the one that made the tokens.
@@ -242,11 +242,12 @@ class PackedDataset:
 
         if tokenizer.FILE not in self.others:
             raise ValueError(f"{self.path} carries no tokenizer: it holds {self.kind}")
-        found = tokenizer.load_tokenizer(self.path)
         expected = self.made["tokens"]["tokenizer"]
-        if tokenise.tokenizer_fingerprint(found) != expected:
-            raise DatasetError(f"{self.path / tokenizer.FILE} is damaged: it is not the tokenizer that made the tokens")
-        return found
+        for alone in (False, True):  # transformers adds rules of its own to what only tokenizers had made
+            found = tokenizer.load_tokenizer(self.path, alone=alone)
+            if tokenise.tokenizer_fingerprint(found) == expected:
+                return found
+        raise DatasetError(f"{self.path / tokenizer.FILE} is damaged: it is not the tokenizer that made the tokens")
 
     @property
     def others(self) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ from spurmix.data.tokenise import special_ids
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in a folder of this machine: of transformers, or of tokenizers where there is tokenizer.json alone.
+def load_tokenizer(folder: str | Path, *, alone: bool = False) -> Any:
+    """The tokenizer in a folder of this machine: of transformers, or of tokenizers where there is tokenizer.json alone, or
+    nothing else is to be read.
 
     Raises:
         ValueError: for no folder, or one whose tokenizer cannot be read or is no fast one. ImportError: without the
@@ -21,7 +22,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     place = Path(folder)
     if not place.is_dir():
         raise ValueError(f"tokenizer: there is no folder {place}")
-    alone = (place / FILE).is_file() and not (place / CONFIG).is_file()
+    alone = (place / FILE).is_file() and (alone or not (place / CONFIG).is_file())
     try:
         if alone:
             import tokenizers

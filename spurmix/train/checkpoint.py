@@ -73,7 +73,7 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return [_unpack(v, tensors) for v in value] if isinstance(value, list) else value
 
 
-def _synchronise(path: Path) -> None:
+def synchronise(path: Path) -> None:
     """Have a file or folder on the disk before what follows: a rename may reach it before the contents do."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -122,11 +122,11 @@ def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], ke
         manifest["checksum"] = _seal(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*(temporary / name for name in (TENSORS, STATE, MANIFEST)), temporary):
-            _synchronise(path)
+            synchronise(path)
         if final.exists():
             final.rename(replaced)
         temporary.rename(final)
-        _synchronise(folder)
+        synchronise(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{final} cannot be written ({error}); earlier checkpoints are as they were") from error
     finally:

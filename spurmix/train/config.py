@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import json
 import math
@@ -25,13 +26,15 @@ MODELS = {"images": ("resnet50", "small"), "tokens": ("bert", "encoder", "minilm
 SPLIT_NAMES = {"validation_split": ("val", "valid", "validation"), "test_split": ("test",)}
 
 
-def _about(help: str, choices: tuple[str, ...] = (), low: float = -math.inf) -> dict[str, Any]:
-    """What a command line says of a field: choices of a text, the least value of a number."""
-    return {"help": help, "choices": choices, "low": low}
+def _about(help: str, choices: tuple[str, ...] = (), low: float = -math.inf, high: float = math.inf) -> dict[str, Any]:
+    """What a command line says of a field: choices of a text, the least and the largest value of a number."""
+    return {"help": help, "choices": choices, "low": low, "high": high}
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] = (), low: float = -math.inf) -> Any:
-    return field(default=default, metadata=_about(help, choices, low))
+def _option(
+    default: Any, help: str, choices: tuple[str, ...] = (), low: float = -math.inf, high: float = math.inf
+) -> Any:
+    return field(default=default, metadata=_about(help, choices, low, high))
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ class RunConfig:
     batch_size: int = _option(128, "Examples of a batch, over all processes.", low=1)
     epochs: float = _option(10.0, "Passes over the training split.", low=0)
     steps: int = _option(0, "Batches, instead of epochs.", low=0)
-    seed: int = _option(0, "Seed of the draw, the head and dropout.", low=0)
+    seed: int = _option(0, "Seed of the draw, the head and dropout.", low=0, high=2**63 - 1)
     crop: bool = _option(False, "Images: random resized crops.")
-    crop_area: float = _option(0.08, "Least share of the image that a crop covers.", low=0)
+    crop_area: float = _option(0.08, "Least share of the image that a crop covers.", low=1e-6, high=1)
     crop_size: int = _option(0, "Height and width of a crop; 0: the images'.", low=0)
     flip: bool = _option(False, "Images: random flips.")
     bucket: int = _option(1, "Texts: batches whose samples are handed out by length.", low=1)
@@ -67,13 +70,13 @@ class RunConfig:
     learning_rate: float = _option(1e-3, "Peak learning rate.", low=0)
     weight_decay: float = _option(1e-2, "Weight decay.", low=0)
     decay_all: bool = _option(False, "Biases and norms decay as well.")
-    momentum: float = _option(0.9, "Momentum of sgd.", low=0)
+    momentum: float = _option(0.9, "Momentum of sgd.", low=0, high=0.9999)
     schedule: str = _option("cosine", "Learning-rate schedule.", SCHEDULES)
     stages: int = _option(3, 'Equal parts of a "step" schedule, each at a tenth of the rate before.', low=1)
-    warmup: float = _option(0.0, "Share of the run over which the rate rises.", low=0)
+    warmup: float = _option(0.0, "Share of the run over which the rate rises.", low=0, high=1)
     clip: float = _option(0.0, "Largest gradient norm; 0: any.", low=0)
     accumulate: int = _option(1, "Batches of an optimizer step.", low=1)
-    label_smoothing: float = _option(0.0, "Label smoothing.", low=0)
+    label_smoothing: float = _option(0.0, "Label smoothing.", low=0, high=0.9999)
     freeze: str = _option("none", '"backbone" trains the head alone.', ("none", "backbone"))
     mixed_precision: str = _option("no", "Precision of the model's arithmetic.", ("no", "bf16", "fp16"))
     channels_last: bool = _option(False, "Images: memory format channels last.")
@@ -103,7 +106,8 @@ def resolve(
     """The settings that the flags given, over the file's, over the recipe's, over `base` make.
 
     Args:
-        flags: by field name. config: a TOML file with field names as keys; it may name a `recipe` too.
+        flags: by field name. config: a TOML file with field names as keys; it may name a `recipe` too. Its paths are
+            relative to it.
 
     Raises:
         ValueError: naming the key, where it stands, and what is accepted.
@@ -111,18 +115,22 @@ def resolve(
     given = read_toml(config) if config is not None else {}
     named = given.pop("recipe", None)
     chosen = recipe if recipe is not None else named
-    values: dict[str, Any] = {}
-    if chosen is not None:
-        if chosen not in RECIPES:
-            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {chosen!r}")
-        values.update(RECIPES[chosen].config())
-    for origin, level in ((str(config), given), ("", flags)):
-        values.update({name: _checked(name, value, origin) for name, value in level.items()})
-    made = dataclasses.replace(base, **values)
-    if made.dataset:
-        made = dataclasses.replace(made, dataset=os.path.abspath(made.dataset))
-    if made.weights:
-        made = dataclasses.replace(made, weights=os.path.abspath(made.weights))
+    if chosen is not None and chosen not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {chosen!r}")
+    made = base
+    levels = [("", {} if chosen is None else RECIPES[chosen].config()), (str(config), given), ("", flags)]
+    for origin, level in levels:
+        values = {name: _checked(name, value, origin) for name, value in level.items()}
+        if "epochs" in values:
+            values.setdefault("steps", 0)  # one says how long, the later one
+        for name in ("dataset", "weights"):
+            if values.get(name):
+                values[name] = os.path.abspath(os.path.join(os.path.dirname(origin), values[name]))
+        made = dataclasses.replace(made, **values)
+    if chosen is not None and not made.weights:
+        raise ValueError(
+            f"weights: the recipe {chosen} starts from {RECIPES[chosen].model}; say where it lies (--weights)"
+        )
     if made.steps == 0 and not made.epochs > 0:
         raise ValueError(f"epochs must be positive, got {made.epochs!r}")
     return made
@@ -130,9 +138,13 @@ def resolve(
 
 def _checked(name: str, value: Any, origin: str) -> Any:
     """`value` with the type of its field."""
-    where = f"{origin}: {name}" if origin else f"--{name.replace('_', '-')}"
+    flag = "policy-option" if name == "policy_options" else name.replace("_", "-")
+    where = f"{origin}: {name}" if origin else f"--{flag}"
+    if name in ("out", "resume", "config"):
+        raise ValueError(f"{where} is a flag of the command, no setting")
     if name not in FIELDS:
-        raise ValueError(f"{where} is no setting; there are {', '.join(FIELDS)}")
+        close = difflib.get_close_matches(name, FIELDS)
+        raise ValueError(f"{where} is no setting; {f'is {close[0]} meant?' if close else 'see spurmix train --help'}")
     default, metadata = getattr(DEFAULT, name), FIELDS[name].metadata
     kind = type(default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -141,8 +153,9 @@ def _checked(name: str, value: Any, origin: str) -> Any:
         raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}")
     if metadata["choices"] and value not in metadata["choices"]:
         raise ValueError(f"{where} must be one of {', '.join(metadata['choices'])}, got {value!r}")
-    if kind in (int, float) and not (math.isfinite(value) and value >= metadata["low"]):
-        raise ValueError(f"{where} must be {metadata['low']:g} or more, got {value!r}")
+    if (kind in (int, float) and not metadata["low"] <= value <= metadata["high"]) or value == math.inf:
+        top = f" and {metadata['high']:g} or less" if metadata["high"] < math.inf else ""
+        raise ValueError(f"{where} must be {metadata['low']:g} or more{top}, got {value!r}")
     return value
 
 
@@ -188,7 +201,7 @@ def option(text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     if not (equals and name.strip()):
-        raise ValueError(f"--policy-options must be name=value, got {text!r}")
+        raise ValueError(f"--policy-option must be name=value, got {text!r}")
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

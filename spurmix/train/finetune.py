@@ -157,7 +157,7 @@ def finetune(
         optimizer_steps = math.ceil(total / accumulate)
         if first >= total:
             return TrainResult(optimizer_steps, losses[-1] if losses else math.nan, tuple(losses), 0.0, 0.0)
-        with _Metrics(folder, first, accelerator.is_main_process) as metrics:
+        with _Metrics(folder, losses, accelerator.is_main_process) as metrics:
             for batch in bar(loader, "training", total=total, size=loader.batch_size, done=first, shown=progress):
                 step = loader.step - 1
                 group_start = step - step % accumulate
@@ -247,18 +247,22 @@ def _loss(model: nn.Module, batch: Batch, accelerator: Any, label_smoothing: flo
 
 
 class _Metrics:
-    """`metrics.jsonl`: a line a batch; lines of batches that a resumed run makes again are dropped."""
+    """`metrics.jsonl`: a line a batch. Lines of batches that a resumed run makes again are dropped; those that are missing
+    or damaged are written again from the losses."""
 
-    def __init__(self, folder: Path | None, step: int, main: bool) -> None:
+    def __init__(self, folder: Path | None, losses: list[float], main: bool) -> None:
         self.path = folder / "metrics.jsonl" if folder is not None and main else None
-        self.step = step
+        self.losses = losses
         self.began = time.perf_counter()
 
     def __enter__(self) -> _Metrics:
         if self.path is not None:
-            lines = self.path.read_text().splitlines(keepends=True)[: self.step] if self.path.exists() else []
+            lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
+            kept = [line if _is_of(line, n) else "" for n, line in enumerate(lines[: len(self.losses)])]
+            kept += [""] * (len(self.losses) - len(kept))
+            rows = (line or json.dumps({"step": n, "loss": self.losses[n]}) for n, line in enumerate(kept))
             temporary = self.path.with_suffix(f".{os.getpid()}")
-            temporary.write_text("".join(lines))
+            temporary.write_text("".join(f"{row}\n" for row in rows))
             temporary.replace(self.path)
             self.file = self.path.open("a", buffering=1)
         return self
@@ -272,3 +276,11 @@ class _Metrics:
     def __exit__(self, *_: object) -> None:
         if self.path is not None:
             self.file.close()
+
+
+def _is_of(line: str, step: int) -> bool:
+    """Whether a line of `metrics.jsonl` is whole, and of that batch."""
+    try:
+        return bool(json.loads(line)["step"] == step)
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,7 +1,8 @@
 """A training run as a folder: settings, metrics, evaluations, checkpoints and the weights that are kept.
 
-`config.toml`, `metrics.jsonl` (a line a batch), `evaluations.jsonl` (a line an evaluation), `checkpoints/`,
-`best.safetensors` (the best weights so far) and, at the end, `model.safetensors`. Every file appears by rename.
+`config.toml`, `run.json` (what identifies the data, and the model's architecture), `metrics.jsonl` (a line a batch),
+`evaluations.jsonl` (a line an evaluation), `checkpoints/`, `best-<batch>.safetensors` (the best weights so far) and, at
+the end, `model.safetensors`. All but `metrics.jsonl`, which is appended to, appear by rename.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,14 +28,14 @@ from spurmix.data.loader import MixLoader
 from spurmix.data.sources import ImageSource, Source
 from spurmix.data.store import PackedDataset
 from spurmix.ops.augment import Augment
-from spurmix.train import checkpoint
+from spurmix.train import run_files as files
 from spurmix.train.config import MODELS, SPLIT_NAMES, RunConfig, build_policy, resolve, to_toml
 from spurmix.train.evaluate import evaluate
 from spurmix.train.finetune import TrainResult, finetune
-from spurmix.train.metrics import Evaluation
-from spurmix.train.run_model import build_model, read_weights, write_text, write_weights
+from spurmix.train.metrics import Evaluation, check_options
+from spurmix.train.run_files import ABOUT, CONFIG, MODEL, read_evaluations, read_weights, write_text, write_weights
+from spurmix.train.run_model import build_model, describe, rebuild
 
-CONFIG, EVALUATIONS, BEST, MODEL = "config.toml", "evaluations.jsonl", "best.safetensors", "model.safetensors"
 FREE = ("device", "evaluation_batch", "keep", "memory", "prefetch", "save_every", "tier")
 """Settings that decide nothing about the result: a resumed run may have others."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,7 +98,8 @@ class Job:
     train: Part
     held_out: dict[str, Part]
     loader: MixLoader
-    class_names: tuple[str, ...]
+    about: dict[str, Any]
+    held: IO[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
     for key in ("crop", "flip", "channels_last"):
         if getattr(config, key) and dataset.kind != "images":
             raise ValueError(f"{key} is for images; this dataset holds {dataset.kind}")
+    if dataset.kind != "tokens" and config.where != "embeddings":
+        raise ValueError(f"where is for texts; this dataset holds {dataset.kind}")
     return dataclasses.replace(config, **filled)
 
 
@@ -148,51 +155,99 @@ def read_part(
 
 
 def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bool = False) -> Job:
-    """Check everything that can be checked before training, and write the settings into `folder`.
+    """Check everything that can be checked before training, take the folder, and write the settings into it.
 
     Args:
-        resume: continue the run in `folder`, whose settings must be the same; from its beginning where there is none.
+        resume: continue the run in `folder`, whose settings and data must be the same; from its beginning where there is
+            none. Without it, a run that made no checkpoint is begun anew.
 
     Raises:
-        ValueError: for settings that do not fit, a folder that holds another run, or holds one and `resume` is not given.
+        ValueError: for settings that do not fit, and a folder that holds another run, or one while `resume` is not given,
+            or that another process trains into.
     """
     dataset = PackedDataset(config.dataset)
     config = complete(config, dataset)
     policy = build_policy(config)
-    _check_folder(folder, config, resume)
-    if config.deterministic:
-        torch.use_deterministic_algorithms(True)
-    model = build_model(config, dataset)
+    _check_folder(folder, config, dataset, resume)
+    before = files.read_about(folder) if resume and files.has_progress(folder) else None
+    # Weights that training began with are not needed any more, and may be elsewhere by now.
+    model = rebuild(before["architecture"]) if before else build_model(config, dataset)
+    torch.manual_seed(config.seed)
     part = read_part(config, dataset, config.train_split, model, processes.device)
     held_out = {
         split: read_part(config, dataset, split, model)
         for split in (config.validation_split, config.test_split)
         if split != "none"
     }
+    for one in held_out.values():
+        check_options(
+            one.groups, train_groups=part.groups, membership=one.membership, cell_names=one.cell_names,
+            min_group_size=config.min_group_size,
+        )  # fmt: skip
     loader = _loader(config, part, policy, processes)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    processes.wait()  # all have looked at the folder before one writes into it
+    about = _about(config, dataset, part.groups, model)
+    held = None
     if processes.main:
-        checkpoint.check_writable(folder)
-        if not (folder / CONFIG).exists():
+        held = files.hold(folder)
+        _check_folder(folder, config, dataset, resume)  # another job may have been there since
+        if not files.has_progress(folder):
+            files.clear(folder)
+            write_text(folder / ABOUT, json.dumps(about, indent=1))
             write_text(folder / CONFIG, to_toml(config))
-    return Job(config, folder, processes, policy, model, part, held_out, loader, dataset.metadata.class_names)
+    processes.wait()
+    return Job(config, folder, processes, policy, model, part, held_out, loader, about, held)
 
 
-def _check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Check that the run in `folder`, if there is one, may be continued with these settings."""
-    path = folder / CONFIG
-    if not path.exists():
+def _about(config: RunConfig, dataset: PackedDataset, groups: GroupIndex, model: nn.Module) -> dict[str, Any]:
+    """What identifies a run's data and describes its model."""
+    cells = zip(groups.group_labels.tolist(), groups.group_attributes.tolist(), groups.sizes.tolist(), strict=True)
+    return {
+        "dataset": dataset.digest(),
+        "shape": _shape(dataset),
+        "classes": list(dataset.metadata.class_names),
+        "groups": [list(cell) for cell in cells],
+        "architecture": describe(model, config),
+    }
+
+
+def _shape(dataset: PackedDataset) -> list[int]:
+    """Of an example; texts have none."""
+    return [] if dataset.kind == "tokens" else list(dataset.array.shape[1:])
+
+
+def _check_folder(folder: Path, config: RunConfig, dataset: PackedDataset, resume: bool) -> None:
+    """Check that the run in `folder`, if there is one, may be continued with these settings and data."""
+    if not files.has_progress(folder):
         return
     if not resume:
         raise ValueError(f"out: {folder} holds a run already; continue it (--resume) or choose another folder")
-    before = resolve({}, path)
-    names = (f.name for f in dataclasses.fields(config) if f.name not in FREE)
+    before, about = resolve({}, folder / CONFIG), files.read_about(folder)
+    if about.get("dataset") != dataset.digest():
+        raise ValueError(f"dataset: {dataset.path} is not the data that the run in {folder} was begun with")
+    free = (*FREE, "dataset", "weights")  # wherever they lie by now
+    names = (f.name for f in dataclasses.fields(config) if f.name not in free)
     changed = [name for name in names if getattr(before, name) != getattr(config, name)]
     if changed:
         listed = ", ".join(f"{n} ({getattr(before, n)!r} there, {getattr(config, n)!r} here)" for n in changed)
         raise ValueError(f"out: the run in {folder} has other settings: {listed}")
+    read_evaluations(folder)  # damaged lines are told now
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Deterministic algorithms alone, if that is wanted, as long as this lasts."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS refuses
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _loader(config: RunConfig, part: Part, policy: MixPolicy, processes: Processes) -> MixLoader:
@@ -217,22 +272,48 @@ def train(job: Job, *, resume: bool = False) -> Outcome:
         ValueError: as of `finetune`.
     """
     config, model = job.config, job.model
-    watch = _Watch(job)
+    with _deterministic(config.deterministic):
+        if resume and (job.folder / MODEL).exists():
+            training, kept_step = _finished(job)
+        else:
+            watch = _Watch(job)
+            training = _finetune(job, watch, resume)
+            kept_step = watch.restore_best()
+            if job.processes.main:
+                write_weights(job.folder / MODEL, model, {**job.about, "step": kept_step}, config)
+        evaluations = {
+            name: measure(config, model, p, job.train.groups, job.processes) for name, p in job.held_out.items()
+        }
+    if job.held is not None:
+        job.held.close()
+    return Outcome(training, kept_step, evaluations)
+
+
+def _finetune(job: Job, watch: _Watch, resume: bool) -> TrainResult:
+    config = job.config
     names = (
         "optimizer", "learning_rate", "weight_decay", "decay_all", "momentum", "schedule", "stages", "warmup",
         "mixed_precision", "accumulate", "freeze", "label_smoothing",
     )  # fmt: skip
-    training = finetune(
-        model, job.loader, output=job.folder, resume=resume, progress=job.processes.progress,
+    return finetune(
+        job.model, job.loader, output=job.folder, resume=resume, progress=job.processes.progress,
         save_every=watch.multiple(config.save_every or watch.pass_length), keep=config.keep, clip=config.clip or None,
         after_step=watch.after_step, **{name: getattr(config, name) for name in names},
     )  # fmt: skip
-    kept_step = watch.restore_best()
-    if job.processes.main:
-        about = {"step": kept_step, "classes": list(job.class_names)}
-        write_weights(job.folder / MODEL, model, about, config)
-    evaluations = {name: measure(config, model, p, job.train.groups, job.processes) for name, p in job.held_out.items()}
-    return Outcome(training, kept_step, evaluations)
+
+
+def _finished(job: Job) -> tuple[TrainResult, int]:
+    """Load the weights of a finished run; what its metrics say of the training."""
+    _, about = read_weights(job.folder / MODEL, job.model)
+    job.model.to(job.processes.device)
+    losses = []
+    for line in (job.folder / "metrics.jsonl").read_text(errors="replace").splitlines():
+        try:
+            losses.append(float(json.loads(line)["loss"]))
+        except (ValueError, KeyError, TypeError):
+            break
+    steps = math.ceil(len(job.loader) / job.config.accumulate)
+    return TrainResult(steps, losses[-1] if losses else math.nan, tuple(losses), 0.0, 0.0), int(about["step"])
 
 
 def measure(
@@ -271,36 +352,41 @@ class _Watch:
         found = measure(job.config, job.model, self._part, job.train.groups, job.processes)
         if not job.processes.main:
             return
-        path = job.folder / EVALUATIONS
-        rows = [row for row in read_evaluations(path) if row["step"] < step]  # a resumed run makes later ones again
+        rows = [
+            row for row in read_evaluations(job.folder) if row["step"] < step
+        ]  # a resumed run makes later ones again
+        for later, path in files.bests(job.folder).items():
+            if later >= step:
+                path.unlink()
         best = max((row["worst_group"] for row in rows), default=-1.0)
         summary = {"step": step, **{k: getattr(found, k) for k in ("worst_group", "average", "adjusted_average")}}
         if job.config.select == "best" and found.worst_group > best:
-            write_weights(job.folder / BEST, job.model, summary, job.config)
+            write_weights(files.best_path(job.folder, step), job.model, summary, job.config)
+            files.prune_bests(job.folder)
         rows.append({**summary, "worst_name": found.worst_name})
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        files.write_evaluations(job.folder, rows)
 
     def restore_best(self) -> int:
         """Load the best weights into every process's model, and say of which batch they are."""
         if self._job.config.select == "last" or self._part is None:
             return self._steps
         self._job.processes.wait()
-        return int(read_weights(self._job.folder / BEST, self._job.model)[1]["step"])
-
-
-def read_evaluations(path: Path) -> list[dict[str, Any]]:
-    """The rows of `evaluations.jsonl`; none where there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        step, path = max(files.bests(self._job.folder).items())
+        read_weights(path, self._job.model)
+        self._job.processes.wait()
+        return step
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: settings, its dataset or another one, its model, and the groups it was trained on, where known."""
+    """A finished run: settings, its dataset or another one, its model, the groups it was trained on, and whether the
+    dataset is the one it was trained on."""
 
     config: RunConfig
     dataset: PackedDataset
     model: nn.Module
     train_groups: GroupIndex | None
+    same_data: bool
 
     def part(self, split: str | None = None) -> Part:
         """A split of the dataset; default: the run's test split, or else its validation split."""
@@ -311,7 +397,7 @@ class FinishedRun:
 
 
 def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
-    """Open the finished run in `folder`, with its own dataset or another one of the same kind and classes.
+    """Open the finished run in `folder`, with its own dataset or another one of the same kind, shape and classes.
 
     Raises:
         ValueError: for a folder without a finished run, or a dataset that does not fit its model.
@@ -329,6 +415,10 @@ def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
     if names != about["classes"]:
         theirs = ", ".join(about["classes"])
         raise ValueError(f"dataset: {opened.path} has the classes {', '.join(names)}, the run's model {theirs}")
-    own = opened if dataset is None else PackedDataset(config.dataset) if Path(config.dataset).is_dir() else None
-    groups = own.split(config.train_split).groups(config.attribute or None) if own is not None else None
-    return FinishedRun(config, opened, model, groups)
+    if _shape(opened) != about["shape"]:
+        raise ValueError(
+            f"dataset: an example of {opened.path} has the shape {_shape(opened)}, the run's {about['shape']}"
+        )
+    label, attribute, size = np.array(about["groups"], dtype=np.int64).reshape(-1, 3).T
+    groups = GroupIndex(np.repeat(label, size), np.repeat(attribute, size)) if (label >= 0).all() else None
+    return FinishedRun(config, opened, model, groups, opened.digest() == about["dataset"])

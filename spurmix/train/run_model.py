@@ -1,10 +1,7 @@
-"""The model of a run: built from settings, or from its own file alone."""
+"""The model of a run: built from settings, or from a description alone."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,8 +56,8 @@ def _mixed(model: nn.Module, where: str) -> nn.Module:
     return MixedInputs(model, where="features" if where == "features" else "embeddings")
 
 
-def _describe(model: nn.Module, config: RunConfig) -> dict[str, Any]:
-    """What `_rebuild` needs."""
+def describe(model: nn.Module, config: RunConfig) -> dict[str, Any]:
+    """What `rebuild` needs."""
     described = {"model": config.model, "where": config.where}
     if isinstance(model, nn.Linear):
         return {**described, "shape": [model.in_features, model.out_features]}
@@ -69,7 +66,7 @@ def _describe(model: nn.Module, config: RunConfig) -> dict[str, Any]:
     return {**described, "head": head, "config": inner.config.to_dict()}
 
 
-def _rebuild(described: dict[str, Any]) -> nn.Module:
+def rebuild(described: dict[str, Any]) -> nn.Module:
     """A model of the same architecture, its parameters random."""
     if described["model"] == "linear":
         return nn.Linear(*described["shape"])
@@ -84,42 +81,3 @@ def _rebuild(described: dict[str, Any]) -> nn.Module:
     if described["model"] == "bert":
         return _mixed(transformers.BertForSequenceClassification(config), described["where"])
     return transformers.ResNetForImageClassification(config)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file by rename."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_weights(path: Path, model: nn.Module, about: dict[str, Any], config: RunConfig) -> None:
-    """The model's parameters and buffers as one safetensors file; its architecture and `about` in the header."""
-    from safetensors.torch import save_file
-
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    header = {"spurmix": json.dumps({**about, "architecture": _describe(model, config)})}
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    save_file(state, str(temporary), metadata=header)
-    temporary.chmod(mode)  # safetensors lets nobody else read its files
-    temporary.replace(path)
-
-
-def read_weights(path: Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Load what `write_weights` wrote into `model` (default: one that is made for it), and what its header says.
-
-    Raises:
-        ValueError: for a file that is missing, damaged or of another model.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            about = json.loads((file.metadata() or {})["spurmix"])
-            into = model if model is not None else _rebuild(about["architecture"])
-            into.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as the weights of this model: {error}") from None
-    return into, about

@@ -6,9 +6,10 @@ checkpoints of the `robustness` library. Nothing is unpickled but tensors and pl
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights in a folder of Hugging Face."""
 
 
 class WeightsError(ValueError):
@@ -43,13 +46,34 @@ def read_weights(path: str | Path) -> Weights:
     """
     place = Path(path)
     if place.is_dir():
-        files = [place / name for name in ("model.safetensors", "pytorch_model.bin") if (place / name).is_file()]
+        files = [place / name for name in FOLDER_FILES if (place / name).is_file()]
         if not files:
             raise WeightsError(f"weights: {place} has neither model.safetensors nor pytorch_model.bin")
         place = files[0]
     if not place.is_file():
         raise WeightsError(f"weights: there is no file {place}")
-    return _recognise(_tensors(place), place)
+    found = _recognise(_tensors(place), place)
+    mean, std = _normalisation(place)
+    return found if mean is None or std is None else replace(found, mean=mean, std=std)
+
+
+def _normalisation(path: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and std of the inputs that a run's weights say in their header, or a Hugging Face folder beside them."""
+    described: Any = {}
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(str(path), framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("spurmix", "{}"))
+            described = about.get("architecture", {}).get("config", {})
+        beside = path.with_name("preprocessor_config.json")
+        if not described and beside.is_file() and path.name in FOLDER_FILES:
+            described = json.loads(beside.read_text())
+        mean, std = (described.get(f"image_{what}") for what in ("mean", "std"))
+        return (tuple(map(float, mean)), tuple(map(float, std))) if mean and std else (None, None)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"weights: the normalisation beside {path} cannot be read: {error}") from None
 
 
 def _tensors(path: Path) -> State:

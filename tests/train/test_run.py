@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import test_recipes
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from packed_data import pack
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
 
 from spurmix import PackedDataset, Predictor, policies
 from spurmix.cli.app import app
 from spurmix.core.lam import Beta, Fixed
-from spurmix.train import run
+from spurmix.data import published
+from spurmix.data.pack_texts import pack_texts
+from spurmix.train import models, run
+from spurmix.train import run_files as files
 from spurmix.train.config import DEFAULT, FIELDS, RunConfig, build_policy, option, resolve, to_toml
 from spurmix.train.models import head_layer
 from spurmix.train.recipes import RECIPES
+from spurmix.train.run_files import read_evaluations
 from spurmix.train.schedule import factor
 
 IMAGES: dict[str, Any] = dict(
@@ -90,12 +99,12 @@ def here(dataset: Path, out: Path, settings: dict[str, Any], resume: bool = Fals
 
 def test_a_run_leaves_settings_metrics_weights_and_a_report(finished: Path, images: Path) -> None:
     names = {p.name for p in finished.iterdir() if not p.name.startswith(".")}
-    assert names >= {"config.toml", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "best.safetensors",
+    assert names >= {"config.toml", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "run.json",
                      "model.safetensors", "report.html", "report.json", "accuracy.png", "audit.png", "curves.png", "samples.png"}  # fmt: skip
-    assert not [p for p in finished.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in finished.iterdir() if p.name.startswith(".")] == [".lock"]
     assert len((finished / "metrics.jsonl").read_text().splitlines()) == 40
     report = json.loads((finished / "report.json").read_text())
-    rows = run.read_evaluations(finished / "evaluations.jsonl")
+    rows = read_evaluations(finished)
     assert [r["step"] for r in rows] == [8, 16, 24, 32, 40] and report["curve"] == rows
     best = max(rows, key=lambda r: r["worst_group"])
     assert report["training"]["kept_step"] == best["step"]
@@ -133,8 +142,8 @@ def test_features_of_a_run(finished: Path, images: Path, tmp_path: Path) -> None
 def test_the_kept_weights_are_those_of_the_best_evaluation(images: Path, tmp_path: Path) -> None:
     outcome = here(images, tmp_path / "best", IMAGES)
     again = here(images, tmp_path / "last", {**IMAGES, "select": "last"})
-    rows = run.read_evaluations(tmp_path / "last" / "evaluations.jsonl")
-    assert again.kept_step == 40 and not (tmp_path / "last" / "best.safetensors").exists()
+    rows = read_evaluations(tmp_path / "last")
+    assert again.kept_step == 40 and not list((tmp_path / "last").glob("best-*"))
     best = max(rows, key=lambda r: r["worst_group"])
     assert outcome.kept_step == best["step"]
     assert outcome.evaluations["val"].worst_group == best["worst_group"] >= again.evaluations["val"].worst_group
@@ -176,7 +185,7 @@ def killed(images: Path, out: Path, finished: Path, kills: int) -> None:
     call("train", images, "--out", out, "--resume", *flags(IMAGES))
     assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
     assert losses(out) == losses(finished)
-    assert run.read_evaluations(out / "evaluations.jsonl") == run.read_evaluations(finished / "evaluations.jsonl")
+    assert read_evaluations(out) == read_evaluations(finished)
     last = sorted((out / "checkpoints").iterdir())[-1], sorted((finished / "checkpoints").iterdir())[-1]
     state, expected = (load_file(p / "tensors.safetensors") for p in last)
     assert state.keys() == expected.keys() and all(torch.equal(state[k], expected[k]) for k in state)
@@ -238,19 +247,24 @@ def test_accelerate_launch(features: Path, tmp_path: Path) -> None:
 
 def test_settings_come_from_defaults_recipe_file_and_flags(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('recipe = "waterbirds"\nseed = 3\nlearning_rate = 1\n[policy_options]\nlam = "beta(1, 3)"\n')
+    file.write_text(
+        'recipe = "waterbirds"\nweights = "w.pth"\nseed = 3\nlearning_rate = 1\n[policy_options]\nlam = "beta(1, 3)"\n'
+    )
     made = resolve({"seed": 4}, file)
     assert made.seed == 4 and made.learning_rate == 1.0 and made.weight_decay == 1.0 and made.epochs == 300.0
-    assert made.keep == DEFAULT.keep
+    assert made.keep == DEFAULT.keep and made.weights == str(tmp_path / "w.pth")
+    assert resolve({"epochs": 2.0}, base=dataclasses.replace(DEFAULT, steps=7)).steps == 0
+    with pytest.raises(ValueError, match="weights: the recipe celeba starts from resnet50 pre-trained on ImageNet"):
+        resolve({}, recipe="celeba")
     assert resolve({}, file, "celeba").batch_size == 64
     assert repr(build_policy(dataclasses.replace(made, policy="balance_attributes"))).count("Beta(1, 3)") == 1
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_settings(name: str) -> None:
-    made = resolve({}, recipe=name)
+    made = resolve({"weights": "/w"}, recipe=name)
     assert made.select == "best" and made.batch_size == RECIPES[name].batch_size
-    assert resolve({k: v for k, v in RECIPES[name].config().items()}) == made  # names and types that settings have
+    assert resolve({**RECIPES[name].config(), "weights": "/w"}) == made  # names and types that settings have
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -307,6 +321,8 @@ def test_stages_of_the_step_schedule() -> None:
         (dict(policy_options={"lam": "beta(-1, 2)"}), "lam: 'beta(-1, 2)': Beta: a must be"),
         (dict(model="small", crop=False, crop_size=8, flip=True), "needs crop"),
         (dict(weights="nowhere.pth"), "there is no file"),
+        (dict(model="small", min_group_size=50), "min_group_size 50: the largest group has only"),
+        (dict(model="small", where="features"), "where is for texts"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_the_data(settings: dict[str, Any], text: str, images: Path, tmp_path: Path) -> None:
@@ -319,8 +335,10 @@ def test_settings_that_do_not_fit_the_data(settings: dict[str, Any], text: str, 
 @pytest.mark.parametrize(
     ("toml", "text"),
     [
-        ("sead = 1", "run.toml: sead is no setting; there are dataset,"),
-        ("seed = -1", "run.toml: seed must be 0 or more, got -1"),
+        ("sead = 1", "run.toml: sead is no setting; is seed meant?"),
+        ("out = 1", "run.toml: out is a flag of the command"),
+        ("momentum = 1.5", "run.toml: momentum must be 0 or more and 0.9999 or less, got 1.5"),
+        ("seed = -1", "run.toml: seed must be 0 or more"),
         ("seed = 1.5", "run.toml: seed must be of type int, got 1.5"),
         ("flip = 1", "run.toml: flip must be of type bool, got 1"),
         ("learning_rate = nan", "run.toml: learning_rate must be 0 or more, got nan"),
@@ -346,13 +364,170 @@ def test_a_folder_with_a_run_is_left_alone(finished: Path, images: Path, feature
         run.open_run(finished, str(features))
     with pytest.raises(ValueError, match=r"holds no run: it has no config.toml"):
         run.open_run(tmp_path)
-    (tmp_path / "config.toml").write_text((finished / "config.toml").read_text())
+    with files.hold(finished), pytest.raises(ValueError, match="another process is training into"):
+        here(images, finished, IMAGES, resume=True)
+
+
+def copied(finished: Path, target: Path) -> Path:
+    shutil.copytree(finished, target)
+    return target
+
+
+def test_damaged_files_of_a_run_are_named(finished: Path, images: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path / "run")
+    data = bytearray((out / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    (out / "model.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read .*not those that were written"):
+        run.open_run(out)
+    (out / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read"):
+        run.open_run(out)
+    (out / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="is not finished"):
-        run.open_run(tmp_path)
-    data = bytearray((finished / "model.safetensors").read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be read as the weights of this model"):
-        run.open_run(tmp_path)
+        run.open_run(out)
+    with (out / "evaluations.jsonl").open("a") as file:
+        file.write('{"step": 4')
+    with pytest.raises(ValueError, match=r"evaluations.jsonl, line 6, is damaged"):
+        here(images, out, IMAGES, resume=True)
+    (out / "evaluations.jsonl").write_text((finished / "evaluations.jsonl").read_text())
+    (out / "metrics.jsonl").write_text((finished / "metrics.jsonl").read_text()[:700])
+    for left in (".best-00000008.safetensors-99", ".config.toml-7", "metrics.77", ".audit-5.png"):
+        (out / left).touch()
+    shutil.rmtree(sorted((out / "checkpoints").iterdir())[-1])
+    here(images, out, IMAGES, resume=True)
+    assert losses(out) == losses(finished)
+    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert (
+        not [p.name for p in out.iterdir() if p.name.startswith(".") and p.name != ".lock"]
+        and not (out / "metrics.77").exists()
+    )
+
+
+def test_a_run_that_made_no_checkpoint_is_begun_anew(images: Path, tmp_path: Path) -> None:
+    job = run.prepare(resolve({**IMAGES, "seed": 5, "dataset": str(images)}), tmp_path / "run", run.Processes("cpu"))
+    assert job.held is not None
+    job.held.close()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "loss": 9}\n')
+    (tmp_path / "run" / "evaluations.jsonl").write_text('{"step": 1, "worst_group": 1.0, "average": 1.0}\n')
+    here(images, tmp_path / "run", {**IMAGES, "steps": 8})
+    assert len(losses(tmp_path / "run")) == 8 and [r["step"] for r in read_evaluations(tmp_path / "run")] == [8]
+
+
+def test_data_and_weights_may_move_but_not_change(features: Path, tmp_path: Path) -> None:
+    moved, out = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(features, moved)
+    here(features, out, FEATURES)
+    model = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").unlink()
+    shutil.rmtree(sorted((out / "checkpoints").iterdir())[-1])
+    here(moved, out, {**FEATURES, "weights": ""}, resume=True)
+    assert (out / "model.safetensors").read_bytes() == model
+    with pytest.raises(ValueError, match="is not the data that the run in"):
+        here(pack(tmp_path / "other", "features", seed=1), out, FEATURES, resume=True)
+    opened = run.open_run(out, str(pack(tmp_path / "third", "features", seed=2)))
+    assert not opened.same_data and opened.train_groups is not None
+    assert opened.train_groups.sizes.tolist() == PackedDataset(features).split("train").groups().sizes.tolist()
+
+
+def test_the_normalisation_travels_with_the_weights(images: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = models.resnet50(2).state_dict()
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    config = ResNetConfig(image_mean=mean, image_std=std, num_labels=2, downsample_in_bottleneck=False)
+    model = ResNetForImageClassification(config)
+    model.load_state_dict(state)
+    files.write_weights(tmp_path / "w.safetensors", model, {}, RunConfig(model="resnet50"))
+    assert models.resnet50(2, weights=tmp_path / "w.safetensors").config.image_mean == pytest.approx(mean)
+    settings = dataclasses.replace(DEFAULT, model="resnet50", weights=str(tmp_path / "w.safetensors"))
+    dataset = PackedDataset(images)
+    part = run.read_part(settings, dataset, "test", run.build_model(settings, dataset))
+    assert part.source.mean.tolist() == pytest.approx(mean) and part.source.std.tolist() == pytest.approx(std)
+
+
+def test_the_best_weights_are_of_the_run_as_it_went_on(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluations that a resumed run makes again, with another result, leave nothing of the ones before."""
+    scores = iter([0.5, 0.9, 0.4, 0.45, 0.4, 0.4, 0.4, 0.4])
+    made = run.measure
+
+    def measured(*arguments: Any) -> Any:
+        if arguments[2].name != "val":
+            return made(*arguments)
+        return dataclasses.replace(made(*arguments), worst_group=next(scores))
+
+    settings = {**FEATURES, "accumulate": 1, "steps": 10, "evaluate_every": 0.2, "save_every": 4}
+    monkeypatch.setattr(run, "measure", measured)
+    job = run.prepare(resolve({**settings, "dataset": str(features)}), tmp_path / "run", run.Processes("cpu"))
+    watch = run._Watch(job)
+
+    class Killed(Exception):
+        pass
+
+    def until_seven(step: int) -> None:
+        if step == 7:
+            raise Killed
+        if step >= 4:  # 0.5 at batch 4, 0.9 at batch 6
+            watch.after_step(step)
+
+    with pytest.raises(Killed):
+        run._finetune(job, SimpleNamespace(after_step=until_seven, multiple=watch.multiple, pass_length=1), False)
+    assert job.held is not None
+    job.held.close()
+    outcome = here(features, tmp_path / "run", settings, resume=True)
+    rows = read_evaluations(tmp_path / "run")
+    assert [(r["step"], r["worst_group"]) for r in rows] == [(4, 0.5), (6, 0.4), (8, 0.45), (10, 0.4)]
+    assert outcome.kept_step == 4
+
+
+@pytest.fixture(scope="module")
+def comments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Comments in the layout of CivilComments, packed, and a folder with a tiny BERT."""
+    root = tmp_path_factory.mktemp("comments")
+    test_recipes.write(root)
+    test_recipes.tokenizer().save(str(root / "tokenizer.json"))
+    listed = published.civilcomments(str(root), attribute="black")
+    pack_texts(listed, root / "packed", tokenizer=root, max_length=24)
+    config = BertConfig(vocab_size=len(test_recipes.WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=16, max_position_embeddings=32)  # fmt: skip
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(root / "bert")
+    return root / "packed", root / "bert"
+
+
+def test_texts_from_recipe_to_strings(comments: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset, weights = comments
+    out = tmp_path / "run"
+    shortened = ["--learning-rate", 0.02, "--epochs", 4, "--bucket", 2, "--device", "cpu"]
+    told = invoke("train", dataset, "--out", out, "--recipe", "civilcomments", "--weights", weights, *shortened)
+    assert "Koh et al. 2021" in told
+    report = json.loads((out / "report.json").read_text())
+    assert report["config"]["cells"] and report["config"]["attribute"] == "black"
+    assert len(report["evaluations"]["test"]["cells"]) > 10
+    shutil.rmtree(weights)  # the run needs it no more
+    found = json.loads(invoke("evaluate", out, "--json"))
+    assert found["cells"] == report["evaluations"]["test"]["cells"]
+    invoke("export", out)
+    predictor = Predictor(out / "model.onnx")
+    assert predictor.predict(["people the nice", "people the hateful"]).shape == (2, 2)
+    assert "120 examples" in invoke("features", dataset, tmp_path / "features", "--weights", out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3)])
+def test_another_number_of_processes_goes_on(first: int, then: int, features: Path, tmp_path: Path) -> None:
+    alone = here(features, tmp_path / "alone", FEATURES)
+    out, settings = tmp_path / "run", [*flags(FEATURES), "--save-every", "4"]
+    process = subprocess.Popen(
+        command("train", features, "--out", out, *settings, processes=first), start_new_session=True
+    )
+    while not any((out / "checkpoints").glob("step-*")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    call("train", features, "--out", out, "--resume", *settings, processes=then)
+    assert losses(out) == pytest.approx(list(alone.training.losses), abs=1e-5)
 
 
 def test_one_message_and_no_traceback(images: Path, tmp_path: Path) -> None:
