@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <string_view>
+#include <vector>
 
 #include "../draw.h"
 #include "../pixel.h"
@@ -175,7 +176,9 @@ Longs read_rows(int fd, int direct, int64_t begin, int64_t row_bytes, const Long
                 py::array_t<uint8_t, py::array::c_style> out, int threads) {
   const int64_t count = rows.size();
   const spurmix::host::RowFile file = {fd, direct, begin, row_bytes};
-  const int64_t* wanted = rows.data();
+  // A copy: another thread may write into what was handed in once the lock is released.
+  const std::vector<int64_t> checked(rows.data(), rows.data() + count);
+  const int64_t* wanted = checked.data();
   if (begin < 0 || row_bytes < 1) throw py::value_error("begin must be 0 or more, row_bytes 1 or more");
   if (count > 0 && row_bytes > out.size()) throw py::value_error("out is shorter than a row");
   for (int64_t k = 0; k < count; ++k) {

@@ -73,6 +73,31 @@ def listing_of(
     return listing.from_folder(source)
 
 
+_COLUMNS = {"path-column", "text", "label", "attribute", "split"}
+_USES: dict[Layout, set[str]] = {
+    Layout.folder: set(),
+    Layout.table: _COLUMNS | {"root"},
+    Layout.waterbirds: set(),
+    Layout.celeba: {"label", "attribute"},
+    Layout.mnist: set(),
+    Layout.civilcomments: {"attribute"},
+    Layout.huggingface: _COLUMNS,
+}
+"""Options that say what is read, by the layouts that look at them."""
+
+
+def check_options(layout: Layout, texts: bool, given: dict[str, Any]) -> None:
+    """Refuse options that would be passed over; given: those that are not as they are by default, by name."""
+    for name in given:
+        if name not in _USES[layout] and name in _COLUMNS | {"root"}:
+            fits = ", ".join(known for known, uses in _USES.items() if name in uses)
+            raise ValueError(f"--{name} is for --layout {fits}, not {layout}")
+        if texts and name in ("size", "fit", "workers", "path-column", "root"):
+            raise ValueError(f"--{name} is for images")
+    if layout is Layout.civilcomments and len(given.get("attribute", [])) > 1:
+        raise ValueError("--attribute: of civilcomments one is trained on, the identities are kept anyway")
+
+
 def pack(
     source: Source,
     target: Annotated[Path, typer.Argument(help="Folder to make.")],
@@ -108,32 +133,39 @@ def pack(
 ) -> None:
     """Pack images or texts into a dataset that opens at once. A job that was killed goes on when it is started again."""
     texts = layout is Layout.civilcomments or text is not None
-    if text is not None and layout not in (Layout.table, Layout.huggingface):
-        raise ValueError(f"--text is for --layout table and huggingface, not {layout}")
+    options = {
+        "root": (root, None), "path-column": (path_column, "path"), "text": (text, None), "label": (label, "label"),
+        "attribute": (attribute, None), "split": (split, None), "size": (size, None), "fit": (fit, "crop"),
+        "workers": (workers, None),
+    }  # fmt: skip
+    check_options(layout, texts, {name: value for name, (value, usual) in options.items() if value not in (usual, [])})
     if texts and tokenizer is None:
         raise ValueError("--tokenizer: texts need the folder of a tokenizer")
     if not texts and (tokenizer is not None or max_length is not None):
         raise ValueError("--tokenizer and --max-length are for texts; name their column with --text")
-    if texts and size is not None:
-        raise ValueError("--size is for images")
     part = shard_of(shard)
     columns = {"path": path_column, "text": text, "label": label, "split": split}
     found = listing_of(source, layout, root, columns, attribute or [], broken == "skip")
     for note in found.notes:
         print(note)
-    if texts:
-        from spurmix.data.pack_texts import pack_texts
+    from spurmix.data.job import BrokenFiles
 
-        report = pack_texts(
-            found, target, tokenizer, max_length=max_length, limit=limit, broken=broken, shard=part
-        )  # fmt: skip
-    else:
-        from spurmix.data.pack import pack_images
+    try:
+        if texts:
+            from spurmix.data.pack_texts import pack_texts
 
-        pixels = size if size is not None else 28 if layout is Layout.mnist else 224
-        report = pack_images(
-            found, target, size=pixels, fit=fit, workers=workers, limit=limit, broken=broken, shard=part
-        )  # fmt: skip
+            report = pack_texts(
+                found, target, tokenizer, max_length=max_length, limit=limit, broken=broken, shard=part
+            )  # fmt: skip
+        else:
+            from spurmix.data.pack import pack_images
+
+            pixels = size if size is not None else 28 if layout is Layout.mnist else 224
+            report = pack_images(
+                found, target, size=pixels, fit=fit, workers=workers, limit=limit, broken=broken, shard=part
+            )  # fmt: skip
+    except BrokenFiles as error:
+        raise ValueError(str(error).replace("broken='skip'", "--broken skip")) from None
     print(report)
     tell_merge(target, part)
 
@@ -172,6 +204,7 @@ def merge(
 
 def verify(dataset: Dataset) -> None:
     """Compare every byte of a packed dataset with its checksums."""
+    from spurmix.data.job import counted
     from spurmix.data.store import PackedDataset
 
     opened = PackedDataset(dataset)
@@ -179,7 +212,7 @@ def verify(dataset: Dataset) -> None:
     for damage in damaged:
         print(damage)
     if damaged:
-        raise ValueError(f"{dataset} is damaged in {len(damaged)} places; pack it again")
+        raise ValueError(f"{dataset} is damaged in {counted(len(damaged), 'place')}; pack it again")
     print(f"{opened}: every byte is as it was written")
 
 
@@ -211,6 +244,7 @@ def inspect(
 ) -> None:
     """Show a packed dataset: sizes, groups, how class and attribute correlate, and what each policy would leave of it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from spurmix.data.store import PackedDataset
@@ -218,24 +252,27 @@ def inspect(
     opened = PackedDataset(dataset)
     console = Console()
     size = sum(f.stat().st_size for f in opened.path.iterdir() if f.is_file())
-    console.print(f"{opened}, {size / 2**20:,.1f} MiB", soft_wrap=True)
-    console.print("splits: " + ", ".join(f"{name} {count:,}" for name, count in opened.splits.items()))
+    console.print(escape(f"{opened}, {size / 2**20:,.1f} MiB"), soft_wrap=True)
+    console.print(escape("splits: " + ", ".join(f"{name} {count:,}" for name, count in opened.splits.items())))
     chosen = split if split is not None else next(iter(opened.splits))
     part = opened.split(chosen)
     groups = part.groups(attribute)
-    table = Table("group", "label", "attribute", "count", "share", title=f"groups of {chosen}", title_justify="left")
+    table = Table(
+        "group", "label", "attribute", "count", "share", title=escape(f"groups of {chosen}"), title_justify="left"
+    )
     for row in groups.table():
         share = f"{100 * row['share']:.2f}%"
-        table.add_row(str(row["group"]), str(row["label"]), str(row["attribute"]), f"{row['count']:,}", share)
+        names = (escape(str(row[name])) for name in ("group", "label", "attribute"))
+        table.add_row(*names, f"{row['count']:,}", share)
     console.print(table)
     raw, left = residuals(groups)
     table = Table("policy", "correlation left", title=f"correlation in the data: {raw:.3f}", title_justify="left")
     for name, value in left.items():
-        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else value)
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else escape(value))
     console.print(table)
     if sheet is not None:
         contact_sheet(part, groups, sheet)
-        console.print(f"{sheet}: the first images of each group")
+        console.print(escape(f"{sheet}: the first images of each group"), soft_wrap=True)
 
 
 def contact_sheet(part: Any, groups: GroupIndex, path: Path, columns: int = 8, side: int = 96) -> None:
@@ -244,6 +281,8 @@ def contact_sheet(part: Any, groups: GroupIndex, path: Path, columns: int = 8, s
 
     if part.kind != "images":
         raise ValueError(f"--sheet is for images; this dataset holds {part.kind}")
+    if path.is_dir() or not path.name:
+        raise ValueError(f"--sheet: {path} is a folder; name the PNG file to write")
     library, _ = pillow()
     from PIL import ImageDraw
 
@@ -257,8 +296,12 @@ def contact_sheet(part: Any, groups: GroupIndex, path: Path, columns: int = 8, s
         for k, row in enumerate((ids == g).nonzero()[0][:columns]):
             canvas.paste(library.fromarray(array[row]).resize((side, side)), (k * side, top + head))
     temporary = path.with_name(f".{path.name}.part")
-    canvas.save(temporary, "PNG")
-    temporary.replace(path)
+    try:
+        canvas.save(temporary, "PNG")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"--sheet: cannot write {path} ({error.strerror or error})") from None
 
 
 def audit(

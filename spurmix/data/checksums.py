@@ -49,12 +49,23 @@ def of_file(path: Path, workers: int | None = None) -> list[str]:
         return [checksum for checksum, _ in pool.map(lambda begin: of_bytes(path, begin, CHUNK), begins)]
 
 
-def damages(folder: Path, files: Mapping[str, Any], chunk: int, progress: bool | None) -> list[Damage]:
-    """Where files differ from their checksums: files by name, {"size": bytes, "checksums": one for each `chunk`}."""
+def damages(
+    folder: Path,
+    files: Mapping[str, Any],
+    chunk: int,
+    progress: bool | None,
+    within: Mapping[str, tuple[int, int]] | None = None,
+) -> list[Damage]:
+    """Where files differ from their checksums: files by name, {"size": bytes, "checksums": one for each `chunk`}.
+
+    within: of these files only what covers the bytes [begin, end).
+    """
     work: list[tuple[str, int, str]] = []
     for name, record in files.items():
         begins = range(0, record["size"], chunk)
-        work += [(name, begin, digest) for begin, digest in zip(begins, record["checksums"], strict=True)]
+        low, high = (within or {}).get(name, (0, record["size"]))
+        pairs = zip(begins, record["checksums"], strict=True)
+        work += [(name, begin, digest) for begin, digest in pairs if low < begin + chunk and begin < high]
     damaged = []
     for name, begin, digest in bar(work, "verifying", total=len(work), size=chunk >> 20, unit="MiB", shown=progress):
         path = folder / name

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +15,34 @@ FITS = ("crop", "exact")
 MAX_PIXELS = 1 << 27
 """Pixels above which an image is refused: a small file can claim any size."""
 
+MAX_BYTES = 1 << 30
+"""Bytes above which a file is refused before it is read: no image of that many pixels takes more."""
+
+DEEP = ("PNG", "PPM")
+"""Formats whose 16-bit images Pillow may open as 32-bit ones."""
+
 ORIENTATION = 0x0112
 """EXIF's number for how a camera was held."""
 
 
 class ImageError(ValueError):
     """An image that cannot be used."""
+
+
+def file_bytes(path: str | Path) -> bytes:
+    """What a file of this machine holds.
+
+    Raises:
+        ImageError: for a pipe, a device and the like, which might never end, and more than 2^30 bytes. OSError.
+    """
+    # Not to wait for a writer where it is a pipe.
+    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError("is no regular file")
+        if found.st_size > MAX_BYTES:
+            raise ImageError(f"{found.st_size:,} bytes are more than {MAX_BYTES:,}")
+        return file.readall()
 
 
 def pillow() -> tuple[Any, Any]:
@@ -45,7 +70,7 @@ def decoded(data: bytes, size: tuple[int, int], fit: str = "crop") -> Any:
             both sides, whatever the proportions. Bilinear, with Pillow's antialiasing.
 
     Raises:
-        ImageError: for empty, unknown, truncated or damaged data, and more than 2^27 pixels.
+        ImageError: for empty, unknown, truncated or damaged data, 32-bit images, and more than 2^27 pixels.
     """
     library, operations = pillow()
     if not data:
@@ -55,6 +80,8 @@ def decoded(data: bytes, size: tuple[int, int], fit: str = "crop") -> Any:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+            if image.mode == "F" or (image.mode == "I" and image.format not in DEEP):
+                raise ImageError("32-bit and signed images are not supported: their range is unknown")
             if image.getexif().get(ORIENTATION, 1) != 1:  # turning copies the image, which most need not
                 image = operations.exif_transpose(image)
             return fitted(image, size, fit)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.data.listing import ArrowTexts, Content, Listing, coded, coded_attributes
+from spurmix.data.decode import file_bytes
+from spurmix.data.listing import ArrowTexts, Content, Listing, coded, coded_attributes, local, split_names
 from spurmix.data.store import Metadata
 
 _FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
@@ -73,6 +74,7 @@ def from_datasets(
         ValueError: for what cannot be read, or columns that are missing or of another type. ImportError: without datasets.
     """
     library = _library()
+    path = local(path)
     with _quiet(library):
         splits = _open(library, path, notify)
     names, parts = list(splits), list(splits.values())
@@ -91,12 +93,16 @@ def from_datasets(
     def values(column: str) -> list[Any]:
         return [value for part in parts for value in _arrow(part, column).to_pylist()]
 
-    labels, class_names, _ = coded(values(label), where, label)
+    labels, class_names, _ = coded(
+        values(label), where, label, known=len(getattr(features[label], "names", None) or ())
+    )
     class_names = _names(features[label], labels, class_names, where, label)
     codes, value_names, notes = coded_attributes({name: values(name) for name in attributes}, where)
     value_names = {n: _names(features[n], codes[n], known, where, n) for n, known in value_names.items()}
     sources = [f"{name}#{n}" for name, part in splits.items() for n in range(len(part))]
-    of_row = [source.rpartition("#")[0] for source in sources] if split is None else [str(v) for v in values(split)]
+    of_row = (
+        [source.rpartition("#")[0] for source in sources] if split is None else split_names(values(split), where, split)
+    )
     metadata = Metadata(labels, of_row, sources, codes, class_names, value_names)
     kind = "texts" if text is not None else "images"
     return Listing(where, metadata, tuple(notes), content, kind=kind)
@@ -180,7 +186,7 @@ def _bytes(value: Any) -> bytes | None:
         return None
     if "://" in value["path"]:
         raise OSError(f"the image lies at {value['path']}; nothing is downloaded")
-    return Path(value["path"]).read_bytes()
+    return file_bytes(value["path"])
 
 
 def _names(kind: Any, codes: NDArray[np.int64], names: tuple[str, ...], where: str, column: str) -> tuple[str, ...]:

@@ -3,11 +3,13 @@ renames at the end. Until that moment nothing opens as a dataset."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -18,38 +20,57 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from spurmix.data.store import ARRAYS, DESCRIPTION, METADATA, Metadata, describe, write_metadata
+from spurmix.data.store import (
+    ARRAYS,
+    DESCRIPTION,
+    METADATA,
+    PACKING,
+    REPORT,
+    DatasetError,
+    Metadata,
+    PackedDataset,
+    describe,
+    write_metadata,
+)
 
 TODO, DONE, BROKEN = 0, 1, 2
+PLAN, LOCK = "plan.json", "lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What packing made: the folder, its examples, what was left out and why, what was made before, and seconds it took."""
+    """What packing made: the folder, its examples, what was left out and why, what was made before, seconds it took, and
+    notes for the user."""
 
     path: Path
     count: int
     broken: tuple[tuple[str, str], ...]
     resumed: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         again = f" ({self.resumed:,} of them made before)" if self.resumed else ""
-        lines = [f"{self.path}: {self.count:,} examples{again} in {self.seconds:.1f} s"]
+        lines = [*self.notes, f"{self.path}: {counted(self.count, 'example')}{again} in {self.seconds:.1f} s"]
         if self.broken:
-            lines.append(f"{len(self.broken):,} broken ones were left out, see {self.path / 'broken.jsonl'}")
+            lines.append(f"{counted(len(self.broken), 'broken one')} left out, see {self.path / REPORT}")
         return "\n".join(lines)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 file", "2,000 files"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 class BrokenFiles(ValueError):
     """Images or texts that cannot be packed, where none may be left out."""
 
-    def __init__(self, broken: list[tuple[str, str]], report: Path, what: str = "files") -> None:
+    def __init__(self, broken: list[tuple[str, str]], report: Path, what: str = "file") -> None:
         shown = "; ".join(f"{source}: {reason}" for source, reason in broken[:5])
         more = f"; and {len(broken) - 5:,} more" if len(broken) > 5 else ""
         super().__init__(
-            f"{len(broken):,} {what} cannot be packed: {shown}{more}. All are listed in {report}; mend them and pack "
+            f"{counted(len(broken), what)} cannot be packed: {shown}{more}. All are listed in {report}; mend them and pack "
             "again, or leave them out (broken='skip')"
         )
 
@@ -63,6 +84,8 @@ class Job:
 
     Attributes:
         folder: where the files are made. resumes: whether what lies there is to be gone on with.
+        finished: the dataset, where a job of this plan had made all of it and was killed before the folder got its name.
+        notes: for the user.
 
     Raises:
         ValueError: for a target that exists, cannot be written, or that another process packs into.
@@ -70,24 +93,40 @@ class Job:
     """
 
     def __init__(self, final: str | Path, kind: str, plan: dict[str, Any]) -> None:
+        if "://" in str(final):
+            raise ValueError(f"target must be a folder of this machine, got {final}")
         self.final = Path(final)
-        self.folder = self.final.with_name(self.final.name + ".packing")
+        if self.final.name.endswith(PACKING):
+            raise ValueError(f"target: a name that ends in {PACKING} is that of a folder in the making, got {final}")
+        self.folder = self.final.with_name(self.final.name + PACKING)
         self.kind = kind
         self.plan: dict[str, Any] = json.loads(json.dumps({"kind": kind, **plan}))
         self.resumes = False
+        self.finished: PackedDataset | None = None
+        self.notes: tuple[str, ...] = ()
 
     def __enter__(self) -> Job:
         try:
             self._check_free()
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.folder / "lock").open("w")
+            self.lock = (self.folder / LOCK).open("w")
         except OSError as error:
             raise ValueError(f"target: cannot write into {self.final.parent} ({error.strerror})") from None
         _lock(self.lock, self.folder)
         self._check_free()  # another process may have finished since
+        with contextlib.suppress(DatasetError):
+            found = PackedDataset.unfinished(self.folder)
+            if found.made.get("plan") == self.fingerprint:
+                self.finished = found
+                return self
+            self.notes = (f"{self.folder} held a dataset made with other settings, which is begun anew",)
         try:
-            self.resumes = json.loads((self.folder / "plan.json").read_text()) == self.plan
-        except (OSError, ValueError):
+            known = json.loads((self.folder / PLAN).read_text())
+            self.resumes = known == self.plan
+            if not self.resumes:
+                other = [k for k in {**known, **self.plan} if known.get(k) != self.plan.get(k)]
+                self.notes = (f"{self.folder} held other work, which is begun anew: {', '.join(other)} differs",)
+        except (OSError, ValueError, TypeError, AttributeError):
             self.resumes = False
         return self
 
@@ -99,6 +138,11 @@ class Job:
             )
             raise NoSpace(error.errno, text) from None
 
+    @property
+    def fingerprint(self) -> str:
+        """A hex digest of the plan, which the dataset keeps."""
+        return hashlib.blake2b(json.dumps(self.plan, sort_keys=True).encode(), digest_size=16).hexdigest()
+
     def _check_free(self) -> None:
         if self.final.exists():
             raise ValueError(f"target: {self.final} exists already; choose another folder or remove it")
@@ -106,15 +150,18 @@ class Job:
     def clear(self) -> None:
         """Remove what lies there: the description first, so that nothing incomplete opens."""
         self.resumes = False
-        for name in (DESCRIPTION, "plan.json"):
+        for name in (DESCRIPTION, PLAN):
             (self.folder / name).unlink(missing_ok=True)
+        self._remove_all_but(LOCK)
+
+    def _remove_all_but(self, *names: str) -> None:
         for old in self.folder.iterdir():
-            if old.name != "lock":
+            if old.name not in names:
                 old.unlink()
 
     def begin(self) -> None:
         """Say that the files for the plan are there: from now on the job can be gone on with."""
-        (self.folder / "plan.json").write_text(json.dumps(self.plan))
+        (self.folder / PLAN).write_text(json.dumps(self.plan))
 
     def arrays(
         self, wanted: Mapping[str, tuple[tuple[int, ...], str]], written: Iterable[str] = ()
@@ -145,7 +192,7 @@ class Job:
         path = self.folder / name
         self._check_space(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
         array: NDArray[Any] = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        if reserve:
+        if reserve and hasattr(os, "posix_fallocate"):
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
@@ -160,7 +207,7 @@ class Job:
 
     def report(self, failed: list[tuple[str, str]]) -> Path:
         """Write `broken.jsonl`, or remove it where nothing failed."""
-        path = self.folder / "broken.jsonl"
+        path = self.folder / REPORT
         if failed:
             path.write_text("".join(json.dumps({"source": s, "reason": r}) + "\n" for s, r in failed))
         else:
@@ -174,12 +221,34 @@ class Job:
         for name in (*ARRAYS[self.kind], METADATA, *others):
             with (self.folder / name).open("rb") as file:
                 os.fsync(file.fileno())
-        describe(self.folder, self.kind, metadata, made, others)
+        describe(self.folder, self.kind, metadata, {**made, "plan": self.fingerprint}, others)
+        self.publish(others)
+
+    def publish(self, others: Iterable[str] = ()) -> None:
+        """Give a folder that is described its name. What only the work needed goes first: a kill leaves nothing of it in
+        the dataset, and the next start finds all done."""
+        belongs = (*ARRAYS[self.kind], METADATA, DESCRIPTION, REPORT, *others)
+        self._remove_all_but(LOCK, *belongs)
+        (self.folder / LOCK).unlink(missing_ok=True)
         self.folder.rename(self.final)
-        belongs = {*ARRAYS[self.kind], METADATA, DESCRIPTION, "broken.jsonl", *others}
-        for path in self.final.iterdir():
-            if path.name not in belongs:
-                path.unlink(missing_ok=True)
+
+    def found(self, began: float) -> PackReport:
+        """Publish the `finished` dataset."""
+        assert self.finished is not None
+        count, failed = len(self.finished), broken_of(self.finished)
+        self.publish(self.finished.others)
+        return PackReport(self.final, count, tuple(failed), count, time.perf_counter() - began)
+
+
+def broken_of(data: PackedDataset) -> list[tuple[str, str]]:
+    """Source and reason of what was left out of a dataset."""
+    path = data.path / REPORT
+    if not path.is_file():
+        return []
+    try:
+        return [(row["source"], row["reason"]) for row in map(json.loads, path.read_text().splitlines())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{path} is damaged: {error}") from None
 
 
 def _size(count: int) -> str:
@@ -249,6 +318,11 @@ def shard_rows(count: int, shard: tuple[int, int]) -> NDArray[np.int64]:
     if begin == end:
         raise ValueError(f"shard {shard[0]} of {shard[1]} has no examples")
     return np.arange(begin, end)
+
+
+def made_by(shard: tuple[int, int]) -> dict[str, Any]:
+    """What `made` says of a shard, by which `merge` knows it."""
+    return {"shard": list(shard)} if shard[1] > 1 else {}
 
 
 def shard_path(target: str | Path, shard: tuple[int, int]) -> Path:

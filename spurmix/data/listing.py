@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.data.decode import file_bytes
+from spurmix.data.job import counted
 from spurmix.data.store import OWN_COLUMNS, Metadata, chunks
 from spurmix.data.tokenise import unreadable
 
@@ -72,7 +74,26 @@ class Listing:
             return lambda n: content[n if rows is None else int(rows[n])]
         system, base = open_root(self.root)
         sources = self.metadata.sources
-        return lambda n: system.cat_file(f"{base}/{sources[n]}")
+        read = file_bytes if "file" in system.protocol else system.cat_file
+        return lambda n: read(f"{base}/{sources[n]}")
+
+    def stamper(self) -> Callable[[int], int] | None:
+        """A function that gives a number for file n that is another once the file is; None for what is no file here."""
+        if self.content is not None:
+            return None
+        system, base = open_root(self.root)
+        if "file" not in system.protocol:
+            return None
+        sources = self.metadata.sources
+
+        def stamp(n: int) -> int:
+            try:
+                found = os.stat(f"{base}/{sources[n]}")
+            except OSError:
+                return -1
+            return (found.st_mtime_ns * 1_000_003 ^ found.st_size) & (1 << 63) - 1
+
+        return stamp
 
 
 def _fsspec() -> Any:
@@ -83,11 +104,27 @@ def _fsspec() -> Any:
     return fsspec
 
 
+def local(place: str | Path) -> str | Path:
+    """A path of this machine, also where it is written as a `file://` URL.
+
+    Raises:
+        ValueError: for any other URL.
+    """
+    text = str(place)
+    if text.startswith("file://"):
+        return text.removeprefix("file://")
+    if "://" in text:
+        raise ValueError(f"{text}: only files of this machine can be read here; copy them first")
+    return place
+
+
 def open_root(root: str) -> tuple[Any, str]:
     """The file system of a folder or URL, and the path in it."""
     try:
         system, path = _fsspec().core.url_to_fs(root)
         there = system.isdir(path)
+    except ImportError as error:  # fsspec says which package it is
+        raise ImportError(f"root: {root} needs another package: {error}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"root: {root} cannot be opened: {error}") from None
     if not there:
@@ -109,7 +146,7 @@ def parent(place: str | Path) -> str:
 
 
 def files_below(system: Any, base: str) -> list[str]:
-    """All files below a folder, relative to it, sorted; on this machine also those in folders that links lead to."""
+    """All that is no folder below a folder, relative to it, sorted; on this machine also in folders that links lead to."""
     if "file" not in system.protocol:
         return sorted(name[len(base) :].lstrip("/") for name in system.find(base))
     found: list[str] = []
@@ -122,7 +159,7 @@ def files_below(system: Any, base: str) -> list[str]:
             for entry in entries:
                 if entry.is_dir():
                     walk(entry.path, (*above, real))
-                elif entry.is_file():
+                else:
                     found.append(entry.path)
 
     walk(base, ())
@@ -136,7 +173,7 @@ def check_inside(sources: Sequence[str], where: str) -> None:
         path = posixpath.normpath(source)
         if not source:
             raise ValueError(f"{where}, row {n}: the path is missing")
-        if path.startswith(("/", "..")) or "://" in source or path == ".":
+        if path.startswith(("/", "../")) or path in (".", "..") or "://" in source:
             raise ValueError(f"{where}, row {n}: the path {source!r} leaves the root; paths are relative to it")
         if path in seen:
             raise ValueError(f"{where}, row {n}: {source!r} stands in row {seen[path]} too")
@@ -145,38 +182,72 @@ def check_inside(sources: Sequence[str], where: str) -> None:
         seen[path] = n
 
 
-def coded(values: Iterable[Any], where: str, column: str, optional: bool = False) -> tuple[Any, tuple[str, ...], int]:
+def _plain(value: Any) -> Any:
+    """A value of a table: None where it is missing, an integer where a column with gaps made it a float."""
+    if value is None or value == "" or value != value:
+        return None
+    return int(value) if isinstance(value, (float, np.floating)) and value == value // 1 else value
+
+
+def coded(
+    values: Iterable[Any], where: str, column: str, optional: bool = False, known: int = 0
+) -> tuple[NDArray[np.int64], tuple[str, ...], int]:
     """Codes int64 `[N]`, the names by code, and how many are unknown (-1): of integers 0 to K - 1, or of names.
 
+    known: how many values there can be, where it is known.
+
     Raises:
-        ValueError: for values that are neither integers nor names, naming the row; for missing ones unless `optional`.
+        ValueError: for values that are neither integers nor names, or too large to be numbers of classes, naming the row;
+            for missing ones unless `optional`.
     """
-    rows = list(values)
-    missing = [n for n, v in enumerate(rows) if v is None or v == "" or v != v]
+    rows = [_plain(v) for v in values]
+    missing = [n for n, v in enumerate(rows) if v is None]
     if missing and not optional:
         raise ValueError(f"{where}, row {missing[0]}: {column} is missing")
-    known = [v for v in rows if not (v is None or v == "" or v != v)]
-    if all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in known):
-        low, high = (min(known), max(known)) if known else (0, 0)
-        if low < (-1 if optional else 0) or high >= 1 << 31:
-            bad = next(n for n, v in enumerate(rows) if v in (low, high) and not 0 <= v < 1 << 31)
-            raise ValueError(f"{where}, row {bad}: {column} must be 0 or more, got {rows[bad]}")
-        codes = np.array([-1 if v is None or v == "" or v != v else v for v in rows], dtype=np.int64)
-        return codes, tuple(str(v) for v in range(int(high) + 1)), int((codes < 0).sum())
+    given = [v for v in rows if v is not None]
+    if all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in given):
+        low, high = -1 if optional else 0, max(1000, 10 * len(rows), known)
+        for n, v in enumerate(rows):
+            if v is not None and not low <= v < high:
+                what = (
+                    "must be 0 or more"
+                    if v < low
+                    else f"must be a number of one of at most {high:,} classes, or a name"
+                )
+                raise ValueError(f"{where}, row {n}: {column} {what}, got {v}")
+        codes = np.array([-1 if v is None else v for v in rows], dtype=np.int64)
+        return codes, tuple(str(v) for v in range(int(max(given, default=0)) + 1)), int((codes < 0).sum())
     for n, value in enumerate(rows):
-        if not isinstance(value, (str, bool)) and value is not None and value == value:
+        if not isinstance(value, (str, bool)) and value is not None:
             raise ValueError(f"{where}, row {n}: {column} must be an integer or a name, got {value!r}")
-    names = sorted({str(v) for v in known})
+    names = sorted({str(v) for v in given})
     code = {name: k for k, name in enumerate(names)}
-    codes = np.array([code.get(str(v), -1) if v not in (None, "") else -1 for v in rows], dtype=np.int64)
+    codes = np.array([-1 if v is None else code[str(v)] for v in rows], dtype=np.int64)
     return codes, tuple(names), len(missing)
 
 
-def from_folder(root: str | Path) -> Listing:
-    """Class folders `root/<class>/**`, or below split folders `root/<split>/<class>/**` (train, val, valid, test).
+def split_names(values: Iterable[Any], where: str, column: str) -> list[str]:
+    """A column of splits.
 
     Raises:
-        ValueError: where there are no images, naming the folder.
+        ValueError: naming a row where it is missing.
+    """
+    rows = [_plain(v) for v in values]
+    for n, value in enumerate(rows):
+        if value is None:
+            raise ValueError(f"{where}, row {n}: split is missing (column {column!r})")
+    return [str(v) for v in rows]
+
+
+_SPLITS = ("train", "val", "valid", "validation", "test")
+
+
+def from_folder(root: str | Path) -> Listing:
+    """Class folders `root/<class>/**`, or below split folders `root/<split>/<class>/**` (train, val, valid, validation,
+    test, in capitals or not).
+
+    Raises:
+        ValueError: where there are no images, naming the folder; where some lie in split folders and others do not.
     """
     system, base = open_root(str(root))
     images: list[list[str]] = []
@@ -193,18 +264,24 @@ def from_folder(root: str | Path) -> Listing:
     if not images:
         raise ValueError(f"root: no images in class folders below {root}")
     notes = [
-        f"{len(names):,} files {what} are left out, such as {names[0]}"
-        for what, names in (("in no class folder", loose), ("that are no images by their names", others))
+        f"{counted(len(names), 'file')} {what} left out, such as {names[0]}"
+        for what, names in (("in no class folder", loose), ("that by name is no image", others))
         if names
     ]
-    split_names = {"train", "val", "valid", "validation", "test"}
-    has_splits = all(p[0] in split_names and len(p) > 2 for p in images)
+    in_split = [p[0].lower() in _SPLITS for p in images]
+    has_splits = all(in_split) or any(inside and len(p) > 2 for p, inside in zip(images, in_split, strict=True))
+    strays = [p for p, inside in zip(images, in_split, strict=True) if not (inside and len(p) > 2)]
+    if has_splits and strays:
+        raise ValueError(
+            f"root: {root} has folders of splits, but {counted(len(strays), 'image')} in no class folder of a split, "
+            f"such as {'/'.join(strays[0])}; move or remove what does not belong there"
+        )
     classes = [p[1] if has_splits else p[0] for p in images]
-    labels, _, _ = coded(classes, str(root), "class")
-    splits = [p[0] if has_splits else "train" for p in images]
+    labels, names, _ = coded(classes, str(root), "class")
+    splits = [p[0].lower() if has_splits else "train" for p in images]
     sources = ["/".join(p) for p in images]
     check_inside(sources, str(root))
-    metadata = Metadata(labels, splits, sources, {}, tuple(sorted(set(classes))), {})
+    metadata = Metadata(labels, splits, sources, {}, names, {})
     return Listing(str(root), metadata, tuple(notes))
 
 
@@ -231,16 +308,21 @@ def read_table(path: str | Path, texts: Sequence[str] = (), columns: Iterable[st
         with _fsspec().open(where, "rb") as stream:
             if name.endswith((".parquet", ".pq")):
                 known = pyarrow.parquet.ParquetFile(stream)
-                wanted = None if columns is None else [c for c in known.schema_arrow.names if c in set(columns)]
-                return known.read(wanted)
+                found = known.schema_arrow.names
+                twice = [c for c in found if found.count(c) > 1 and (columns is None or c in set(columns))]
+                if twice:
+                    raise ValueError(f"there are two columns {twice[0]!r}")
+                return known.read(None if columns is None else [c for c in found if c in set(columns)])
             return pyarrow.csv.read_csv(
                 stream,
-                read_options=pyarrow.csv.ReadOptions(block_size=1 << 24),
+                read_options=pyarrow.csv.ReadOptions(block_size=1 << 24, use_threads=False),
                 parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.large_string())),
             )
     except FileNotFoundError:
         raise ValueError(f"there is no file {where}") from None
+    except ImportError as error:  # fsspec says which package it is
+        raise ImportError(f"{where} needs another package: {error}") from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{where} cannot be read: {error}") from None
 
@@ -253,6 +335,8 @@ def column_of(table: Any, name: str, where: str) -> Any:
     """
     if name not in table.column_names:
         raise ValueError(f"{where}: no column {name!r}; there are {', '.join(table.column_names)}")
+    if table.column_names.count(name) > 1:
+        raise ValueError(f"{where}: there are two columns {name!r}")
     return table[name]
 
 
@@ -310,7 +394,7 @@ def from_table(
         raise ValueError(f"{where} has no rows")
     labels, names, _ = coded(_column(rows, label, where), where, label)
     values, value_names, notes = coded_attributes({name: _column(rows, name, where) for name in attributes}, where)
-    splits = [str(v) for v in _column(rows, split, where)] if split is not None else ["train"] * len(sources)
+    splits = split_names(_column(rows, split, where), where, split) if split is not None else ["train"] * len(sources)
     metadata = Metadata(labels, splits, sources, values, names, value_names)
     root = str(root) if root is not None else parent(table)
     return Listing(root, metadata, tuple(notes), content, kind="images" if content is None else "texts")
@@ -358,7 +442,7 @@ def _numbered(values: list[Any], where: str, column: str) -> list[str]:
     for n, value in enumerate(values):
         if value not in (0, 1, 2):
             raise ValueError(f"{where}, row {n}: {column} must be 0, 1 or 2 (train, val, test), got {value!r}")
-    return [_THREE_SPLITS[v] for v in values]
+    return [_THREE_SPLITS[int(v)] for v in values]
 
 
 def waterbirds(root: str | Path) -> Listing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spurmix.data import store
-from spurmix.data.job import Job, PackReport
+from spurmix.data.job import Job, PackReport, broken_of
 from spurmix.data.pack_texts import HEADER, write_tokens
 from spurmix.data.store import ARRAYS, Metadata, PackedDataset
 
@@ -46,10 +45,11 @@ def shards_of(target: str | Path) -> list[Path]:
 
 
 def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
-    """Put datasets of one kind and shape, such as shards, behind one another.
+    """Put datasets of one kind and shape, such as shards, behind one another; every byte of them is checked first.
 
     Raises:
-        ValueError: where they do not fit together, naming the one that differs. OSError: without space.
+        ValueError: where they do not fit together, naming the one that differs, or one comes twice or in a wrong place.
+        DatasetError: for one that is damaged, naming file and bytes. OSError: without space.
     """
     began = time.perf_counter()
     opened = [PackedDataset(path) for path in parts]
@@ -68,7 +68,10 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
         ):
             if of(other) != of(first):
                 raise ValueError(f"{other.path}: its {what} differ from those of {first.path}")
+    notes = [*(note for part in opened for note in part.made.get("notes", [])), *_check_order(opened)]
     splits = [name for part in opened for name in part.metadata.splits]
+    if not splits:
+        raise ValueError("parts: none has any examples")
     if not store.contiguous(splits):
         raise ValueError("parts: the examples of a split do not lie together; name the parts in their order")
     metadata = Metadata(
@@ -79,33 +82,58 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
         first.metadata.class_names,
         first.metadata.attribute_names,
     )
-    with Job(target, first.kind, {"merge": [str(p.path) for p in opened]}) as job:
+    for part in opened:
+        part.check()
+    failed = [pair for part in opened for pair in broken_of(part)]
+    plan = {"merge": [str(p.path) for p in opened], "digests": [p.digest() for p in opened]}
+    with Job(target, first.kind, plan) as job:
+        if job.finished is not None:
+            return job.found(began)
         job.clear()
         (_merge_tokens if first.kind == "tokens" else _merge_rows)(job, opened, len(metadata))
         for name in first.others:
             shutil.copyfile(first.path / name, job.folder / name)
         made = {**first.made, "broken": sum(p.made.get("broken", 0) for p in opened), "parts": len(opened)}
-        made["notes"] = list(dict.fromkeys(note for p in opened for note in p.made.get("notes", [])))
-        failed = [pair for part in opened for pair in _broken(part.path / "broken.jsonl")]
+        made.pop("shard", None)
+        made["notes"] = list(dict.fromkeys(notes))
         job.report(failed)
         job.finish(metadata, made, first.others)
-    return PackReport(Path(target), len(metadata), tuple(failed), 0, time.perf_counter() - began)
+    return PackReport(Path(target), len(metadata), tuple(failed), 0, time.perf_counter() - began, job.notes)
 
 
-def _broken(report: Path) -> list[tuple[str, str]]:
-    if not report.is_file():
+def _check_order(opened: list[PackedDataset]) -> list[str]:
+    """Check that no part comes twice and shards come in order; a note on shards that are not among them."""
+    places = [part.path.resolve() for part in opened]
+    for n, place in enumerate(places):
+        if place in places[:n]:
+            raise ValueError(f"parts: {opened[n].path} comes twice")
+    shards: list[Any] = [part.made.get("shard") for part in opened]
+    known = [shard for shard in shards if shard is not None]
+    if not known:
         return []
-    return [(row["source"], row["reason"]) for row in map(json.loads, report.read_text().splitlines())]
+    for n, (part, shard) in enumerate(zip(opened, shards, strict=True)):
+        if shard is None or shard[1] != known[0][1]:
+            raise ValueError(f"parts: {part.path} is no shard of {known[0][1]}, as others are")
+        if n and shards[n - 1] is not None and shard[0] <= shards[n - 1][0]:
+            what = "come twice" if shard[0] == shards[n - 1][0] else "are in the wrong order"
+            raise ValueError(
+                f"parts: {opened[n - 1].path} (shard {shards[n - 1][0]}) and {part.path} (shard {shard[0]}) {what}"
+            )
+    missing = sorted(set(range(known[0][1])) - {shard[0] for shard in known})
+    return [f"of {known[0][1]} shards these were not merged: {', '.join(map(str, missing))}"] if missing else []
 
 
 def _row_of(data: PackedDataset) -> Any:
-    return None if data.kind == "tokens" else (data.array.shape[1:], data.array.dtype)
+    if data.kind == "tokens":
+        return None
+    shape, dtype, _ = store.array_header(data.path / ARRAYS[data.kind][0])
+    return shape[1:], dtype
 
 
 def _merge_rows(job: Job, opened: list[PackedDataset], count: int) -> None:
-    example = opened[0].array
-    whole = job.allocate(ARRAYS[job.kind][0], (count, *example.shape[1:]), example.dtype.str)
-    at, step = 0, max(1, BLOCK // example[0].nbytes)
+    shape, dtype = _row_of(opened[0])
+    whole = job.allocate(ARRAYS[job.kind][0], (count, *shape), dtype.str)
+    at, step = 0, max(1, BLOCK // whole[0].nbytes)
     for part in opened:
         for rows in store.chunks(len(part), step):
             whole[at + rows.start : at + rows.stop] = part.array[rows.start : rows.stop]
@@ -116,7 +144,7 @@ def _merge_tokens(job: Job, opened: list[PackedDataset], _count: int) -> None:
     lengths = []
     with (job.folder / "tokens.npy").open("wb") as file:
         file.write(bytes(HEADER))
-        for part in opened:
+        for part in filter(len, opened):
             source: Any = part.source()
             lengths.append(np.diff(source.offsets))
             for begin in range(0, source.ids.size, BLOCK // 4):

@@ -8,6 +8,7 @@ import errno
 import os
 import threading
 import time
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from spurmix.data import job as jobs
 from spurmix.data import store
 from spurmix.data.decode import FITS, ImageError, decoded, fitted, pillow
 from spurmix.data.job import BROKEN, DONE, TODO, BrokenFiles, Job, PackReport, in_threads
+from spurmix.data.leave_out import Moving
 from spurmix.data.listing import Listing, check_inside
+from spurmix.data.store import REPORT
 
 BLOCK = 32
 """Files a worker takes at a time."""
@@ -74,44 +77,84 @@ def pack_images(
     final = jobs.shard_path(target, shard)
     shape = (len(part), *extent, 3)
     digest = jobs.digest_of(part.root, part.metadata, "" if part.content is None else part.content.digest())
+    made = {
+        "spurmix": __version__,
+        "root": listing.root,
+        "size": list(extent),
+        "fit": fit,
+        "notes": list(listing.notes),
+        **jobs.made_by(shard),
+    }
     with Job(final, "images", {"listing": digest, "shape": shape, "fit": fit}) as job:
-        images, state = job.arrays(
-            {"images.npy": (shape, "uint8"), "state.npy": (shape[:1], "uint8")}, written=("images.npy",)
-        )
-        state[state == BROKEN] = TODO  # they may have been mended
-        resumed = int((state == DONE).sum())
-        file = job.folder / "images.npy"
-        reasons = _decode(part, file, state, extent, fit, workers or os.cpu_count() or 1, progress)
-        failed = [(part.metadata.sources[n], reasons[n]) for n in sorted(reasons)]
-        kept = np.flatnonzero(state == DONE)
-        report = job.report(failed)
-        if failed and (broken == "error" or kept.size == 0):
-            raise BrokenFiles(failed, report)
+        if job.finished is not None:
+            return job.found(began)
+        moving = Moving(job.folder, shape) if job.resumes else None
+        if moving is not None and moving.began:  # all that can be is decoded, and rows are where they will be
+            failed = moving.failed
+            if broken == "error":
+                raise ValueError(
+                    f"target: {job.folder} is being finished without {jobs.counted(len(failed), 'broken file')}, "
+                    f"listed in its {REPORT}; go on with broken='skip', or remove it to begin anew"
+                )
+            kept = moving.kept
+            resumed = kept.size
+        else:
+            state, stamps = _arrays(job, part, shape, workers or os.cpu_count() or 1)
+            resumed = int((state == DONE).sum())
+            file = job.folder / "images.npy"
+            reasons = _decode(part, file, state, stamps, extent, fit, workers or os.cpu_count() or 1, progress)
+            failed = [(part.metadata.sources[n], reasons[n]) for n in sorted(reasons)]
+            kept = np.flatnonzero(state == DONE)
+            report = job.report(failed)
+            if failed and (broken == "error" or (kept.size == 0 and shard[1] == 1)):
+                raise BrokenFiles(failed, report)
+            moving = Moving(job.folder, shape)
         if failed:
-            _leave_out(job, images, kept)
-        made = {
-            "spurmix": __version__,
-            "root": listing.root,
-            "size": list(extent),
-            "fit": fit,
-            "broken": len(failed),
-            "notes": list(listing.notes),
-        }
-        job.finish(part.metadata.take(kept), made)
-    return PackReport(final, int(kept.size), tuple(failed), resumed, time.perf_counter() - began)
+            moving.move(kept, failed)
+        job.finish(part.metadata.take(kept), {**made, "broken": len(failed)})
+    return PackReport(final, int(kept.size), tuple(failed), resumed, time.perf_counter() - began, job.notes)
+
+
+def _arrays(
+    job: Job, part: Listing, shape: tuple[int, ...], workers: int
+) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """Where each row stands, and what its file looked like when it was read; a row whose file is another now is to do."""
+    stamp = part.stamper()
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {"images.npy": (shape, "uint8"), "state.npy": (shape[:1], "uint8")}
+    if stamp is not None:
+        wanted["stamps.npy"] = (shape[:1], "int64")
+    _, state, *rest = job.arrays(wanted, written=("images.npy",))
+    state[state == BROKEN] = TODO  # they may have been mended
+    if stamp is None:
+        return state, None
+    (stamps,) = rest
+
+    def compare(rows: NDArray[np.int64]) -> None:
+        for row in rows.tolist():
+            if stamps[row] != stamp(row):
+                state[row] = TODO
+
+    done = np.flatnonzero(state == DONE)
+    for _ in in_threads(compare, (done[r.start : r.stop] for r in store.chunks(done.size, 1024)), workers):
+        pass
+    changed = int(done.size) - int((state == DONE).sum())
+    if changed:
+        job.notes += (f"{jobs.counted(changed, 'file')} changed since they were packed, and are read again",)
+    return state, stamps
 
 
 def _decode(
     part: Listing,
     file: Path,
     state: NDArray[Any],
+    stamps: NDArray[np.int64] | None,
     size: tuple[int, int],
     fit: str,
     workers: int,
     progress: bool | None,
 ) -> dict[int, str]:
     """Decode what is still to do; why rows could not be."""
-    read = part.reader()
+    read, stamp = part.reader(), part.stamper()
     library, _ = pillow()
     reasons: dict[int, str] = {}
     guard = threading.Lock()
@@ -133,17 +176,20 @@ def _decode(
     def block(rows: NDArray[np.int64]) -> None:
         for row in rows.tolist():
             try:
+                if stamps is not None and stamp is not None:
+                    stamps[row] = stamp(row)  # before it is read: what changes meanwhile is read again
                 item = read(row)
                 if item is None:
                     raise ImageError("is missing")
                 is_file = isinstance(item, bytes)
                 write(row, decoded(item, size, fit) if is_file else fitted(library.fromarray(item), size, fit))
                 state[row] = DONE
-            except (ImageError, OSError) as error:
+            except (ImageError, OSError, MemoryError) as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
                     raise
                 state[row] = BROKEN
                 reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+                reason = "takes more memory than there is" if isinstance(error, MemoryError) else reason
                 with guard:
                     reasons[row] = reason
 
@@ -153,7 +199,12 @@ def _decode(
     count = len(part)
     done = (count - int(todo.size)) // BLOCK
     total = done - (-todo.size // BLOCK)
-    with file.open("r+b", buffering=0) as target, ThreadPoolExecutor(1) as flusher:
+    with (
+        warnings.catch_warnings(),
+        file.open("r+b", buffering=0) as target,
+        ThreadPoolExecutor(1) as flusher,
+    ):
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what cannot be read is an error
         flushed: Future[None] | None = None
         for _ in bar(finished, "packing", total=total, done=done, size=BLOCK, unit="images", shown=progress):
             if flushed is None or flushed.done():  # to the disk as they come, so that little is left to wait for
@@ -163,12 +214,3 @@ def _decode(
         if flushed is not None:
             flushed.result()
     return reasons
-
-
-def _leave_out(job: Job, images: NDArray[Any], kept: NDArray[np.int64]) -> None:
-    """Write the rows that are kept alone."""
-    whole = job.allocate("kept.npy", (kept.size, *images.shape[1:]), "uint8")
-    for rows in store.chunks(kept.size, 1024):
-        whole[rows.start : rows.stop] = images[kept[rows.start : rows.stop]]
-    (job.folder / "plan.json").unlink()  # the arrays do not fit it any more
-    (job.folder / "kept.npy").replace(job.folder / "images.npy")

@@ -81,12 +81,14 @@ def pack_texts(
         "direction": str(getattr(tokenizer, "truncation_side", "right")),
     }
     with Job(final, "tokens", plan) as job:
+        if job.finished is not None:
+            return job.found(began)
         texts = _Texts(part.reader(), len(part))
         lengths, resumed = _tokenise(job, texts, tokenizer, longest, progress)
         failed = [(part.metadata.sources[n], texts.reason(n)) for n in np.flatnonzero(lengths == 0).tolist()]
         report = job.report(failed)
-        if failed and (broken == "error" or len(failed) == len(part)):
-            raise BrokenFiles(failed, report, "texts")
+        if failed and (broken == "error" or (len(failed) == len(part) and shard[1] == 1)):
+            raise BrokenFiles(failed, report, "text")
         kept = np.flatnonzero(lengths > 0)
         write_tokens(job, lengths[kept])
         for name, text in files.items():
@@ -98,9 +100,10 @@ def pack_texts(
             "cells": list(listing.cells),
             "broken": len(failed),
             "notes": list(listing.notes),
+            **jobs.made_by(shard),
         }
         job.finish(part.metadata.take(kept), made, files)
-    return PackReport(final, int(kept.size), tuple(failed), resumed, time.perf_counter() - began)
+    return PackReport(final, int(kept.size), tuple(failed), resumed, time.perf_counter() - began, job.notes)
 
 
 class _Texts:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.data.civilcomments import CLASS_NAMES, FILE, IDENTITIES, SPLITS, read_civilcomments
-from spurmix.data.listing import Listing, digest_of_texts, files_below, open_root
+from spurmix.data.job import counted
+from spurmix.data.listing import Listing, digest_of_texts, files_below, local, open_root
 from spurmix.data.store import Metadata
 
 _LARGEST = 1 << 34  # bytes: more than any set in this format has
@@ -125,7 +126,7 @@ def civilcomments(
     The first attribute is the one that is trained on ("any identity", or `attribute`), then come all `identities`, 0 or 1;
     `PackedDataset.cells` gives the overlapping cells of identity and label.
     """
-    data = read_civilcomments(path, attribute=attribute, identities=identities, drop_empty=drop_empty)
+    data = read_civilcomments(local(path), attribute=attribute, identities=identities, drop_empty=drop_empty)
     mentioned = {name: data.identities[:, k].astype(np.int64) for k, name in enumerate(data.identity_names)}
     values = {data.attribute_name: data.attributes.astype(np.int64), **mentioned}
     names: dict[str, tuple[str, ...]] = {name: (f"no {name}", name) for name in values}
@@ -137,7 +138,7 @@ def civilcomments(
     notes = []
     if data.left_out.size:
         shown = ", ".join(map(str, data.left_out[:5])) + (", ..." if data.left_out.size > 5 else "")
-        notes.append(f"{data.left_out.size:,} comments without any text are left out: rows {shown}")
+        notes.append(f"{counted(data.left_out.size, 'comment')} without any text left out: rows {shown}")
     return Listing(
         str(path), metadata, tuple(notes), _Texts(data.texts), kind="texts", cells=tuple(data.identity_names)
     )

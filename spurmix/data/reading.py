@@ -28,6 +28,8 @@ def open_source(
     for name, value in (("memory", memory), ("room", room)):
         if value is not None and value < 0:
             raise ValueError(f"{name} must be 0 or more bytes, got {value}")
+    if window is not None and type(window) is not int:
+        raise TypeError(f"window must be an integer, got {window!r}")
     if window and data.kind != "images":
         raise ValueError(f"window is for images; this dataset holds {data.kind}")
     if window and tier not in (None, "auto", "disk"):
@@ -45,7 +47,8 @@ def open_source(
     source: Source
     if chosen.name == "disk":
         path = data.path / "images.npy"
-        source = WindowedImages(path, data.begin, len(data), window or None, memory=min(host // 2, MEMORY))
+        most = memory if window else min(host // 2, MEMORY)
+        source = WindowedImages(path, data.begin, len(data), window or None, memory=most)
     elif data.kind == "tokens":
         ids, offsets = data.mapped(0), data.mapped(1)
         offsets = np.asarray(offsets[data.begin : data.begin + len(data) + 1])

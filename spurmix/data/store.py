@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from spurmix.data.sources import Source
 
 FORMAT = 1
-DESCRIPTION, METADATA = "dataset.json", "metadata.parquet"
+DESCRIPTION, METADATA, REPORT = "dataset.json", "metadata.parquet", "broken.jsonl"
+PACKING = ".packing"
+"""How the name of a folder ends whose dataset is being made."""
 ARRAYS = {"images": ("images.npy",), "tokens": ("tokens.npy", "token_offsets.npy"), "features": ("features.npy",)}
 """Array files of each kind of dataset."""
 OWN_COLUMNS = ("label", "split", "source")
@@ -87,7 +91,8 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         "source": pyarrow.array(metadata.sources, pyarrow.string()),
         **metadata.attributes,
     }
-    written.write_table(pyarrow.table(columns), folder / METADATA)
+    with (folder / METADATA).open("wb") as file:  # a path with a colon would be taken for a URL
+        written.write_table(pyarrow.table(columns), file)
 
 
 def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any], others: Iterable[str] = ()) -> None:
@@ -95,7 +100,7 @@ def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any], 
     that belong to it, such as the tokenizer's."""
     files = {
         name: {"size": (folder / name).stat().st_size, "checksums": checksums.of_file(folder / name)}
-        for name in (*ARRAYS[kind], METADATA, *others)
+        for name in (*ARRAYS[kind], METADATA, *others, *([REPORT] if (folder / REPORT).is_file() else []))
     }
     description = {
         "format": FORMAT,
@@ -108,8 +113,15 @@ def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any], 
         "made": made,
     }
     temporary = folder / f".{DESCRIPTION}"
-    temporary.write_text(json.dumps(description, indent=1))
+    temporary.write_text(json.dumps(sealed(description), indent=1))
     temporary.replace(folder / DESCRIPTION)
+
+
+def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with the checksum of itself."""
+    rest = {key: value for key, value in description.items() if key != "checksum"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, "checksum": f"{zlib.crc32(text.encode()):08x}"}
 
 
 class PackedDataset:
@@ -127,8 +139,18 @@ class PackedDataset:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._description = _read_description(self.path)
+        self._open(Path(path))
+
+    @classmethod
+    def unfinished(cls, folder: Path) -> PackedDataset:
+        """What lies in a folder whose packing may not have ended: for who packs."""
+        opened = object.__new__(cls)
+        opened._open(folder, unfinished=True)
+        return opened
+
+    def _open(self, path: Path, unfinished: bool = False) -> None:
+        self.path = path
+        self._description = _read_description(self.path, unfinished)
         self.kind: str = self._description["kind"]
         self.made: dict[str, Any] = self._description["made"]
         for name, record in self._description["files"].items():
@@ -215,6 +237,8 @@ class PackedDataset:
     ) -> Source:
         """The examples as the loader reads them: `ImageSource`, `TokenSource` or `FeatureSource`.
 
+        A file that is mapped must stay as it is: one that becomes shorter ends the process (SIGBUS), as with any map.
+
         Args:
             window: images only: batches whose rows are read ahead, in the file's order, each once, as `WindowedImages` does:
                 for datasets that memory cannot hold. 0 maps the file into memory, which is quicker where it fits.
@@ -252,7 +276,7 @@ class PackedDataset:
     @property
     def others(self) -> tuple[str, ...]:
         """Names of the files besides arrays and metadata, such as the tokenizer's."""
-        return tuple(name for name in self._description["files"] if name not in (*ARRAYS[self.kind], METADATA))
+        return tuple(name for name in self._description["files"] if name not in (*ARRAYS[self.kind], METADATA, REPORT))
 
     def cells(self) -> tuple[NDArray[np.bool_], tuple[str, ...]] | None:
         """Overlapping cells to evaluate, the `membership` and `cell_names` of `evaluate`; None where there are none.
@@ -295,40 +319,81 @@ class PackedDataset:
         Args:
             progress: show a progress bar; default: on a terminal.
         """
-        return damages(self.path, self._description["files"], int(self._description["chunk"]), progress)
+        return damages(self.path, self._description["files"], self._description["chunk"], progress)
+
+    def check(self, progress: bool | None = None) -> None:
+        """As `verify`, of this split's rows and all small files.
+
+        Raises:
+            DatasetError: naming the file and the bytes.
+        """
+        within = {}
+        if self.kind != "tokens":
+            name = ARRAYS[self.kind][0]
+            shape, dtype, data = array_header(self.path / name)
+            row = math.prod(shape[1:]) * dtype.itemsize
+            within[name] = data + self.begin * row, data + (self.begin + len(self)) * row
+        found = damages(self.path, self._description["files"], self._description["chunk"], progress, within)
+        if found:
+            more = f", and {len(found) - 1} more places" if len(found) > 1 else ""
+            raise DatasetError(f"{found[0]}{more}; pack it again")
 
     def __repr__(self) -> str:
         return f"PackedDataset({str(self.path)!r}, {len(self):,} examples, {self.kind})"
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Path, unfinished: bool) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder")
+    if folder.name.endswith(PACKING) and not unfinished:
+        raise DatasetError(f"{folder} is being packed, or packing was broken off; packing again goes on with it")
     if not path.is_file():
-        hint = "; it is being packed, or packing was broken off" if folder.name.endswith(".packing") else ""
-        raise DatasetError(f"{folder} is no packed dataset: it has no {DESCRIPTION}{hint}")
+        raise DatasetError(f"{folder} is no packed dataset: it has no {DESCRIPTION}")
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_bytes())
         version = description["format"]
-        if not isinstance(version, int) or version > FORMAT:
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format must be a number from 1, got {version!r}")
+        if version > FORMAT:
             raise DatasetError(f"{path}: format {version}, this version reads up to {FORMAT}; update spurmix")
-        missing = {"kind", "count", "classes", "attributes", "chunk", "files", "made"} - description.keys()
-        if missing or description["kind"] not in ARRAYS:
-            raise KeyError(", ".join(sorted(missing)) or "kind")
-        absent = {*ARRAYS[description["kind"]], METADATA} - description["files"].keys()
-        if absent:
-            raise KeyError(", ".join(sorted(absent)))
-        for name, record in description["files"].items():
-            if Path(name).name != name:
-                raise ValueError(f"{name!r} lies outside of the folder")
-            if len(record["checksums"]) != -(-record["size"] // description["chunk"]):
-                raise ValueError("checksums do not cover a file")
+        if description["checksum"] != sealed(description)["checksum"]:
+            raise ValueError("it does not fit its own checksum")
+        _check_description(description)
     except DatasetError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever damage leads to
         raise DatasetError(f"{path} is damaged: {error}") from None
+    assert isinstance(description, dict)
     return description
+
+
+_TYPES = {"kind": str, "count": int, "classes": list, "attributes": dict, "chunk": int, "files": dict, "made": dict}
+
+
+def _check_description(found: dict[str, Any]) -> None:
+    """Check names and types of all fields."""
+    for name, kind in _TYPES.items():
+        if type(found[name]) is not kind:
+            raise TypeError(f"{name} must be {kind.__name__}, got {found[name]!r}")
+    if found["kind"] not in ARRAYS:
+        raise KeyError("kind")
+    if found["count"] < 0 or found["chunk"] < 1:
+        raise ValueError(f"count {found['count']}, chunk {found['chunk']}")
+    for name, values in {"classes": found["classes"], **found["attributes"]}.items():
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise TypeError(f"{name} must be names, got {values!r}")
+    absent = {*ARRAYS[found["kind"]], METADATA} - found["files"].keys()
+    if absent:
+        raise KeyError(", ".join(sorted(absent)))
+    for name, record in found["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} lies outside of the folder")
+        size, checks = record["size"], record["checksums"]
+        if type(size) is not int or not isinstance(checks, list) or not all(isinstance(c, str) for c in checks):
+            raise TypeError(f"{name!r} needs a size and checksums")
+        if len(checks) != -(-size // found["chunk"]):
+            raise ValueError("checksums do not cover a file")
 
 
 def _check_size(path: Path, size: int) -> None:
@@ -337,11 +402,11 @@ def _check_size(path: Path, size: int) -> None:
         raise DatasetError(f"{path} has {'gone' if found is None else f'{found:,} bytes'}, {size:,} bytes were written")
 
 
-def _check_made(folder: Path, kind: str, made: Any, metadata: Metadata) -> None:
-    if not isinstance(made, dict) or (kind == "tokens" and not isinstance(made.get("tokens"), dict)):
+def _check_made(folder: Path, kind: str, made: dict[str, Any], metadata: Metadata) -> None:
+    if kind == "tokens" and not isinstance(made.get("tokens"), dict):
         raise DatasetError(f"{folder / DESCRIPTION} is damaged: 'made'")
     cells = made.get("cells", [])
-    if not isinstance(cells, list) or not all(name in metadata.attributes for name in cells):
+    if not isinstance(cells, list) or not all(isinstance(c, str) and c in metadata.attributes for c in cells):
         raise DatasetError(f"{folder / DESCRIPTION} is damaged: cells must be names of attributes, got {cells!r}")
 
 
@@ -357,14 +422,11 @@ def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
             read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
             shape, fortran, dtype = read(file)
             begin = file.tell()
-    except (ValueError, OSError, KeyError, EOFError) as error:
+        fits = path.stat().st_size == begin + dtype.itemsize * math.prod(shape) and min(shape, default=1) >= 0
+        if fortran or dtype.hasobject or not fits:
+            raise ValueError(f"its size does not fit {dtype} {list(shape)}")
+    except Exception as error:  # NumPy parses the header as Python, which fails in many ways
         raise DatasetError(f"{path} is damaged: {error}") from None
-    if (
-        fortran
-        or dtype.hasobject
-        or path.stat().st_size != begin + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-    ):
-        raise DatasetError(f"{path} is damaged: its size does not fit {dtype} {list(shape)}")
     return shape, dtype, begin
 
 
@@ -381,34 +443,41 @@ def _check_arrays(folder: Path, kind: str, count: int) -> None:
 
 def _read_metadata(folder: Path, description: dict[str, Any]) -> Metadata:
     path = folder / METADATA
+    names: dict[str, tuple[str, ...]] = {k: tuple(v) for k, v in description["attributes"].items()}
+    classes = tuple(description["classes"])
     try:
-        table = parquet().read_table(path)
-    except ImportError:
+        with path.open("rb") as file:
+            table = parquet().read_table(file)
+        for name in (*OWN_COLUMNS, *names):
+            if table.column_names.count(name) != 1:
+                raise DatasetError(f"{path} has {'no' if name not in table.column_names else 'twice a'} column {name}")
+        if table.num_rows != description["count"]:
+            raise DatasetError(f"{path} has {table.num_rows:,} rows, {description['count']:,} were written")
+
+        def integers(name: str, low: int, most: int) -> NDArray[np.int64]:
+            values = np.asarray(table[name].to_numpy(), dtype=np.int64)
+            if values.size and (values.min() < low or values.max() >= most):
+                raise DatasetError(f"{path}: column {name} must lie in [{low}, {most})")
+            return values
+
+        def texts(name: str) -> list[str]:
+            values = table[name].to_pylist()
+            if not all(isinstance(value, str) for value in values):
+                raise DatasetError(f"{path}: column {name} must hold texts")
+            return values
+
+        return Metadata(
+            integers("label", 0, len(classes)),
+            texts("split"),
+            texts("source"),
+            {name: integers(name, -1, len(values)) for name, values in names.items()},
+            classes,
+            names,
+        )
+    except (ImportError, DatasetError):
         raise
     except Exception as error:  # pyarrow's errors share no base class
         raise DatasetError(f"{path} is damaged: {error}") from None
-    names: dict[str, tuple[str, ...]] = {k: tuple(v) for k, v in description["attributes"].items()}
-    missing = {*OWN_COLUMNS, *names} - set(table.column_names)
-    if missing:
-        raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}")
-    if table.num_rows != description["count"]:
-        raise DatasetError(f"{path} has {table.num_rows:,} rows, {description['count']:,} were written")
-
-    def column(name: str, low: int, most: int) -> NDArray[np.int64]:
-        values = np.asarray(table[name].to_numpy(), dtype=np.int64)
-        if values.size and (values.min() < low or values.max() >= most):
-            raise DatasetError(f"{path}: column {name} must lie in [{low}, {most})")
-        return values
-
-    classes = tuple(description["classes"])
-    return Metadata(
-        column("label", 0, len(classes)),
-        table["split"].to_pylist(),
-        table["source"].to_pylist(),
-        {name: column(name, -1, len(values)) for name, values in names.items()},
-        classes,
-        names,
-    )
 
 
 def contiguous(splits: Iterable[str]) -> bool:

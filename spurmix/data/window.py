@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ class WindowedImages(ImageSource):
     Args:
         path: the file. begin, count: which of its rows are the source.
         window: batches read at a time, 1 or more; None: as many as `memory` holds.
-        memory: bytes the images of two windows may take, where `window` is None.
+        memory: bytes the images of two windows may take; default: 2^30, with a `window` whatever it takes.
         mean, std: as in `ImageSource`.
     """
 
@@ -60,10 +61,12 @@ class WindowedImages(ImageSource):
         count: int,
         window: int | None = None,
         *,
-        memory: int = MEMORY,
+        memory: int | None = None,
         mean: Any = None,
         std: Any = None,
     ) -> None:
+        if window is not None and type(window) is not int:
+            raise TypeError(f"window must be an integer, got {window!r}")
         if window is not None and window < 1:
             raise ValueError(f"window must be 1 or more, got {window}")
         shape, dtype, data = array_header(path)
@@ -80,17 +83,25 @@ class WindowedImages(ImageSource):
         """Batches of `size` that a window holds, in a run of `steps`.
 
         Raises:
-            ValueError: where the memory holds none.
+            ValueError: where the memory does not hold them.
         """
         if self.window is not None:
-            return min(self.window, steps)
+            wanted = min(self.window, steps)
+            both = 2 * self._room(min(2 * size * wanted, self._count))
+            if self.memory is not None and both > self.memory:
+                raise ValueError(
+                    f"window: two of {wanted} batches of {size} images take {both:,} bytes, {self.memory:,} may be used; "
+                    "make it smaller or allow more memory"
+                )
+            return wanted
+        memory = self.memory if self.memory is not None else MEMORY
         each = 2 * self._room(min(2 * size, self._count))
-        if each > self.memory:
+        if each > memory:
             raise ValueError(
-                f"memory: batches of {size} images are read into {each:,} bytes, {self.memory:,} may be used; make batches "
+                f"memory: batches of {size} images are read into {each:,} bytes, {memory:,} may be used; make batches "
                 "smaller or allow more"
             )
-        return min(self.memory // each, steps)
+        return min(memory // each, steps)
 
     def _room(self, rows: int) -> int:
         """Bytes that reading `rows` of them takes at most."""
@@ -139,18 +150,21 @@ class WindowedImages(ImageSource):
             place of each row in them, int64 `[len(rows)]`.
 
         Raises:
-            OSError: where the file cannot be read.
+            OSError: where the file cannot be read, naming the row where it ends too early.
         """
         flat = memory if memory is not None else self.buffer(rows.size)
         host = host_module()
         with self._opened() as (plain, direct):
-            if host is not None:
-                places = host.read_rows(plain, direct, self._begin, self._row_bytes, rows, flat, THREADS)
-            else:
-                places = np.arange(rows.size) * self._row_bytes
-                for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                    found = os.pread(plain, self._row_bytes, self._begin + row * self._row_bytes)
-                    flat[place : place + self._row_bytes] = np.frombuffer(found, dtype=np.uint8)
+            try:
+                if host is not None:
+                    places = host.read_rows(plain, direct, self._begin, self._row_bytes, rows, flat, THREADS)
+                else:
+                    places = self._read_rows(plain, rows, flat)
+            except OSError as error:
+                ends = self._begin + (rows + 1) * self._row_bytes
+                short = rows[ends > os.fstat(plain).st_size]
+                what = f"ends before row {self._first + int(short[0])}" if short.size else error.strerror
+                raise OSError(error.errno, f"{self.path}: {what}") from None
         # Reads past the page cache keep a row's offset in its page, so places are multiples of this, not of a row.
         step = math.gcd(self._row_bytes, self._begin, PAGE) if self._direct else self._row_bytes
         _, width, channels = self._extent
@@ -158,6 +172,15 @@ class WindowedImages(ImageSource):
             ((flat.size - self._row_bytes) // step + 1, *self._extent), (step, width * channels, channels, 1)
         )
         return images, torch.from_numpy(places // step)
+
+    def _read_rows(self, plain: int, rows: NDArray[np.int64], flat: NDArray[np.uint8]) -> NDArray[np.int64]:
+        places = np.arange(rows.size) * self._row_bytes
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            found = os.pread(plain, self._row_bytes, self._begin + row * self._row_bytes)
+            if len(found) < self._row_bytes:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            flat[place : place + self._row_bytes] = np.frombuffer(found, dtype=np.uint8)
+        return places
 
     def _gathered(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images and the place of each of `index` in them."""
@@ -181,7 +204,11 @@ class WindowedImages(ImageSource):
 
     def __repr__(self) -> str:
         height, width, channels = self.shape
-        window = f"{self.window} batches" if self.window is not None else f"{self.memory / 2**20:,.0f} MiB"
+        window = (
+            f"{self.window} batches"
+            if self.window is not None
+            else f"{(MEMORY if self.memory is None else self.memory) / 2**20:,.0f} MiB"
+        )
         about = f"{len(self):,} images of {height} x {width} x {channels}, {window} at a time"
         return f"WindowedImages({about}{shown(self.tier)})"
 

@@ -48,8 +48,8 @@ def pack_features(
         dtype: "float32" or "float16".
 
     Raises:
-        ValueError: for bad arguments, a dataset of features, a model that does not take it, features that are not finite
-            or too large for float16. OSError: without space; what is done is kept.
+        ValueError: for bad arguments, a dataset of features or one that is damaged, a model that does not take it, features
+            that are not finite or too large for float16. OSError: without space; what is done is kept.
     """
     began = time.perf_counter()
     jobs.check_counts(batch_size=batch_size)
@@ -69,6 +69,9 @@ def pack_features(
     described = {"name": name, "weights": _digest(model)}
     plan = {"dataset": dataset.digest(), "rows": [int(rows[0]), int(rows[-1])], "model": described}
     with Job(final, "features", plan) as job:
+        if job.finished is not None:
+            return job.found(began)
+        dataset.part(int(rows[0]), int(rows[-1]) + 1).check(progress)
         shape = (rows.size, width)
         features, state = job.arrays({"features.npy": (shape, dtype), "state.npy": (shape[:1], "uint8")})
         resumed = int((state == DONE).sum())
@@ -93,9 +96,10 @@ def pack_features(
             "model": described,
             "cells": dataset.made.get("cells", []),
             "notes": dataset.made.get("notes", []),
+            **jobs.made_by(shard),
         }
         job.finish(dataset.metadata.take(rows), made)
-    return PackReport(final, int(rows.size), (), resumed, time.perf_counter() - began)
+    return PackReport(final, int(rows.size), (), resumed, time.perf_counter() - began, job.notes)
 
 
 def _source(model: nn.Module, dataset: PackedDataset) -> Source:

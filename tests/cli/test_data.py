@@ -60,7 +60,7 @@ def test_pack_inspect_audit_verify(table: Path, tmp_path: Path) -> None:
     data[-1] ^= 255
     (target / "images.npy").write_bytes(data)
     bad = run("verify", target)
-    assert bad.returncode == 2 and "images.npy: bytes" in bad.stdout and "is damaged in 1 places" in bad.stderr
+    assert bad.returncode == 2 and "images.npy: bytes" in bad.stdout and "is damaged in 1 place;" in bad.stderr
 
 
 def test_shards_and_merge(table: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "t.csv").write_text('text,kind,part\n"a cat, a cat",x,train\ncat,y,test\n,y,test\n')
     rows = ("--layout", "table", "--text", "text", "--label", "kind", "--split", "part", *options)
     told = packed(capsys, tmp_path / "t.csv", tmp_path / "t", *rows, "--broken", "skip")
-    assert "1 broken ones were left out" in told
+    assert "1 broken one left out" in told
     data = PackedDataset(tmp_path / "t")
     assert data.splits == {"train": 1, "test": 1} and data.source().longest == 3  # type: ignore[union-attr]
 
@@ -111,7 +111,7 @@ def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest
     with pytest.raises(ValueError, match="is empty"):
         packed(capsys, tmp_path, tmp_path / "c", "--layout", "civilcomments", *options)
     told = packed(capsys, tmp_path, tmp_path / "c", "--layout", "civilcomments", *options, "--broken", "skip")
-    assert "1 comments without any text are left out: rows 8" in told
+    assert "1 comment without any text left out: rows 8" in told
     cells = PackedDataset(tmp_path / "c").cells()
     assert cells is not None and cells[0].sum() == 8
     shown = run("inspect", tmp_path / "c")
@@ -121,7 +121,7 @@ def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest
     for name, array in (("images-idx3", image), ("labels-idx1", np.zeros(1, dtype=np.uint8))):
         head = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
         (tmp_path / f"t10k-{name}-ubyte").write_bytes(head + array.tobytes())
-    assert "1 examples" in packed(capsys, tmp_path, tmp_path / "m", "--layout", "mnist")
+    assert "1 example in" in packed(capsys, tmp_path, tmp_path / "m", "--layout", "mnist")
     assert PackedDataset(tmp_path / "m").array.shape == (1, 28, 28, 3)
 
     rows_of = datasets.Dataset.from_dict({"text": ["a", "cat"], "label": [0, 1], "hat": ["x", None]})
@@ -138,7 +138,7 @@ def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest
         (("pack", "nowhere.csv", "t", "--layout", "table"), "there is no file nowhere.csv"),
         (("pack", "nowhere", "t"), "there is no folder nowhere"),
         (("pack", "nowhere", "t", "--shard", "x"), "--shard must be i/n, such as 0/4, got 'x'"),
-        (("pack", "a", "t", "--text", "x"), "--text is for --layout table and huggingface, not folder"),
+        (("pack", "a", "t", "--text", "x"), "--text is for --layout table, huggingface, not folder"),
         (("pack", "a", "t", "--layout", "civilcomments"), "--tokenizer: texts need the folder of a tokenizer"),
         (("pack", "a", "t", "--max-length", "3"), "--tokenizer and --max-length are for texts"),
         (("features", "nowhere", "t", "--model", "small"), "nowhere is no folder"),

@@ -166,7 +166,7 @@ def test_hugging_face_folder_of_images_and_what_is_broken_there(tmp_path: Path) 
     for n in range(4):
         (tmp_path / f"f/train/{'cat' if n % 2 else 'dog'}").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"f/train/{'cat' if n % 2 else 'dog'}/{n}.png").write_bytes(png(n) if n else png(n)[:40])
-    with pytest.raises(BrokenFiles, match=r"1 files cannot be packed: train#\d"):
+    with pytest.raises(BrokenFiles, match=r"1 file cannot be packed: train#\d"):
         pack_images(huggingface.from_datasets(tmp_path / "f"), tmp_path / "t", size=4)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     images = [{"bytes": png(1), "path": None}, None, {"bytes": None, "path": "https://x/y.png"}]
@@ -301,13 +301,16 @@ def test_links_are_followed_and_what_is_left_out_is_told(tmp_path: Path) -> None
     os.symlink(elsewhere, root / "dog")
     os.symlink(root, root / "cat/round")
     os.symlink(tmp_path / "gone.png", root / "cat/dangling.png")
+    os.mkfifo(root / "cat/pipe.png")
     found = listing.from_folder(root)
-    assert found.metadata.sources == ["cat/1.png", "dog/2.png", "dog/deep/3.png"]
-    assert found.metadata.labels.tolist() == [0, 1, 1]
+    assert found.metadata.sources == ["cat/1.png", "cat/dangling.png", "cat/pipe.png", "dog/2.png", "dog/deep/3.png"]
+    assert found.metadata.labels.tolist() == [0, 0, 0, 1, 1]
     assert found.notes == (
-        "1 files in no class folder are left out, such as loose.png",
-        "1 files that are no images by their names are left out, such as cat/notes.txt",
+        "1 file in no class folder left out, such as loose.png",
+        "1 file that by name is no image left out, such as cat/notes.txt",
     )
+    report = pack_images(found, tmp_path / "t", size=4, broken="skip")
+    assert report.broken == (("cat/dangling.png", "there is no such file"), ("cat/pipe.png", "is no regular file"))
 
 
 def test_names_that_are_no_text_are_refused_before_any_work(tmp_path: Path) -> None:

@@ -190,8 +190,21 @@ def test_shards_merge_to_what_one_process_packs(tmp_path: Path) -> None:
     whole, merged = PackedDataset(tmp_path / "whole"), PackedDataset(tmp_path / "merged")
     assert np.array_equal(whole.array, merged.array) and whole.metadata.sources == merged.metadata.sources
     assert whole.splits == merged.splits and merged.verify() == []
+    for wrong, message in (
+        ([1, 0, 2], r"shard-1-of-3 \(shard 1\) and .*shard-0-of-3 \(shard 0\) are in the wrong order"),
+        ([0, 1, 1], "shard-1-of-3 comes twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge([parts[k] for k in wrong], tmp_path / "wrong")
+    assert (
+        "of 3 shards these were not merged: 1"
+        in PackedDataset(merge([parts[0], parts[2]], tmp_path / "two").path).made["notes"]
+    )
+    whole_again = pack.pack_images(rows, tmp_path / "again", size=8).path
+    with pytest.raises(ValueError, match="again is no shard of 3, as others are"):
+        merge([parts[0], whole_again], tmp_path / "wrong")
     with pytest.raises(ValueError, match="do not lie together"):
-        merge([parts[1], parts[0], parts[2]], tmp_path / "wrong")
+        merge([tmp_path / "whole", whole_again], tmp_path / "wrong")
     pack.pack_images(rows, tmp_path / "other", size=6)
     with pytest.raises(ValueError, match="shape or dtype of its images differ"):
         merge([parts[0], tmp_path / "other"], tmp_path / "wrong")
@@ -217,9 +230,8 @@ def test_killed_at_random_it_goes_on_and_nothing_wrong_ever_opens(tmp_path: Path
             os.kill(child.pid, signal.SIGKILL)
             kills += 1
         child.wait()
-        for folder in (target, tmp_path / "packed.packing"):
-            if (folder / "dataset.json").exists():
-                assert np.array_equal(PackedDataset(folder).array, sound.array)
+        if target.exists():
+            assert np.array_equal(PackedDataset(target).array, sound.array)
     data = PackedDataset(target)
     assert kills and np.array_equal(data.array, sound.array) and data.verify() == []
     assert not (tmp_path / "packed.packing").exists()
@@ -268,7 +280,7 @@ def test_what_is_damaged_does_not_open(change: Any, message: str, tmp_path: Path
 
 def edit(folder: Path, **changes: Any) -> None:
     path = folder / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(store.sealed(json.loads(path.read_text()) | changes)))
 
 
 def test_checksums_are_those_of_zlib() -> None:
@@ -409,10 +421,15 @@ def test_windowed_images_are_a_source_like_any_other(packed: PackedDataset, monk
 
 def test_a_file_that_shrinks_is_an_error_of_the_batch(tmp_path: Path) -> None:
     pack.pack_images(listing.waterbirds(birds(tmp_path / "birds", 24)), tmp_path / "t", size=8)
-    loader = loaders(PackedDataset(tmp_path / "t"), 2)
+    data = PackedDataset(tmp_path / "t")
+    loader, read = loaders(data, 2), data.source(window=1)
     os.truncate(tmp_path / "t" / "images.npy", 600)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError, match=r"images\.npy: ends before row \d"):
         next(iter(loader))
+    for host in (host_module(), None):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=r"images\.npy: ends before row 5"):
+            patch.setattr("spurmix.data.window.host_module", lambda host=host: host)
+            read.raw(torch.tensor([0, 5]))  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def test_civilcomments(attribute: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"row 4\), column 'comment_text': is empty"):
         published.civilcomments(tmp_path)
     found = published.civilcomments(tmp_path, attribute=attribute, drop_empty=True)
-    assert found.notes == ("2 comments without any text are left out: rows 4, 9",)
+    assert found.notes == ("2 comments without any text left out: rows 4, 9",)
     pack_texts(found, tmp_path / "p", tokenizer(), max_length=9)
     packed = PackedDataset(tmp_path / "p")
     first = "any identity" if attribute == "any" else "black"
@@ -178,7 +178,7 @@ def test_broken_texts_are_listed_then_left_out(tmp_path: Path) -> None:
             reasons = [json.loads(row)["reason"] for row in (report.path / "broken.jsonl").read_text().splitlines()]
             assert reasons[:2] == ["is missing", "has a lone surrogate at character 3, which is half of a character"]
             assert reasons[2:] == ([] if special else [tokenise.NO_TOKENS])
-    with pytest.raises(job.BrokenFiles, match="1 texts"):
+    with pytest.raises(job.BrokenFiles, match="1 text cannot"):
         pack_texts(
             listing.replace(found, content=Column([None] * 5)).ordered(1), tmp_path / "p9", tokenizer(), broken="skip"
         )
