@@ -34,6 +34,16 @@ uint32_t by_bytes(uint32_t crc, const uint8_t* data, int64_t size) {
   return crc;
 }
 
+// The product of two polynomials modulo the CRC's, bit 31 being x^0.
+uint32_t product(uint32_t a, uint32_t b) {
+  uint32_t sum = 0;
+  for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+    if (a & bit) sum ^= b;
+    b = (b >> 1) ^ (b & 1 ? 0xEDB88320u : 0u);
+  }
+  return sum;
+}
+
 #if defined(__x86_64__)
 #pragma GCC push_options
 #pragma GCC target("pclmul,sse4.1")
@@ -87,6 +97,15 @@ uint32_t crc32(uint32_t crc, const uint8_t* data, int64_t size) {
   }
 #endif
   return ~by_bytes(crc, data + done, size - done);
+}
+
+uint32_t crc32_joined(uint32_t first, uint32_t second, int64_t size) {
+  uint32_t power = 0x00800000u;  // x^8: what a byte that follows multiplies by
+  for (; size > 0; size >>= 1) {
+    if (size & 1) first = product(first, power);
+    power = product(power, power);
+  }
+  return first ^ second;
 }
 
 uint32_t file_crc32(int fd, int64_t begin, int64_t size, int64_t* count, int* error) {

@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
-#include <string_view>
 #include <vector>
 
 #include "../draw.h"
@@ -224,9 +223,18 @@ std::pair<uint32_t, int64_t> file_crc32(int fd, int64_t begin, int64_t size) {
   throw py::error_already_set();
 }
 
-uint32_t crc32(const py::bytes& data, uint32_t crc) {
-  const std::string_view view = data;
-  return spurmix::host::crc32(crc, reinterpret_cast<const uint8_t*>(view.data()), static_cast<int64_t>(view.size()));
+uint32_t crc32(const py::buffer& data, uint32_t crc) {
+  const py::buffer_info info = data.request();
+  if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1)) {
+    throw py::type_error("data must be bytes in a row");
+  }
+  py::gil_scoped_release release;
+  return spurmix::host::crc32(crc, static_cast<const uint8_t*>(info.ptr), info.size);
+}
+
+uint32_t crc32_joined(uint32_t first, uint32_t second, int64_t size) {
+  if (size < 0) throw py::value_error("size must be 0 or more");
+  return spurmix::host::crc32_joined(first, second, size);
 }
 
 // The array of Arrow's C data interface.
@@ -239,8 +247,8 @@ struct ArrowArray {
   void* private_data;
 };
 
-// Writes an RGB image of Pillow's, as Image.__arrow_c_array__ gives it, four bytes a pixel, at byte `at` of a file.
-void write_rgb(const py::capsule& image, int64_t count, int fd, int64_t at) {
+// An RGB image of Pillow's, as Image.__arrow_c_array__ gives it, four bytes a pixel, to byte `at` of `out`.
+void pack_rgb(const py::capsule& image, int64_t count, py::array_t<uint8_t, py::array::c_style> out, int64_t at) {
   if (std::strcmp(image.name() != nullptr ? image.name() : "", "arrow_array") != 0) {
     throw py::type_error("image must be an arrow_array");
   }
@@ -251,15 +259,10 @@ void write_rgb(const py::capsule& image, int64_t count, int fd, int64_t at) {
       bytes->n_buffers != 2 || bytes->buffers[1] == nullptr) {
     throw py::value_error("image must hold " + std::to_string(count) + " pixels of four bytes");
   }
-  int error = 0;
-  {
-    py::gil_scoped_release release;
-    error = spurmix::host::write_rgb(fd, at, static_cast<const uint8_t*>(bytes->buffers[1]), count);
-  }
-  if (error == 0) return;
-  errno = error;
-  PyErr_SetFromErrno(PyExc_OSError);
-  throw py::error_already_set();
+  if (at < 0 || count > (out.size() - at) / 3) throw py::index_error("out has no room for the pixels");
+  uint8_t* to = out.mutable_data() + at;
+  py::gil_scoped_release release;
+  spurmix::host::pack_rgb(static_cast<const uint8_t*>(bytes->buffers[1]), count, to);
 }
 
 // Every float through a half format and back: the conversions of pixel.h.
@@ -296,6 +299,7 @@ PYBIND11_MODULE(_host, m) {
         "Rows of an open file, ascending, into bytes, in parallel, neighbours at once: the byte each begins at.");
   m.def("crc32", &crc32, py::arg("data"), py::arg("crc") = 0u);
   m.def("file_crc32", &file_crc32, py::arg("fd"), py::arg("begin"), py::arg("size"));
-  m.def("write_rgb", &write_rgb, py::arg("image"), py::arg("count"), py::arg("fd"), py::arg("at"));
+  m.def("crc32_joined", &crc32_joined, py::arg("first"), py::arg("second"), py::arg("size"));
+  m.def("pack_rgb", &pack_rgb, py::arg("image"), py::arg("count"), py::arg("out").noconvert(), py::arg("at"));
   m.def("round_trip", &round_trip, py::arg("values"), py::arg("bfloat16"));
 }

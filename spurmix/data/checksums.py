@@ -42,11 +42,14 @@ def of_bytes(path: Path, begin: int, size: int) -> tuple[str, int]:
     return f"{crc:08x}", count
 
 
-def of_file(path: Path, workers: int | None = None) -> list[str]:
-    """The checksum of every `CHUNK` bytes of a file."""
-    begins = range(0, path.stat().st_size, CHUNK)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        return [checksum for checksum, _ in pool.map(lambda begin: of_bytes(path, begin, CHUNK), begins)]
+def of_file(path: Path, known: Mapping[int, str] | None = None) -> list[str]:
+    """The checksum of every `CHUNK` bytes of a file; known: of some of them, by number."""
+    count = -(-path.stat().st_size // CHUNK)
+    found = dict(known or {})
+    missing = [number for number in range(count) if number not in found]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found.update(zip(missing, pool.map(lambda n: of_bytes(path, n * CHUNK, CHUNK)[0], missing), strict=True))
+    return [found[number] for number in range(count)]
 
 
 def damages(

@@ -214,14 +214,23 @@ class Job:
             path.unlink(missing_ok=True)
         return path
 
-    def finish(self, metadata: Metadata, made: dict[str, Any], others: Iterable[str] = ()) -> None:
-        """Write what describes the arrays, and make the folder the dataset; others: further files that belong to it."""
+    def finish(
+        self,
+        metadata: Metadata,
+        made: dict[str, Any],
+        others: Iterable[str] = (),
+        known: Mapping[str, Mapping[int, str]] | None = None,
+    ) -> None:
+        """Write what describes the arrays, and make the folder the dataset; others: further files that belong to it.
+
+        known: checksums of some chunks, by file and number of the chunk.
+        """
         write_metadata(self.folder, metadata)
         others = tuple(others)
         for name in (*ARRAYS[self.kind], METADATA, *others):
             with (self.folder / name).open("rb") as file:
                 os.fsync(file.fileno())
-        describe(self.folder, self.kind, metadata, {**made, "plan": self.fingerprint}, others)
+        describe(self.folder, self.kind, metadata, {**made, "plan": self.fingerprint}, others, known)
         self.publish(others)
 
     def publish(self, others: Iterable[str] = ()) -> None:

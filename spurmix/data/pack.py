@@ -3,13 +3,11 @@ finished rows lies beside the arrays."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
 import time
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix._version import __version__
-from spurmix.core.cells import host_module
 from spurmix.core.progress import bar
 from spurmix.data import job as jobs
 from spurmix.data import store
@@ -26,9 +23,10 @@ from spurmix.data.job import BROKEN, DONE, TODO, BrokenFiles, Job, PackReport, i
 from spurmix.data.leave_out import Moving
 from spurmix.data.listing import Listing, check_inside
 from spurmix.data.store import REPORT
+from spurmix.data.stripes import StripeWriter
 
-BLOCK = 32
-"""Files a worker takes at a time."""
+BLOCK, STRIPE = 32, 1 << 23
+"""Files a worker takes at a time, as far as their images have not more bytes than that."""
 
 
 def pack_images(
@@ -85,6 +83,7 @@ def pack_images(
         "notes": list(listing.notes),
         **jobs.made_by(shard),
     }
+    sums: dict[int, str] = {}
     with Job(final, "images", {"listing": digest, "shape": shape, "fit": fit}) as job:
         if job.finished is not None:
             return job.found(began)
@@ -102,7 +101,7 @@ def pack_images(
             state, stamps = _arrays(job, part, shape, workers or os.cpu_count() or 1)
             resumed = int((state == DONE).sum())
             file = job.folder / "images.npy"
-            reasons = _decode(part, file, state, stamps, extent, fit, workers or os.cpu_count() or 1, progress)
+            reasons, sums = _decode(part, file, state, stamps, extent, fit, workers or os.cpu_count() or 1, progress)
             failed = [(part.metadata.sources[n], reasons[n]) for n in sorted(reasons)]
             kept = np.flatnonzero(state == DONE)
             report = job.report(failed)
@@ -111,7 +110,8 @@ def pack_images(
             moving = Moving(job.folder, shape)
         if failed:
             moving.move(kept, failed)
-        job.finish(part.metadata.take(kept), {**made, "broken": len(failed)})
+        known = {} if failed else {"images.npy": sums}
+        job.finish(part.metadata.take(kept), {**made, "broken": len(failed)}, known=known)
     return PackReport(final, int(kept.size), tuple(failed), resumed, time.perf_counter() - began, job.notes)
 
 
@@ -152,65 +152,64 @@ def _decode(
     fit: str,
     workers: int,
     progress: bool | None,
-) -> dict[int, str]:
-    """Decode what is still to do; why rows could not be."""
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Decode what is still to do; why rows could not be, and checksums of the file's chunks as far as they are known."""
     read, stamp = part.reader(), part.stamper()
     library, _ = pillow()
     reasons: dict[int, str] = {}
     guard = threading.Lock()
-    begin, pixels = store.array_header(file)[2], size[0] * size[1]
-    host = host_module()
+    begin, row_bytes = store.array_header(file)[2], 3 * size[0] * size[1]
+    per = max(1, min(BLOCK, STRIPE // row_bytes))
 
-    def write(row: int, image: Any) -> None:
-        # Not through a map: a fault for each page it touches costs more than the copy.
-        at = begin + 3 * row * pixels
-        if host is not None:
-            with contextlib.suppress(AttributeError, ValueError):  # an older Pillow, an image in several pieces
-                host.write_rgb(image.__arrow_c_array__()[1], pixels, target.fileno(), at)
-                return
-        left = memoryview(image.tobytes())
-        while left:
-            done = os.pwrite(target.fileno(), left, at)
-            left, at = left[done:], at + done
+    def made(row: int) -> Any:
+        """The image of a row, or None, and why, where there is none."""
+        try:
+            if stamps is not None and stamp is not None:
+                stamps[row] = stamp(row)  # before it is read: what changes meanwhile is read again
+            item = read(row)
+            if item is None:
+                raise ImageError("is missing")
+            is_file = isinstance(item, bytes)
+            return decoded(item, size, fit) if is_file else fitted(library.fromarray(item), size, fit)
+        except (ImageError, OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+                raise
+            state[row] = BROKEN
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+            reason = "takes more memory than there is" if isinstance(error, MemoryError) else reason
+            with guard:
+                reasons[row] = reason
+            return None
+
+    def run(rows: NDArray[np.int64]) -> None:
+        stripe = target.take(int(rows[0]), rows.size)
+        try:
+            good = []
+            for k, row in enumerate(rows.tolist()):
+                image = made(row)
+                stripe.set(k, image)
+                if image is not None:
+                    good.append(row)
+        except BaseException:
+            target.give_back(stripe)
+            raise
+
+        def written() -> None:
+            state[good] = DONE
+
+        target.put(stripe, written)
 
     def block(rows: NDArray[np.int64]) -> None:
-        for row in rows.tolist():
-            try:
-                if stamps is not None and stamp is not None:
-                    stamps[row] = stamp(row)  # before it is read: what changes meanwhile is read again
-                item = read(row)
-                if item is None:
-                    raise ImageError("is missing")
-                is_file = isinstance(item, bytes)
-                write(row, decoded(item, size, fit) if is_file else fitted(library.fromarray(item), size, fit))
-                state[row] = DONE
-            except (ImageError, OSError, MemoryError) as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
-                    raise
-                state[row] = BROKEN
-                reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-                reason = "takes more memory than there is" if isinstance(error, MemoryError) else reason
-                with guard:
-                    reasons[row] = reason
+        for following in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+            run(following)
 
     todo = np.flatnonzero(state == TODO)
-    blocks = (todo[r.start : r.stop] for r in store.chunks(todo.size, BLOCK))
+    blocks = (todo[r.start : r.stop] for r in store.chunks(todo.size, per))
     finished = in_threads(block, blocks, workers)
-    count = len(part)
-    done = (count - int(todo.size)) // BLOCK
-    total = done - (-todo.size // BLOCK)
-    with (
-        warnings.catch_warnings(),
-        file.open("r+b", buffering=0) as target,
-        ThreadPoolExecutor(1) as flusher,
-    ):
+    done = (len(part) - int(todo.size)) // per
+    total = done - (-todo.size // per)
+    with warnings.catch_warnings(), StripeWriter(file, begin, row_bytes, per, workers + 3) as target:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what cannot be read is an error
-        flushed: Future[None] | None = None
-        for _ in bar(finished, "packing", total=total, done=done, size=BLOCK, unit="images", shown=progress):
-            if flushed is None or flushed.done():  # to the disk as they come, so that little is left to wait for
-                if flushed is not None:
-                    flushed.result()
-                flushed = flusher.submit(os.fdatasync, target.fileno())
-        if flushed is not None:
-            flushed.result()
-    return reasons
+        for _ in bar(finished, "packing", total=total, done=done, size=per, unit="images", shown=progress):
+            pass
+    return reasons, target.sums

@@ -95,11 +95,22 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         written.write_table(pyarrow.table(columns), file)
 
 
-def describe(folder: Path, kind: str, metadata: Metadata, made: dict[str, Any], others: Iterable[str] = ()) -> None:
+def describe(
+    folder: Path,
+    kind: str,
+    metadata: Metadata,
+    made: dict[str, Any],
+    others: Iterable[str] = (),
+    known: Mapping[str, Mapping[int, str]] | None = None,
+) -> None:
     """Write `dataset.json` for the files that lie in `folder`: from then on it opens as a dataset; others: further files
-    that belong to it, such as the tokenizer's."""
+    that belong to it, such as the tokenizer's. known: checksums of some chunks, by file and number of the chunk."""
+    sums = known or {}
     files = {
-        name: {"size": (folder / name).stat().st_size, "checksums": checksums.of_file(folder / name)}
+        name: {
+            "size": (folder / name).stat().st_size,
+            "checksums": checksums.of_file(folder / name, sums.get(name, {})),
+        }
         for name in (*ARRAYS[kind], METADATA, *others, *([REPORT] if (folder / REPORT).is_file() else []))
     }
     description = {

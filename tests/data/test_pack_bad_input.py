@@ -12,7 +12,6 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spurmix.data import job, listing, pack, store
+from spurmix.data import job, listing, pack, store, stripes
 from spurmix.data.store import DatasetError, PackedDataset
 
 
@@ -118,7 +117,7 @@ def test_a_disk_that_fills_up(where: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         if where == "images.npy":
-            patch.setattr(pack, "host_module", lambda: SimpleNamespace(write_rgb=fail))
+            patch.setattr(stripes.os, "pwrite", fail)
         else:
             patch.setattr(job, "write_metadata" if where == "metadata" else "describe", fail)
         with pytest.raises(job.NoSpace, match=r"no space left for .*free some and start again: what is done is kept"):
