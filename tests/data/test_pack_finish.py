@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spurmix.cli.data import contact_sheet
+from spurmix.cli.data import contact_sheet, inspect
 from spurmix.data import decode, job, leave_out, listing, pack, published, store
 from spurmix.data.decode import ImageError
 from spurmix.data.merge import merge
@@ -312,6 +312,15 @@ def test_windows_are_whole_numbers_that_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"window: two of 2 batches of 4 images take [\d,]+ bytes, 100 may be used"):
         source.batches(4, 10)
     assert data.source(2).batches(4, 10) == 2  # type: ignore[union-attr]
+
+
+def test_names_that_look_like_markup_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("[red]cat", "[/bold]"):
+        (tmp_path / "f" / name.replace("/", "")).mkdir(parents=True)
+        (tmp_path / "f" / name.replace("/", "") / "1.png").write_bytes(png(Image.new("RGB", (6, 6))))
+    inspect(pack.pack_images(listing.from_folder(tmp_path / "f"), tmp_path / "t", size=4).path)
+    told = capsys.readouterr().out
+    assert "[red]cat" in told and "[bold]" in told
 
 
 def test_sheets_that_cannot_be_written(tmp_path: Path) -> None:
