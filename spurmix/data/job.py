@@ -93,9 +93,10 @@ class Job:
     """
 
     def __init__(self, final: str | Path, kind: str, plan: dict[str, Any]) -> None:
-        if "://" in str(final):
-            raise ValueError(f"target must be a folder of this machine, got {final}")
         self.final = Path(final)
+        first = self.final.parts[0] if self.final.parts else ""
+        if first.endswith(":") and not Path(first).is_dir():  # a URL, of which a path keeps one slash
+            raise ValueError(f"target must be a folder of this machine, got the URL {final}")
         if self.final.name.endswith(PACKING):
             raise ValueError(f"target: a name that ends in {PACKING} is that of a folder in the making, got {final}")
         self.folder = self.final.with_name(self.final.name + PACKING)

@@ -204,11 +204,8 @@ class WindowedImages(ImageSource):
 
     def __repr__(self) -> str:
         height, width, channels = self.shape
-        window = (
-            f"{self.window} batches"
-            if self.window is not None
-            else f"{(MEMORY if self.memory is None else self.memory) / 2**20:,.0f} MiB"
-        )
+        memory = MEMORY if self.memory is None else self.memory
+        window = f"{self.window} batches" if self.window is not None else f"{memory / 2**20:,.0f} MiB"
         about = f"{len(self):,} images of {height} x {width} x {channels}, {window} at a time"
         return f"WindowedImages({about}{shown(self.tier)})"
 

@@ -139,6 +139,11 @@ def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest
         (("pack", "nowhere", "t"), "there is no folder nowhere"),
         (("pack", "nowhere", "t", "--shard", "x"), "--shard must be i/n, such as 0/4, got 'x'"),
         (("pack", "a", "t", "--text", "x"), "--text is for --layout table, huggingface, not folder"),
+        (
+            ("pack", "a", "t", "--attribute", "x"),
+            "--attribute is for --layout table, celeba, civilcomments, huggingface, not",
+        ),
+        (("pack", "a", "t", "--layout", "table", "--text", "x", "--fit", "exact"), "--fit is for images"),
         (("pack", "a", "t", "--layout", "civilcomments"), "--tokenizer: texts need the folder of a tokenizer"),
         (("pack", "a", "t", "--max-length", "3"), "--tokenizer and --max-length are for texts"),
         (("features", "nowhere", "t", "--model", "small"), "nowhere is no folder"),

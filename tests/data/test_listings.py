@@ -191,6 +191,9 @@ def test_hugging_face_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(ValueError, match=message):
             huggingface.from_datasets(saved, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"row 3: split is missing \(column 'place'\)"):
+        hf_images(5).save_to_disk(str(tmp_path / "gap"))
+        huggingface.from_datasets(f"file://{tmp_path}/gap", split="place")
     datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "plain"))
     with pytest.raises(ValueError, match="no column is of type Image; name the column"):
         huggingface.from_datasets(tmp_path / "plain")

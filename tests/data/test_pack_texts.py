@@ -24,7 +24,7 @@ from spurmix.data.civilcomments import FILE, IDENTITIES, SPLITS
 from spurmix.data.merge import merge, shards_of
 from spurmix.data.pack import pack_images
 from spurmix.data.pack_texts import pack_texts
-from spurmix.data.store import DatasetError, PackedDataset
+from spurmix.data.store import DatasetError, PackedDataset, sealed
 
 RNG = np.random.default_rng(7)
 WORDS = [f"w{k}" for k in range(30)]
@@ -147,7 +147,7 @@ def test_civilcomments(attribute: str, tmp_path: Path) -> None:
     description = tmp_path / "p" / "dataset.json"
     changed = json.loads(description.read_text())
     changed["made"]["cells"] = ["hat"]
-    description.write_text(json.dumps(changed))
+    description.write_text(json.dumps(sealed(changed)))
     with pytest.raises(DatasetError, match="cells must be names of attributes"):
         PackedDataset(tmp_path / "p")
 
