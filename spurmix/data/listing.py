@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core.ranges import chunks
 from spurmix.data.decode import file_bytes
 from spurmix.data.job import counted
-from spurmix.data.store import OWN_COLUMNS, Metadata, chunks
+from spurmix.data.store import OWN_COLUMNS, Metadata
 from spurmix.data.tokenise import unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")

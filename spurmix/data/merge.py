@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spurmix.core.ranges import chunks, contiguous
 from spurmix.data import store
 from spurmix.data.job import Job, PackReport, broken_of
 from spurmix.data.pack_texts import HEADER, write_tokens
@@ -72,7 +73,7 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
     splits = [name for part in opened for name in part.metadata.splits]
     if not splits:
         raise ValueError("parts: none has any examples")
-    if not store.contiguous(splits):
+    if not contiguous(splits):
         raise ValueError("parts: the examples of a split do not lie together; name the parts in their order")
     metadata = Metadata(
         np.concatenate([p.metadata.labels for p in opened]),
@@ -135,7 +136,7 @@ def _merge_rows(job: Job, opened: list[PackedDataset], count: int) -> None:
     whole = job.allocate(ARRAYS[job.kind][0], (count, *shape), dtype.str)
     at, step = 0, max(1, BLOCK // whole[0].nbytes)
     for part in opened:
-        for rows in store.chunks(len(part), step):
+        for rows in chunks(len(part), step):
             whole[at + rows.start : at + rows.stop] = part.array[rows.start : rows.stop]
         at += len(part)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from spurmix._version import __version__
 from spurmix.core.progress import bar
+from spurmix.core.ranges import chunks
 from spurmix.data import job as jobs
 from spurmix.data import store
 from spurmix.data.decode import FITS, ImageError, decoded, fitted, pillow
@@ -135,7 +136,7 @@ def _arrays(
                 state[row] = TODO
 
     done = np.flatnonzero(state == DONE)
-    for _ in in_threads(compare, (done[r.start : r.stop] for r in store.chunks(done.size, 1024)), workers):
+    for _ in in_threads(compare, (done[r.start : r.stop] for r in chunks(done.size, 1024)), workers):
         pass
     changed = int(done.size) - int((state == DONE).sum())
     if changed:
@@ -204,7 +205,7 @@ def _decode(
             run(following)
 
     todo = np.flatnonzero(state == TODO)
-    blocks = (todo[r.start : r.stop] for r in store.chunks(todo.size, per))
+    blocks = (todo[r.start : r.stop] for r in chunks(todo.size, per))
     finished = in_threads(block, blocks, workers)
     done = (len(part) - int(todo.size)) // per
     total = done - (-todo.size // per)

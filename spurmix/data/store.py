@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -489,21 +489,3 @@ def _read_metadata(folder: Path, description: dict[str, Any]) -> Metadata:
         raise
     except Exception as error:  # pyarrow's errors share no base class
         raise DatasetError(f"{path} is damaged: {error}") from None
-
-
-def contiguous(splits: Iterable[str]) -> bool:
-    """Whether the examples of each split lie together."""
-    seen: set[str] = set()
-    last = None
-    for name in splits:
-        if name != last and name in seen:
-            return False
-        seen.add(name)
-        last = name
-    return True
-
-
-def chunks(count: int, size: int) -> Iterator[range]:
-    """Ranges of up to `size` that make up [0, count)."""
-    for begin in range(0, count, size):
-        yield range(begin, min(begin + size, count))

@@ -13,8 +13,8 @@ from torch import nn
 
 from spurmix._version import __version__
 from spurmix.core.progress import bar
+from spurmix.core.ranges import chunks
 from spurmix.data import job as jobs
-from spurmix.data import store
 from spurmix.data.job import DONE, Job, PackReport
 from spurmix.data.sources import ImageSource, Source
 from spurmix.data.store import PackedDataset
@@ -76,7 +76,7 @@ def pack_features(
         features, state = job.arrays({"features.npy": (shape, dtype), "state.npy": (shape[:1], "uint8")})
         resumed = int((state == DONE).sum())
         size = BATCHES * batch_size
-        todo = [r for r in store.chunks(rows.size, size) if (state[r.start : r.stop] != DONE).any()]
+        todo = [r for r in chunks(rows.size, size) if (state[r.start : r.stop] != DONE).any()]
         total = -(-rows.size // size)
         for part in bar(todo, "features", total=total, done=total - len(todo), size=size, shown=progress):
             begin, end = int(rows[0]) + part.start, int(rows[0]) + part.stop

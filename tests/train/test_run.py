@@ -19,25 +19,20 @@ import numpy as np
 import pytest
 import test_recipes
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from packed_data import pack
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
 
-from spurmix import PackedDataset, Predictor, policies
+from spurmix import PackedDataset, Predictor
 from spurmix.cli.app import app
-from spurmix.core.lam import Beta, Fixed
 from spurmix.data import published
 from spurmix.data.pack_texts import pack_texts
 from spurmix.train import models, run
 from spurmix.train import run_files as files
-from spurmix.train.config import DEFAULT, FIELDS, RunConfig, build_policy, option, resolve, to_toml
+from spurmix.train.config import DEFAULT, RunConfig, resolve
 from spurmix.train.models import head_layer
-from spurmix.train.recipes import RECIPES
 from spurmix.train.run_files import read_evaluations
-from spurmix.train.schedule import factor
 
 IMAGES: dict[str, Any] = dict(
     model="small", batch_size=24, steps=40, crop=True, crop_area=0.5, flip=True, save_every=6, evaluate_every=0.8,
@@ -245,68 +240,6 @@ def test_accelerate_launch(features: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "report.json").read_text())["processes"] == 2
 
 
-def test_settings_come_from_defaults_recipe_file_and_flags(tmp_path: Path) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text(
-        'recipe = "waterbirds"\nweights = "w.pth"\nseed = 3\nlearning_rate = 1\n[policy_options]\nlam = "beta(1, 3)"\n'
-    )
-    made = resolve({"seed": 4}, file)
-    assert made.seed == 4 and made.learning_rate == 1.0 and made.weight_decay == 1.0 and made.epochs == 300.0
-    assert made.keep == DEFAULT.keep and made.weights == str(tmp_path / "w.pth")
-    assert resolve({"epochs": 2.0}, base=dataclasses.replace(DEFAULT, steps=7)).steps == 0
-    with pytest.raises(ValueError, match="weights: the recipe celeba starts from resnet50 pre-trained on ImageNet"):
-        resolve({}, recipe="celeba")
-    assert resolve({}, file, "celeba").batch_size == 64
-    assert repr(build_policy(dataclasses.replace(made, policy="balance_attributes"))).count("Beta(1, 3)") == 1
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_settings(name: str) -> None:
-    made = resolve({"weights": "/w"}, recipe=name)
-    assert made.select == "best" and made.batch_size == RECIPES[name].batch_size
-    assert resolve({**RECIPES[name].config(), "weights": "/w"}) == made  # names and types that settings have
-
-
-texts = st.text(st.characters(codec="utf-8"), max_size=20)
-
-
-@given(texts, st.dictionaries(texts, st.one_of(st.integers(-(2**40), 2**40), st.floats(allow_nan=False, allow_infinity=False),
-       texts, st.booleans(), st.lists(st.integers(0, 9), max_size=3)), max_size=3), st.floats(0, 1e6))  # fmt: skip
-def test_settings_survive_their_file(text: str, options: dict[str, Any], rate: float) -> None:
-    config = dataclasses.replace(DEFAULT, attribute=text, policy_options=options, learning_rate=rate)
-    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
-    file = folder / "spurmix-test-settings.toml"
-    file.write_text(to_toml(config), encoding="utf-8")
-    assert resolve({}, file) == config
-    file.unlink()
-
-
-def test_options_of_a_policy() -> None:
-    assert [option(t) for t in ("p=0.5", "alpha = 2", "labels=keep", 'lam="beta(1,2)"', "lam=fixed(0.5)", "prior=[[1, 0]]")] == [
-        ("p", 0.5), ("alpha", 2), ("labels", "keep"), ("lam", "beta(1,2)"), ("lam", "fixed(0.5)"), ("prior", [[1, 0]]),
-    ]  # fmt: skip
-    made = build_policy(RunConfig(policy="lisa", policy_options={"p": 0.25, "alpha": 1}))
-    assert made.name == "lisa" and made.lam == Beta(1)
-    assert build_policy(RunConfig(policy_options={"lam": "Fixed( 0.25 )"})).lam == Fixed(0.25)
-    assert {f.name for f in dataclasses.fields(RunConfig)} == set(FIELDS) and set(policies.__all__) >= {DEFAULT.policy}
-
-
-def test_stages_of_the_step_schedule() -> None:
-    assert [round(factor("step", k, 10, 0.0, 5), 6) for k in range(10)] == [
-        1,
-        1,
-        0.1,
-        0.1,
-        0.01,
-        0.01,
-        1e-3,
-        1e-3,
-        1e-4,
-        1e-4,
-    ]
-    assert [factor("step", k, 4, 0.5) for k in (0, 1)] == [0.5, 1.0]
-
-
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
@@ -330,29 +263,6 @@ def test_settings_that_do_not_fit_the_data(settings: dict[str, Any], text: str, 
         here(images, tmp_path / "run", settings)
     assert text in str(caught.value)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("toml", "text"),
-    [
-        ("sead = 1", "run.toml: sead is no setting; is seed meant?"),
-        ("out = 1", "run.toml: out is a flag of the command"),
-        ("momentum = 1.5", "run.toml: momentum must be 0 or more and 0.9999 or less, got 1.5"),
-        ("seed = -1", "run.toml: seed must be 0 or more"),
-        ("seed = 1.5", "run.toml: seed must be of type int, got 1.5"),
-        ("flip = 1", "run.toml: flip must be of type bool, got 1"),
-        ("learning_rate = nan", "run.toml: learning_rate must be 0 or more, got nan"),
-        ('schedule = "linearly"', "run.toml: schedule must be one of cosine,"),
-        ('recipe = "imagenette"', "recipe must be one of waterbirds,"),
-        ("epochs = 0", "epochs must be positive"),
-        ("seed = ", "run.toml is no TOML: "),
-    ],
-)
-def test_bad_settings_are_named(toml: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text(toml)
-    with pytest.raises(ValueError) as caught:
-        resolve({}, tmp_path / "run.toml")
-    assert text in str(caught.value)
 
 
 def test_a_folder_with_a_run_is_left_alone(finished: Path, images: Path, features: Path, tmp_path: Path) -> None:
