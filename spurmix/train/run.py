@@ -123,7 +123,10 @@ def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
         raise ValueError(f"model: of {dataset.kind} one of {', '.join(MODELS[dataset.kind])}, got {config.model!r}")
     for key, names in SPLIT_NAMES.items():
         value = getattr(config, key)
-        filled[key] = next((n for n in names if n in splits), "none") if value == "auto" else value
+        found = next((n for n in names if n in splits and n != config.train_split), "none")
+        filled[key] = found if value == "auto" else value
+        if filled[key] == config.train_split:
+            raise ValueError(f"{key}: {value!r} is trained on; name another split, or none")
     for key in ("train_split", *SPLIT_NAMES):
         name = filled.get(key, config.train_split)
         if name not in splits and not (name == "none" and key != "train_split"):

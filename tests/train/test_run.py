@@ -125,6 +125,25 @@ def test_evaluate_and_export_agree_with_the_run(finished: Path, images: Path, tm
     assert np.mean(predicted == test.metadata.labels) == pytest.approx(report["evaluations"]["test"]["average"])
 
 
+def test_a_run_without_held_out_data(features: Path, tmp_path: Path) -> None:
+    told = invoke(
+        "train",
+        features,
+        "--out",
+        tmp_path / "run",
+        *flags(FEATURES),
+        "--train-split",
+        "test",
+        "--validation-split",
+        "none",
+    )
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["evaluations"] == {} and report["config"]["test_split"] == "none" and "weights of batch 30" in told
+    with pytest.raises(ValueError, match="no held-out split"):
+        invoke("evaluate", tmp_path / "run")
+    assert "worst group" in invoke("evaluate", tmp_path / "run", "--split", "train")
+
+
 def test_features_of_a_run(finished: Path, images: Path, tmp_path: Path) -> None:
     assert "440 examples" in invoke("features", images, tmp_path / "packed", "--weights", finished)
     opened, packed = run.open_run(finished), PackedDataset(tmp_path / "packed").split("test")
@@ -246,6 +265,7 @@ def test_accelerate_launch(features: Path, tmp_path: Path) -> None:
         (dict(model="bert"), "model: of images one of resnet50, small, got 'bert'"),
         (dict(model="small", weights="w.pth"), "weights: there is no file"),
         (dict(validation_split="dev"), "validation_split must be one of train, val, test, got 'dev'"),
+        (dict(test_split="train"), "test_split: 'train' is trained on"),
         (dict(train_split="none"), "train_split must be one of train, val, test, got 'none'"),
         (dict(attribute="place"), "attribute must be one of colour, got 'place'"),
         (dict(policy="lisa", policy_options={"q": 1}), "policy_options: lisa takes p, alpha, got 'q'"),
