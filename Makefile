@@ -72,7 +72,7 @@ sanitize:
 	export PYTHONPATH=$(SANITIZE)/python ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
 	$(BIN)/python -P -c 'from spurmix import _host; assert "$(SANITIZE)" in _host.__file__, _host.__file__' && \
-	$(BIN)/python -P -m pytest -p no:cacheprovider tests/core/test_groups.py
+	$(BIN)/python -P -m pytest -p no:cacheprovider tests/core/test_groups.py tests/data/test_stripes.py
 
 # `_cuda`, built beside a torch for CUDA (some 5 GB in an environment of its own); needs nvcc, but no GPU.
 check-cuda:
