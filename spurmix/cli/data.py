@@ -126,7 +126,7 @@ def pack(
     max_length: Annotated[
         int | None, typer.Option(help="Texts: tokens kept of a longer one; default: the tokenizer's limit.", min=1)
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads; default: one a core.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads; default: one more than cores.", min=1)] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many examples of each split.", min=1)] = None,
     broken: Annotated[str, typer.Option(help='Images and texts that cannot be read: "error" or "skip".')] = "error",
     shard: Shard = None,

@@ -26,8 +26,10 @@ from spurmix.data.listing import Listing, check_inside
 from spurmix.data.store import REPORT
 from spurmix.data.stripes import StripeWriter
 
-BLOCK, STRIPE = 32, 1 << 23
+BLOCK, STRIPE = 64, 1 << 24
 """Files a worker takes at a time, as far as their images have not more bytes than that."""
+WORKERS = (os.cpu_count() or 1) + 1
+"""One more than cores: a worker waits at times, for a file or the interpreter."""
 
 
 def pack_images(
@@ -48,7 +50,7 @@ def pack_images(
         target: the folder to make. With `shard` (i, n), the i-th of n parts goes into `<target>.shard-i-of-n`; `merge`
             puts them together.
         size: (height, width), or one number for both. fit: "crop" or "exact", see `decoded`.
-        workers: threads; default: as many as there are cores.
+        workers: threads; default: one more than there are cores.
         limit: at most so many examples of each split.
         broken: "error" ends with a list of all images that cannot be read, keeping what was packed; "skip" leaves them
             out and lists them in `broken.jsonl`.
@@ -99,10 +101,10 @@ def pack_images(
             kept = moving.kept
             resumed = kept.size
         else:
-            state, stamps = _arrays(job, part, shape, workers or os.cpu_count() or 1)
+            state, stamps = _arrays(job, part, shape, workers or WORKERS)
             resumed = int((state == DONE).sum())
             file = job.folder / "images.npy"
-            reasons, sums = _decode(part, file, state, stamps, extent, fit, workers or os.cpu_count() or 1, progress)
+            reasons, sums = _decode(part, file, state, stamps, extent, fit, workers or WORKERS, progress)
             failed = [(part.metadata.sources[n], reasons[n]) for n in sorted(reasons)]
             kept = np.flatnonzero(state == DONE)
             report = job.report(failed)
