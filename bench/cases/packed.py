@@ -28,7 +28,7 @@ from spurmix.data.pack import pack_images
 from spurmix.data.window import WindowedImages
 
 IMAGES, SIDE, BATCH, BATCHES = 9900, 224, 256, 40
-FILES, CHECKED = 2000, 64
+FILES, CHECKED = 8000, 64
 SOAK, GROWTH = 100_000, 0.01
 
 
@@ -121,13 +121,13 @@ def _packing(context: Context, height: int, width: int) -> Case:
 
 @case("pack_224", quick=False)
 def pack_224(context: Context) -> Case:
-    """Pack 2,000 JPEGs of 224 x 224 pixels, checksums included, beside Pillow's decoding of them; each on as many cores."""
+    """Pack 8,000 JPEGs of 224 x 224 pixels, checksums included, beside Pillow's decoding of them; each on as many cores."""
     return _packing(context, SIDE, SIDE)
 
 
 @case("pack_500x375", quick=False)
 def pack_500x375(context: Context) -> Case:
-    """Pack 2,000 JPEGs of 500 x 375 pixels to 224 x 224, beside Pillow's decode and resize; on as many cores."""
+    """Pack 8,000 JPEGs of 500 x 375 pixels to 224 x 224, beside Pillow's decode and resize; on as many cores."""
     return _packing(context, 375, 500)
 
 

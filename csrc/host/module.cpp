@@ -247,8 +247,10 @@ struct ArrowArray {
   void* private_data;
 };
 
-// An RGB image of Pillow's, as Image.__arrow_c_array__ gives it, four bytes a pixel, to byte `at` of `out`.
-void pack_rgb(const py::capsule& image, int64_t count, py::array_t<uint8_t, py::array::c_style> out, int64_t at) {
+// An RGB image of Pillow's, as Image.__arrow_c_array__ gives it, four bytes a pixel, to byte `at` of `out`. Returns the
+// CRC-32 of what is written, after bytes of which it is `crc`.
+uint32_t pack_rgb(const py::capsule& image, int64_t count, py::array_t<uint8_t, py::array::c_style> out, int64_t at,
+                  uint32_t crc) {
   if (std::strcmp(image.name() != nullptr ? image.name() : "", "arrow_array") != 0) {
     throw py::type_error("image must be an arrow_array");
   }
@@ -262,7 +264,7 @@ void pack_rgb(const py::capsule& image, int64_t count, py::array_t<uint8_t, py::
   if (at < 0 || count > (out.size() - at) / 3) throw py::index_error("out has no room for the pixels");
   uint8_t* to = out.mutable_data() + at;
   py::gil_scoped_release release;
-  spurmix::host::pack_rgb(static_cast<const uint8_t*>(bytes->buffers[1]), count, to);
+  return spurmix::host::pack_rgb(static_cast<const uint8_t*>(bytes->buffers[1]), count, to, crc);
 }
 
 // Every float through a half format and back: the conversions of pixel.h.
@@ -300,6 +302,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("crc32", &crc32, py::arg("data"), py::arg("crc") = 0u);
   m.def("file_crc32", &file_crc32, py::arg("fd"), py::arg("begin"), py::arg("size"));
   m.def("crc32_joined", &crc32_joined, py::arg("first"), py::arg("second"), py::arg("size"));
-  m.def("pack_rgb", &pack_rgb, py::arg("image"), py::arg("count"), py::arg("out").noconvert(), py::arg("at"));
+  m.def("pack_rgb", &pack_rgb, py::arg("image"), py::arg("count"), py::arg("out").noconvert(), py::arg("at"),
+        py::arg("crc") = 0u);
   m.def("round_trip", &round_trip, py::arg("values"), py::arg("bfloat16"));
 }

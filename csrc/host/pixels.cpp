@@ -1,6 +1,9 @@
 #include "pixels.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "crc32.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,15 +31,26 @@ int64_t by_shuffles(const uint8_t* pixels, int64_t count, uint8_t* to) {
 #pragma GCC pop_options
 #endif
 
-}  // namespace
+constexpr int64_t kPiece = 2048;  // pixels: they stay in the first cache
 
-void pack_rgb(const uint8_t* pixels, int64_t count, uint8_t* to) {
+void pack(const uint8_t* pixels, int64_t count, uint8_t* to) {
   int64_t k = 0;
 #if defined(__x86_64__)
   static const bool shuffles = __builtin_cpu_supports("ssse3");
   if (shuffles) k = by_shuffles(pixels, count, to);
 #endif
   for (; k < count; ++k) std::memcpy(to + 3 * k, pixels + 4 * k, 3);
+}
+
+}  // namespace
+
+uint32_t pack_rgb(const uint8_t* pixels, int64_t count, uint8_t* to, uint32_t crc) {
+  for (int64_t at = 0; at < count; at += kPiece) {
+    const int64_t size = std::min(count - at, kPiece);
+    pack(pixels + 4 * at, size, to + 3 * at);
+    crc = crc32(crc, to + 3 * at, 3 * size);
+  }
+  return crc;
 }
 
 }  // namespace spurmix::host

@@ -29,20 +29,35 @@ class ImageError(ValueError):
     """An image that cannot be used."""
 
 
-def file_bytes(path: str | Path) -> bytes:
-    """What a file of this machine holds.
+def stamp_of(found: os.stat_result) -> int:
+    """A number, 0 or more, that is another once the file is."""
+    return (found.st_mtime_ns * 1_000_003 ^ found.st_size) & (1 << 63) - 1
+
+
+def stamped_bytes(path: str) -> tuple[bytes, int]:
+    """What a file of this machine holds, and its stamp from before it was read.
 
     Raises:
         ImageError: for a pipe, a device and the like, which might never end, and more than 2^30 bytes. OSError.
     """
-    # Not to wait for a writer where it is a pipe.
-    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        found = os.fstat(file.fileno())
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # not to wait for a writer where it is a pipe
+    try:
+        found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise ImageError("is no regular file")
         if found.st_size > MAX_BYTES:
             raise ImageError(f"{found.st_size:,} bytes are more than {MAX_BYTES:,}")
-        return file.readall()
+        data = os.read(handle, found.st_size)
+        while len(data) < found.st_size and (more := os.read(handle, found.st_size - len(data))):
+            data += more
+        return data, stamp_of(found)
+    finally:
+        os.close(handle)
+
+
+def file_bytes(path: str) -> bytes:
+    """What a file of this machine holds; errors as of `stamped_bytes`."""
+    return stamped_bytes(path)[0]
 
 
 def pillow() -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core.ranges import chunks
-from spurmix.data.decode import file_bytes
+from spurmix.data.decode import file_bytes, stamp_of, stamped_bytes
 from spurmix.data.job import counted
 from spurmix.data.store import OWN_COLUMNS, Metadata
 from spurmix.data.tokenise import unreadable
@@ -78,23 +78,32 @@ class Listing:
         read = file_bytes if "file" in system.protocol else system.cat_file
         return lambda n: read(f"{base}/{sources[n]}")
 
+    def stamped_reader(self) -> Callable[[int], tuple[bytes, int]] | None:
+        """A function that gives the bytes of file n and its stamp, see `stamper`; None for what is no file here."""
+        place = self._place()
+        return None if place is None else lambda n: stamped_bytes(place(n))
+
     def stamper(self) -> Callable[[int], int] | None:
         """A function that gives a number for file n that is another once the file is; None for what is no file here."""
-        if self.content is not None:
+        place = self._place()
+        if place is None:
             return None
-        system, base = open_root(self.root)
-        if "file" not in system.protocol:
-            return None
-        sources = self.metadata.sources
 
         def stamp(n: int) -> int:
             try:
-                found = os.stat(f"{base}/{sources[n]}")
+                return stamp_of(os.stat(place(n)))
             except OSError:
                 return -1
-            return (found.st_mtime_ns * 1_000_003 ^ found.st_size) & (1 << 63) - 1
 
         return stamp
+
+    def _place(self) -> Callable[[int], str] | None:
+        """A function that gives the path of file n, where they are files of this machine."""
+        if self.content is not None:
+            return None
+        system, base = open_root(self.root)
+        sources = self.metadata.sources
+        return (lambda n: f"{base}/{sources[n]}") if "file" in system.protocol else None
 
 
 def _fsspec() -> Any:

@@ -157,7 +157,7 @@ def _decode(
     progress: bool | None,
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Decode what is still to do; why rows could not be, and checksums of the file's chunks as far as they are known."""
-    read, stamp = part.reader(), part.stamper()
+    read, stamped = part.reader(), part.stamped_reader()
     library, _ = pillow()
     reasons: dict[int, str] = {}
     guard = threading.Lock()
@@ -167,9 +167,10 @@ def _decode(
     def made(row: int) -> Any:
         """The image of a row, or None, and why, where there is none."""
         try:
-            if stamps is not None and stamp is not None:
-                stamps[row] = stamp(row)  # before it is read: what changes meanwhile is read again
-            item = read(row)
+            if stamps is not None and stamped is not None:
+                item, stamps[row] = stamped(row)
+            else:
+                item = read(row)
             if item is None:
                 raise ImageError("is missing")
             is_file = isinstance(item, bytes)

@@ -69,6 +69,7 @@ class StripeWriter:
         def write() -> None:
             try:
                 self._write(stripe.bytes, stripe.at)
+                self._pieces.update(stripe.pieces())
                 then()
             except BaseException as error:
                 self._failed = self._failed or error
@@ -83,11 +84,7 @@ class StripeWriter:
         self._free.put(stripe.memory)
 
     def _write(self, data: NDArray[np.uint8], at: int) -> None:
-        host, end = host_module(), at + data.size
-        for begin in [at, *range(-(-(at + 1) // checksums.CHUNK) * checksums.CHUNK, end, checksums.CHUNK)]:
-            size = min(end, (begin // checksums.CHUNK + 1) * checksums.CHUNK) - begin
-            if host is not None:
-                self._pieces[begin] = (size, host.crc32(data[begin - at : begin - at + size]))
+        end = at + data.size
         head, tail = min(-(-at // PAGE) * PAGE, end), end // PAGE * PAGE
         if self._direct < 0 or tail - head < DIRECT_FROM:
             _write_all(self._plain, data, at)
@@ -140,18 +137,43 @@ class Stripe:
         skip = at % PAGE
         self.memory, self.at, self._row_bytes = memory, at, row_bytes
         self.bytes = memory[skip : skip + count * row_bytes]
+        self._sums: dict[int, int] = {}  # CRC-32 of what lies in a chunk of the file, by its number
 
     def set(self, k: int, image: Any | None) -> None:
-        """Row k becomes an RGB image of Pillow's, or zeros."""
-        row = self.bytes[k * self._row_bytes : (k + 1) * self._row_bytes]
+        """Row k, the one after the last one set, becomes an RGB image of Pillow's, or zeros."""
         host, pack = host_module(), getattr(image, "__arrow_c_array__", None)
+        begin, end = k * self._row_bytes, (k + 1) * self._row_bytes
         if host is not None and pack is not None:
+            number, to = (self.at + begin) // checksums.CHUNK, (self.at + end - 1) // checksums.CHUNK
             try:
-                host.pack_rgb(pack()[1], self._row_bytes // 3, self.bytes, k * self._row_bytes)
-                return
+                crc = host.pack_rgb(pack()[1], self._row_bytes // 3, self.bytes, begin, self._sums.get(number, 0))
             except ValueError:
                 pass  # an image that Pillow holds in several pieces
-        row[:] = 0 if image is None else np.asarray(image).reshape(-1)
+            else:
+                if number == to:
+                    self._sums[number] = crc
+                else:
+                    self._sum(begin, end)
+                return
+        self.bytes[begin:end] = 0 if image is None else np.asarray(image).reshape(-1)
+        self._sum(begin, end)
+
+    def _sum(self, begin: int, end: int) -> None:
+        host = host_module()
+        if host is None:
+            return
+        for number in range((self.at + begin) // checksums.CHUNK, (self.at + end - 1) // checksums.CHUNK + 1):
+            first, last = (max(0, (number + k) * checksums.CHUNK - self.at) for k in (0, 1))
+            part = self.bytes[max(begin, first) : min(end, last)]
+            self._sums[number] = host.crc32(part, self._sums.get(number, 0))
+
+    def pieces(self) -> dict[int, tuple[int, int]]:
+        """Size and CRC-32 of what lies in each chunk of the file, by the byte it begins at."""
+        end, found = self.at + self.bytes.size, {}
+        for number, crc in self._sums.items():
+            begin = max(self.at, number * checksums.CHUNK)
+            found[begin] = (min(end, (number + 1) * checksums.CHUNK) - begin, crc)
+        return found
 
 
 def _write_all(handle: int, data: NDArray[np.uint8], at: int) -> None:
