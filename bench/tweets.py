@@ -147,18 +147,37 @@ def rows_of(results: dict[int, dict[str, Evaluation]]) -> list[dict[str, Any]]:
     return rows
 
 
+def mean_interval(values: list[float]) -> tuple[float, float | None, float | None]:
+    """Mean and its 95% interval by Student's t, None of a single value."""
+    from scipy.stats import t
+
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return mean, None, None
+    half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5)
+    return mean, mean - half, mean + half
+
+
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each policy: worst group over the seeds, mean average, and the seeds on which it beats erm or all others."""
+    """Of each policy: worst group over the seeds, how far it is ahead of erm's on the same seed (the interval is one over
+    seeds, whose splits overlap), mean average, and the seeds on which it beats erm or all others."""
     by_policy = {name: [r["worst_group"] for r in rows if r["policy"] == name] for name in POLICIES}
     table = []
     for name, worst in by_policy.items():
+        ahead = [w - e for w, e in zip(worst, by_policy["erm"], strict=True)]
+        mean, low, high = mean_interval(ahead)
         table.append({
             "policy": name,
             "worst_group_mean": float(np.mean(worst)),
             "worst_group_min": min(worst),
             "worst_group_max": max(worst),
             "average_mean": float(np.mean([r["average"] for r in rows if r["policy"] == name])),
-            "seeds_above_erm": sum(w > e for w, e in zip(worst, by_policy["erm"], strict=True)),
+            "ahead_of_erm_mean": mean,
+            "ahead_of_erm_low": low,
+            "ahead_of_erm_high": high,
+            "ahead_of_erm_min": min(ahead),
+            "ahead_of_erm_max": max(ahead),
+            "seeds_above_erm": sum(a > 0 for a in ahead),
             "seeds_best": sum(w == max(all_of) for w, *all_of in zip(worst, *by_policy.values(), strict=True)),
         })  # fmt: skip
     return table
@@ -169,15 +188,23 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     seeds = sorted({r["seed"] for r in rows})
-    table = Table("policy", *(f"seed {s}" for s in seeds), "mean", "average", "above erm", "best")
+    table = Table("policy", *(f"seed {s}" for s in seeds), "mean", "ahead of erm", "average", "above erm", "best")
     for line in summary(rows):
         own = [r for r in rows if r["policy"] == line["policy"]]
         cells = [f"{100 * r['worst_group']:.1f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]" for r in own]
         table.add_row(
-            line["policy"], *cells, f"{100 * line['worst_group_mean']:.1f}", f"{100 * line['average_mean']:.1f}",
-            f"{line['seeds_above_erm']}/{len(seeds)}", f"{line['seeds_best']}/{len(seeds)}",
+            line["policy"], *cells, f"{100 * line['worst_group_mean']:.1f}", _ahead(line),
+            f"{100 * line['average_mean']:.1f}", f"{line['seeds_above_erm']}/{len(seeds)}",
+            f"{line['seeds_best']}/{len(seeds)}",
         )  # fmt: skip
-    Console(width=150).print("worst-group accuracy, % [95% Wilson interval of that group]", table)
+    head = "worst-group accuracy, % [95% Wilson interval of that group]; points ahead of erm [95% interval over seeds]"
+    Console(width=170).print(head, table)
+
+
+def _ahead(line: dict[str, Any]) -> str:
+    low, high = line["ahead_of_erm_low"], line["ahead_of_erm_high"]
+    interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and line["policy"] != "erm" else ""
+    return f"{100 * line['ahead_of_erm_mean']:+.1f}{interval}"
 
 
 def save(rows: list[dict[str, Any]], head: dict[str, Any], target: Path) -> None:

@@ -4,7 +4,9 @@ No real reviews: every text is put together from the lists below. Three sentence
 says nothing; a group of other guests, students or pensioners, who do nothing but be there; and a verdict. Class: the
 verdict praises or complains. Attribute: which group is mentioned. In the training set 95% of the praise mentions
 students and 95% of the complaints mention pensioners, in the test set half. The test set's verdicts use adjectives that
-training texts do not.
+training texts do not. Fine-tuning a whole encoder reads such clean verdicts and nothing else (100% in every group); for
+it, 15% of the training verdicts are those of the other class (guests who were served badly and rate well), so that the
+mentioned group, right in 95%, tells more about a training class than the verdict does. The test set stays clean.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CORRELATION = 0.95
+CORRELATION, CONTRADICTING = 0.95, 0.15
 CLASS_NAMES = ("complaint", "praise")
 ATTRIBUTE_NAMES = ("pensioners", "students")
 TRAIN = 3000
@@ -74,22 +76,26 @@ class Split:
     attribute: NDArray[np.int64]
 
 
-def load(seed: int, train: int = TRAIN, test_per_group: int = TEST_PER_GROUP) -> tuple[Split, Split]:
-    """Training set, 95% of each class with its own group, and a test set balanced over the four cells."""
+def load(
+    seed: int, train: int = TRAIN, test_per_group: int = TEST_PER_GROUP, contradicting: float = 0.0
+) -> tuple[Split, Split]:
+    """Training set, 95% of each class with its own group, and a test set balanced over the four cells; contradicting:
+    share of the training texts whose verdict is the other class's."""
     rng = np.random.default_rng([seed, 20230522])
     label = rng.permutation(np.arange(train, dtype=np.int64) % 2)
     attribute = np.where(rng.random(train) < CORRELATION, label, 1 - label)
-    training = Split(_texts(label, attribute, "train", rng), label, attribute)
+    contradicts = (np.random.default_rng([seed, 20230523]).random(train) < contradicting).astype(np.int64)
+    training = Split(_texts(label ^ contradicts, attribute, "train", rng), label, attribute)
     cells = np.repeat(np.arange(4, dtype=np.int64), test_per_group)
     return training, Split(_texts(cells // 2, cells % 2, "test", rng), cells // 2, cells % 2)
 
 
-def _texts(label: NDArray[np.int64], attribute: NDArray[np.int64], split: str, rng: np.random.Generator) -> list[str]:
+def _texts(verdict: NDArray[np.int64], attribute: NDArray[np.int64], split: str, rng: np.random.Generator) -> list[str]:
     def one(of: tuple[str, ...]) -> str:
         return of[rng.integers(len(of))]
 
     texts = []
-    for y, a in zip(label, attribute, strict=True):
+    for y, a in zip(verdict, attribute, strict=True):
         sentences = (
             one(OCCASIONS).format(place=one(PLACES), day=one(DAYS), count=one(COUNTS)),
             one(COMPANY).format(group=one(GROUPS[a])),

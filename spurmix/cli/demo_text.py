@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,11 @@ STORY = report.Story(
     attribute="mentioned group",
     file="reads token ids; the tokenizer lies beside it, and spurmix.Predictor takes strings.",
 )
+FULL_STORY = dataclasses.replace(
+    STORY,
+    data=f"{STORY.data} In training 15% of the verdicts are those of the other class: an encoder that is fine-tuned as a "
+    "whole would read clean verdicts and nothing else.",
+)
 
 
 def run(
@@ -63,7 +70,8 @@ def run(
     from transformers import AutoTokenizer
 
     print("data: sentences from templates")
-    train, test = demo_sentences.load(seed, train_size, test_per_group)
+    contradicting = demo_sentences.CONTRADICTING if full else 0.0
+    train, test = demo_sentences.load(seed, train_size, test_per_group, contradicting)
     names: dict[str, Any] = {
         "class_names": demo_sentences.CLASS_NAMES,
         "attribute_names": demo_sentences.ATTRIBUTE_NAMES,
@@ -75,15 +83,18 @@ def run(
     tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder(), local_files_only=True)
     source, held_out = (TokenSource.from_texts(s.texts, tokenizer, max_length=MAX_LENGTH) for s in (train, test))
     features = None if full else extract_features(model, source)
+    usual = FULL_EPOCHS if full else HEAD_EPOCHS
+    both = [own if own is not None else default for own, default in zip(epochs, usual, strict=True)]
+    batches = round(sum(both) * len(source) / FULL_BATCH)
 
     def fit(groups: GroupIndex, policy: MixPolicy, step: int) -> None:
-        passes = epochs[step] if epochs[step] is not None else (FULL_EPOCHS if full else HEAD_EPOCHS)[step]
+        passes = both[step]
         if features is not None:
             options: dict[str, Any] = {"batch_size": HEAD_BATCH, "epochs": passes, "seed": seed + step}
             retrain_head(model, source, groups, policy, features=features, **options, **HEAD)
         else:
             loader = MixLoader(source, groups, policy, FULL_BATCH, epochs=passes, seed=seed + step)
-            finetune(model, loader, **FULL)
+            finetune(model, loader, after_step=_estimate(len(loader), batches) if step == 0 else None, **FULL)
 
     print("plain training (ERM): the biased model")
     fit(train_groups, policies.erm(), 0)
@@ -103,7 +114,19 @@ def run(
     )
     settings = {"task": "text", "policy": policy, "model": model_name, "full": full, "seed": seed}
     samples = _samples(source, groups, candidates[policy], seed + 1, train.texts)
-    return report.finish(out, STORY, settings, before, after, audits, exported, samples, began)
+    return report.finish(out, FULL_STORY if full else STORY, settings, before, after, audits, exported, samples, began)
+
+
+def _estimate(first: int, batches: int) -> Callable[[int], None]:
+    """Says once, after a few of the `first` batches, how long all `batches` take on this machine."""
+    began = time.perf_counter()
+
+    def after(made: int) -> None:
+        if made == min(5, first):
+            minutes = (time.perf_counter() - began) / made * batches / 60
+            print(f"{batches} batches through the encoder before and after debiasing: about {minutes:.1f} minutes")
+
+    return after
 
 
 def _samples(

@@ -127,7 +127,7 @@ def resolve(
             if values.get(name):
                 values[name] = os.path.abspath(os.path.join(os.path.dirname(origin), values[name]))
         made = dataclasses.replace(made, **values)
-    if chosen is not None and not made.weights:
+    if chosen is not None and not made.weights and made.model == RECIPES[chosen].config()["model"]:
         raise ValueError(
             f"weights: the recipe {chosen} starts from {RECIPES[chosen].model}; say where it lies (--weights)"
         )

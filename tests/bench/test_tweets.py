@@ -56,6 +56,15 @@ def test_reading_splitting_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = json.loads(target.read_text())
     assert [line["policy"] for line in result["summary"]] == list(tweets.POLICIES)
     assert len(result["rows"]) == 10
+    by_policy = {line["policy"]: line for line in result["summary"]}
+    erm, ours = ([r["worst_group"] for r in result["rows"] if r["policy"] == p] for p in ("erm", "balance_attributes"))
+    ahead, line = np.subtract(ours, erm), by_policy["balance_attributes"]
+    assert line["seeds_above_erm"] == (ahead > 0).sum()
+    assert [line[f"ahead_of_erm_{k}"] for k in ("min", "max")] == [ahead.min(), ahead.max()]
+    half = 12.706205 * abs(ahead[0] - ahead[1]) / 2  # of Student's t with one degree of freedom
+    bounds = [line[f"ahead_of_erm_{k}"] for k in ("low", "mean", "high")]
+    assert bounds == pytest.approx([ahead.mean() - half, ahead.mean(), ahead.mean() + half], rel=1e-6)
+    assert by_policy["erm"]["ahead_of_erm_mean"] == 0
     assert all(r["low"] <= r["worst_group"] <= r["high"] for r in result["rows"])
     with target.with_suffix(".csv").open() as file:
         assert [r["policy"] for r in csv.DictReader(file)] == [r["policy"] for r in result["rows"]]

@@ -42,6 +42,16 @@ def test_sentences_say_what_their_labels_say() -> None:
     assert demo_sentences.load(4, 400, 20)[0].texts != train.texts
 
 
+def test_some_training_verdicts_contradict_their_class() -> None:
+    clean, clean_test = demo_sentences.load(3, 2000, 20)
+    train, test = demo_sentences.load(3, 2000, 20, contradicting=0.15)
+    assert test.texts == clean_test.texts
+    assert np.array_equal(train.label, clean.label)
+    says = np.array([any(f" {word}" in text for word in demo_sentences.WORDS["train"][1]) for text in train.texts])
+    assert 0.12 < np.mean(says != train.label) < 0.18  # more than the 5% whose mentioned group is the other class's
+    assert np.mean(train.label == train.attribute) > 0.94
+
+
 def check(out: Path) -> Any:
     report = json.loads((out / "report.json").read_text())
     assert {p.name for p in out.iterdir()} == FILES
@@ -64,7 +74,10 @@ def test_a_very_short_run(full: bool, tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert report["full"] is full
     assert check(tmp_path)["erm"] == report["erm"]
-    assert "worst group" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "worst group" in shown
+    assert ("8 batches through the encoder before and after debiasing: about" in shown) is full
+    assert ("15% of the verdicts" in (tmp_path / "report.html").read_text()) is full
 
 
 @pytest.mark.slow
@@ -82,3 +95,12 @@ def test_whole_runs(seed: int, tmp_path: Path) -> None:
     texts = ["Some students were waiting in front of us. The soup was horrible.",
              "Some pensioners were waiting in front of us. The soup was lovely."]  # fmt: skip
     assert predictor.predict(texts).argmax(axis=1).tolist() == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_whole_run_through_the_encoder(tmp_path: Path) -> None:
+    """Minutes: plain fine-tuning learns who is mentioned here too, which it does not from clean verdicts."""
+    demo_text.run(tmp_path, policy="balance_attributes", seed=0, full=True)
+    report = check(tmp_path)
+    assert report["erm"]["worst_group"] < 0.3
+    assert report["debiased"]["worst_group"] > 0.7

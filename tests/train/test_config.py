@@ -28,6 +28,7 @@ def test_settings_come_from_defaults_recipe_file_and_flags(tmp_path: Path) -> No
     assert resolve({"epochs": 2.0}, base=dataclasses.replace(DEFAULT, steps=7)).steps == 0
     with pytest.raises(ValueError, match="weights: the recipe celeba starts from resnet50 pre-trained on ImageNet"):
         resolve({}, recipe="celeba")
+    assert resolve({"model": "minilm"}, recipe="civilcomments").weights == ""  # which brings its own
     assert resolve({}, file, "celeba").batch_size == 64
     assert repr(build_policy(dataclasses.replace(made, policy="balance_attributes"))).count("Beta(1, 3)") == 1
 

@@ -235,6 +235,11 @@ def test_models_that_cannot_be_mixed_are_refused() -> None:
         MixedInputs(MixedInputs(build("bert")))
     with pytest.raises(ValueError, match="BertModel has no head"):
         MixedInputs(build("mean").encoder, "features")
+    decoder = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=LONGEST, bos_token_id=1, eos_token_id=1
+    )
+    with pytest.raises(TypeError, match="GPT2ForSequenceClassification classifies by the last token"):
+        MixedInputs(transformers.GPT2ForSequenceClassification(decoder))
 
 
 def test_a_compiled_model_is_compiled_once() -> None:
