@@ -64,6 +64,8 @@ def mix_embeddings(
     if out is not None:
         validate.output(out, shape, _WIDE, weight.device)
         validate.no_grad_input(weight=weight)
+        names = ("ids", "partner_ids", "lam", "mask", "partner_mask")
+        validate.apart(out, weight=weight, **dict(zip(names, lookups, strict=True)))
         return into(out, implementation("mix_embeddings_out", backend, weight.device), weight, *lookups)
     kind = validate.float_dtype(dtype if dtype is not None else weight.dtype, allowed=_WIDE)
     backend = transformable(backend)

@@ -105,7 +105,7 @@ def draw(
     for k, name in enumerate(("index", "partner", "lam", "group")[: len(out)]):
         kind = torch.float32 if name == "lam" else torch.int64
         validate.output(out[k], (count,), (kind,), device, f"out[{k}] ({name})")
-    validate.apart(out)
+    validate.apart(out, tables=tables.packed, members=tables.members)
     group = out[3] if len(out) == 4 else torch.empty_like(out[0])
     _call(
         implementation("draw_out", backend, device), tables.packed, tables.members, seed, start, None, *out[:3], group
@@ -199,6 +199,9 @@ def mix_images(
     inputs = (images, index, partner, lam, mean, std, boxes, flips)
     if out is not None:
         validate.output(out, (batch, channels, height, width), validate.FLOATS, device)
+        validate.apart(
+            out, images=images, index=index, partner=partner, lam=lam, mean=mean, std=std, boxes=boxes, flips=flips
+        )
         return _into(out, implementation("mix_images_out", backend, device), *inputs)
     validate.float_dtype(dtype)
     return _call(implementation("mix_images", backend, device), *inputs, height, width, dtype, channels_last)
@@ -259,6 +262,8 @@ def mix_image_batch(
     for k, name in enumerate(MixedImages._fields[1:], start=1):
         kind = torch.float32 if name == "lam" else torch.int64
         validate.output(out[k], (count,), (kind,), device, f"out[{k}] ({name})")
+    read = {"tables": tables.packed, "members": tables.members, "mean": mean, "std": std}
+    validate.apart(out, images=images, labels=labels, **read)
     _call(implementation("mix_image_batch_out", backend, device), *inputs, None, *out)
     torch.autograd.graph.increment_version(out)
     return MixedImages(*out)
@@ -296,6 +301,7 @@ def mix_rows(
     if out is not None:
         validate.output(out, (batch, rows.shape[1]), _WIDE, rows.device)
         validate.no_grad_input(rows=rows, lam=lam)
+        validate.apart(out, rows=rows, index=index, partner=partner, lam=lam)
         return _into(out, implementation("mix_rows_out", backend, rows.device), rows, index, partner, lam)
     kind = validate.float_dtype(dtype if dtype is not None else rows.dtype, allowed=_WIDE)
     backend = _transformable(backend)
@@ -331,6 +337,7 @@ def mix_labels(
         raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
     if out is not None:
         validate.output(out, (batch, num_classes), _WIDE, label.device)
+        validate.apart(out, label=label, partner_label=partner_label, lam=lam)
         return _into(out, implementation("mix_labels_out", backend, label.device), label, partner_label, lam)
     kind = validate.float_dtype(dtype, allowed=_WIDE)
     function = implementation("mix_labels", backend, label.device)
@@ -471,5 +478,6 @@ def group_counts(
     logits = logits.detach()
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         logits = logits.contiguous()
-    function = implementation("group_counts", backend, logits.device)
-    return _into(out, function, logits, label.contiguous(), group.contiguous())
+    label, group = label.contiguous(), group.contiguous()
+    validate.apart(out, logits=logits, label=label, group=group)
+    return _into(out, implementation("group_counts", backend, logits.device), logits, label, group)

@@ -24,12 +24,15 @@ def tensor(value: Any, name: str, dtypes: Sequence[torch.dtype], shape: Sequence
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} must have dtype {_names(dtypes)}, got {_names([value.dtype])}")
-    wanted = "[" + ", ".join("*" if s is None else str(s) for s in shape) + "]"
-    if value.dim() != len(shape):
+    fits = value.dim() == len(shape)
+    if fits:
+        for size, expected in zip(value.shape, shape, strict=True):
+            # Not by isinstance(expected, int): inside torch.compile sizes are symbols.
+            if expected is not None and not isinstance(expected, str) and size != expected:
+                fits = False
+    if not fits:
+        wanted = "[" + ", ".join("*" if s is None else str(s) for s in shape) + "]"
         raise ValueError(f"{name} must have shape {wanted}, got {list(value.shape)}")
-    for size, expected in zip(value.shape, shape, strict=True):
-        if isinstance(expected, int) and size != expected:
-            raise ValueError(f"{name} must have shape {wanted}, got {list(value.shape)}")
     return value
 
 
@@ -49,12 +52,40 @@ def output(
     return out
 
 
-def apart(out: Sequence[Tensor]) -> None:
-    """Check that no two of several dense outputs share memory."""
-    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, k) for k, t in enumerate(out) if t.numel())
-    for (_, end, k), (begin, _, other) in pairwise(spans):
-        if begin < end:
-            raise ValueError(f"out[{max(k, other)}] shares memory with out[{min(k, other)}]")
+def _span(value: Tensor) -> tuple[int, int]:
+    """Addresses from the first byte of a tensor to behind its last one; empty ones have none, nor have fake ones."""
+    if value.numel() == 0:
+        return 0, 0
+    try:
+        begin = value.data_ptr()
+    except RuntimeError:
+        return 0, 0
+    if value.is_contiguous():
+        return begin, begin + value.nbytes
+    reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return begin, begin + (reach + 1) * value.itemsize
+
+
+def apart(out: Tensor | Sequence[Tensor], **inputs: Tensor | None) -> None:
+    """Check that dense outputs share no memory with each other, nor with what the op reads; inside torch.compile, where
+    addresses are not known, they are taken to."""
+    if torch.compiler.is_compiling():
+        return
+    if isinstance(out, Tensor):
+        written = [("out", *_span(out))]
+    else:
+        written = [(f"out[{k}]", *_span(t)) for k, t in enumerate(out)]
+        ordered = sorted((begin, end, k) for k, (_, begin, end) in enumerate(written) if begin < end)
+        for (_, end, k), (begin, _, other) in pairwise(ordered):
+            if begin < end:
+                raise ValueError(f"out[{max(k, other)}] shares memory with out[{min(k, other)}]")
+    for name, value in inputs.items():
+        if value is None:
+            continue
+        first, last = _span(value)
+        for target, begin, end in written:
+            if first < end and begin < last:
+                raise ValueError(f"{target} shares memory with {name}, which is still read while {target} is written")
 
 
 def same_device(device: torch.device, **tensors: Tensor | None) -> None:
