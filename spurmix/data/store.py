@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.data import checksums
 from spurmix.data.checksums import Damage, damages
@@ -150,7 +151,7 @@ class PackedDataset:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._open(Path(path))
+        self._open(checks.path(path, "path"))
 
     @classmethod
     def unfinished(cls, folder: Path) -> PackedDataset:
@@ -196,6 +197,7 @@ class PackedDataset:
 
     def part(self, begin: int, end: int) -> PackedDataset:
         """The examples [begin, end)."""
+        begin, end = checks.integer(begin, "begin"), checks.integer(end, "end")
         if not 0 <= begin <= end <= len(self):
             raise IndexError(f"part must lie in [0, {len(self)}], got [{begin}, {end})")
         part = object.__new__(PackedDataset)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.ops import validate
@@ -100,7 +101,7 @@ def draw(
     if out is None:
         function = implementation("draw", backend, device)
         return Draw(*_call(function, tables.packed, tables.members, seed, start, count)[:3])
-    if len(out) not in (3, 4):
+    if len(validate.outputs(out)) not in (3, 4):
         raise ValueError(f"out must hold index, partner, lam and, if wanted, group, got {len(out)} tensors")
     for k, name in enumerate(("index", "partner", "lam", "group")[: len(out)]):
         kind = torch.float32 if name == "lam" else torch.int64
@@ -189,9 +190,10 @@ def mix_images(
         validate.tensor(flips, "flips", (torch.uint8, torch.bool), (batch, 2))
         flips = flips.contiguous()
     validate.same_device(device, boxes=boxes, flips=flips)
-    height, width = (
-        size if size is not None else (out.shape[2:] if out is not None and out.dim() == 4 else (rows, columns))
-    )
+    if size is not None:
+        height, width = validate.height_width(size)
+    else:
+        height, width = out.shape[2:] if isinstance(out, Tensor) and out.dim() == 4 else (rows, columns)
     if boxes is None and (height, width) != (rows, columns):
         raise ValueError(f"size {(height, width)} differs from the images' {(rows, columns)}, which needs boxes")
     if height < 1 or width < 1:
@@ -204,7 +206,8 @@ def mix_images(
         )
         return _into(out, implementation("mix_images_out", backend, device), *inputs)
     validate.float_dtype(dtype)
-    return _call(implementation("mix_images", backend, device), *inputs, height, width, dtype, channels_last)
+    layout = checks.flag(channels_last, "channels_last")
+    return _call(implementation("mix_images", backend, device), *inputs, height, width, dtype, layout)
 
 
 def mix_image_batch(
@@ -239,6 +242,7 @@ def mix_image_batch(
         Others as in `mix_images` and `draw`.
     """
     validate.images(images)
+    checks.instance(tables, "tables", DrawTables)
     device = validate.store_device(images, tables.packed)
     total, rows, columns, channels = images.shape
     validate.tensor(labels, "labels", validate.INTEGERS, (total,))
@@ -247,6 +251,7 @@ def mix_image_batch(
         raise ValueError(f"images: {total} images, but the groups have {tables.num_examples} examples")
     validate.sequence_position(seed, start, count)
     augment = augment if augment is not None else NO_AUGMENT
+    checks.instance(augment, "augment", Augment, optional=True)
     height, width = augment.output_size(rows, columns)
     mean = validate.normalisation(mean, "mean", channels, device)
     std = validate.normalisation(std, "std", channels, device)
@@ -254,9 +259,10 @@ def mix_image_batch(
               augment.flip, seed, start)  # fmt: skip
     if out is None:
         validate.float_dtype(dtype)
+        layout = checks.flag(channels_last, "channels_last")
         function = implementation("mix_image_batch", backend, device)
-        return MixedImages(*_call(function, *inputs, count, height, width, dtype, channels_last))
-    if len(out) != 7:
+        return MixedImages(*_call(function, *inputs, count, height, width, dtype, layout))
+    if len(validate.outputs(out)) != 7:
         raise ValueError(f"out must hold the 7 tensors of MixedImages, got {len(out)}")
     validate.output(out[0], (count, channels, height, width), validate.FLOATS, device, "out[0]")
     for k, name in enumerate(MixedImages._fields[1:], start=1):
@@ -333,8 +339,7 @@ def mix_labels(
     label, partner_label, lam = _labels(label, partner_label, lam, None)
     batch = label.shape[0]
     validate.no_grad_input(lam=lam)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+    num_classes = validate.size(num_classes, "num_classes", 1)
     if out is not None:
         validate.output(out, (batch, num_classes), _WIDE, label.device)
         validate.apart(out, label=label, partner_label=partner_label, lam=lam)
@@ -384,11 +389,11 @@ def mixed_cross_entropy(
     Raises:
         TypeError, ValueError: naming the argument. IndexError: for a class id outside [0, C), before any read.
     """
-    if reduction not in _REDUCTIONS:
+    if type(reduction) is not str or reduction not in _REDUCTIONS:
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
-    settings = (_REDUCTIONS[reduction], float(label_smoothing))
+    if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
+        label_smoothing = checks.number(label_smoothing, "label_smoothing", 0, 1)
+    settings = (_REDUCTIONS[reduction], label_smoothing)
     backend = _transformable(backend)
     if _takes_grad_along(logits, label, partner_label, lam, backend=backend):
         try:
@@ -469,9 +474,16 @@ def group_counts(
     membership = isinstance(group, Tensor) and group.dtype == torch.bool
     validate.tensor(group, "group", (torch.int64, torch.bool), (batch, "G") if membership else (batch,))
     validate.same_device(logits.device, label=label, group=group)
-    count = group.shape[1] if membership else (out.shape[0] if out is not None else num_groups)
-    if count is None or count < 0:
-        raise ValueError(f"num_groups must be given for integer groups and be 0 or more, got {num_groups}")
+    if out is not None:
+        validate.tensor(out, "out", (torch.int64,), ("G", 2))
+    if membership:
+        count = group.shape[1]
+    elif out is not None:
+        count = out.shape[0]
+    elif num_groups is None:
+        raise ValueError("num_groups must be given for integer groups")
+    else:
+        count = validate.size(num_groups, "num_groups", 0)
     if out is None:
         out = torch.zeros(count, 2, dtype=torch.int64, device=logits.device)
     validate.output(out, (count, 2), (torch.int64,), logits.device)

@@ -255,7 +255,7 @@ def _load_compiled(module: str) -> str:
 
 
 def _cpu_isa_error() -> str:
-    """Why SPURMIX_CPU_ISA cannot be followed, "" where it can: told at a call, as the import of a library cannot be repeated."""
+    """Why SPURMIX_CPU_ISA cannot be followed, "" where it can. Calls say so: this import could not be repeated."""
     if COMPILED_CPU != "ok":
         return ""
     try:

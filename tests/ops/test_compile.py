@@ -86,6 +86,8 @@ def test_gradients_too_and_sizes_that_were_not_announced(name: str) -> None:
 
 def test_a_wrong_shape_is_told_while_compiling() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(lambda lam: F.mix_rows(ROWS, INDEX[:4], PARTNER[:4], lam), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda lam: F.mix_rows(ROWS, INDEX[:4], PARTNER[:4], lam), fullgraph=True, backend="aot_eager"
+    )
     with pytest.raises(Exception, match="lam must have shape"):
         compiled(LAM[:3])
