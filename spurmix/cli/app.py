@@ -13,6 +13,7 @@ import typer
 
 from spurmix._version import __version__
 from spurmix.cli import data, train
+from spurmix.cli.failure import tell
 
 app = typer.Typer(
     name="spurmix",
@@ -85,7 +86,7 @@ def info() -> None:
             table.add_row("instruction set", _C.isa())
         table.add_row("threads", str(torch.get_num_threads()))
     except ModuleNotFoundError as error:
-        table.add_row("ops", f"need the package {error.name!r}: pip install 'spurmix[train]'")
+        table.add_row("ops", f"need the package {error.name!r}: pip install 'spurmix\\[train]'")  # escaped for rich
     for name, version in versions().items():
         table.add_row(name, version)
     Console().print(table)
@@ -169,8 +170,7 @@ def main() -> None:
         expected = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)
         if os.environ.get("SPURMIX_TRACEBACK") or not isinstance(error, expected):
             raise
-        rank = os.environ.get("RANK", "0")
-        print(f"spurmix{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(2 if isinstance(error, (ValueError, TypeError)) else 1)
 
 
