@@ -160,11 +160,16 @@ train.register(app)
 
 def main() -> None:
     """Entry point of the command `spurmix`."""
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=first)  # which tells wrong flags in a way of its own, and exits
+        sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if hasattr(error, "format_message"):  # wrong flags, which the first process tells
+            tell(ValueError(error.format_message()))
+            sys.exit(error.exit_code)  # type: ignore[attr-defined]
         if _interrupted(error):
             sys.exit(130)
         expected = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)

@@ -36,6 +36,15 @@ def test_what_is_told(each: tuple[str, ...], wait: float, said: list[str], tmp_p
     assert sorted(line for line in done.stderr.splitlines() if line.startswith("spurmix")) == sorted(said)
 
 
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("train", "/nowhere"), "/nowhere is no folder"), (("train", "--nothing"), "No such option"),
+])  # fmt: skip
+def test_commands_under_torchrun(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    command = ["--standalone", "--nproc-per-node", "2", "-m", "spurmix", *arguments, "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *command], capture_output=True, text=True)
+    assert done.returncode == 1 and (done.stdout + done.stderr).count(said) == 1, done.stderr
+
+
 def test_without_torchrun_every_process_speaks_for_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
