@@ -14,6 +14,7 @@ from torch import nn
 
 import spurmix
 from spurmix import Beta, Fixed, GroupIndex, ImageSource, MixLoader, MixPolicy, TokenSource, Uniform, policies
+from spurmix.data.store import Metadata, describe, write_metadata
 from spurmix.ops import functional as F
 from spurmix.train import models
 
@@ -195,6 +196,10 @@ TABLE: list[tuple[str, Callable[..., Any], dict[str, list[Any]]]] = [
     pytest.param(call, argument, values, id=f"{name}-{argument}") for name, call, table in TABLE for argument, values in table.items()
 ])  # fmt: skip
 def test_a_wrong_value_is_named(call: Callable[..., Any], argument: str, values: list[Any]) -> None:
+    check(call, argument, values)
+
+
+def check(call: Callable[..., Any], argument: str, values: list[Any]) -> None:
     unnamed = []
     for value in values:
         try:
@@ -207,6 +212,26 @@ def test_a_wrong_value_is_named(call: Callable[..., Any], argument: str, values:
         else:
             unnamed.append(f"{value!r} is accepted")
     assert not unnamed, "\n".join(unnamed)
+
+
+def test_wrong_values_of_what_reads_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES.numpy())
+    metadata = Metadata(np.array(LABELS), ["train"] * 6, list("abcdef"), {}, ("x", "y"), {})
+    write_metadata(tmp_path, metadata)
+    describe(tmp_path, "images", metadata, {})
+    packed = spurmix.PackedDataset(tmp_path)
+    model = export(path=tmp_path / "model.onnx").path
+    table: list[tuple[Callable[..., Any], dict[str, list[Any]]]] = [
+        (packed.source, {"window": but(INTEGER, None), "tier": ["disc", 3, True], "device": DEVICE, "memory": but(INTEGER, None), "room": but(INTEGER, None)}),
+        (lambda **o: packed.part(**{"begin": 0, "end": 3, **o}), {"begin": NOT_INTEGER, "end": NOT_INTEGER}),
+        (lambda **o: packed.split(*o.values()), {"split": ["val", None, 3, ["train"]]}),
+        (packed.groups, {"attribute": ["place", 3, ["place"]]}),
+        (lambda **o: spurmix.Predictor(model, **o), {"threads": but(COUNT, None), "providers": [*NAMES, ["Nobody"], []]}),
+    ]  # fmt: skip
+    for call, arguments in table:
+        for argument, values in arguments.items():
+            check(call, argument, values)
+    spurmix.Predictor(model, threads=1, providers=["CPUExecutionProvider"])
 
 
 def test_what_the_table_calls_is_right_without_a_wrong_value(tmp_path: Path) -> None:

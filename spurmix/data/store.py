@@ -190,8 +190,7 @@ class PackedDataset:
             ValueError: for a split the dataset does not have.
         """
         splits = self.splits
-        if name not in splits:
-            raise ValueError(f"split must be one of {', '.join(splits)}, got {name!r}")
+        checks.choice(name, "split", splits)
         begin = self.metadata.splits.index(name)
         return self.part(begin, begin + splits[name])
 
@@ -317,7 +316,7 @@ class PackedDataset:
         if attribute is None and not names:
             return GroupIndex(self.metadata.labels, class_names=self.metadata.class_names)
         chosen = attribute if attribute is not None else names[0]
-        if chosen not in known:
+        if not isinstance(chosen, str) or chosen not in known:
             raise ValueError(f"attribute must be one of {', '.join(names) or 'none'}, got {chosen!r}")
         return GroupIndex(
             self.metadata.labels,
