@@ -64,13 +64,24 @@ def show(description: str, rows: list[Row]) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    write_together((path, text))
+
+
+def write_together(*files: tuple[Path, str]) -> None:
+    """Write files that belong together, each whole or not at all, making their folder. One that is read beside the first
+    is never another run's: should this be killed, it is there as it was, missing, or new."""
+    partials = [path.with_name(f".{path.name}.{os.getpid()}") for path, _ in files]
     try:
-        partial.write_text(text)
-        partial.replace(path)
+        for (path, text), partial in zip(files, partials, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text)
+        for path, _ in files[1:]:
+            path.unlink(missing_ok=True)
+        for (path, _), partial in zip(files, partials, strict=True):
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials:
+            partial.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
@@ -84,13 +95,13 @@ def check_writable(path: Path) -> None:
 
 def save(head: dict[str, Any], rows: list[Row], path: Path) -> None:
     """Rows and header as JSON at `path`, and the rows as CSV beside it."""
-    write(path, json.dumps({**head, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+    text = json.dumps({**head, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n"
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=[*rows[0].as_dict(), "device", "threads", "torch", "date"])
     writer.writeheader()
     for row in rows:
         writer.writerow({**row.as_dict(), **{k: head[k] for k in ("device", "threads", "torch", "date")}})
-    write(path.with_suffix(".csv"), table.getvalue())
+    write_together((path, text), (path.with_suffix(".csv"), table.getvalue()))
 
 
 SHOWN = {

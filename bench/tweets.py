@@ -209,12 +209,12 @@ def _ahead(line: dict[str, Any]) -> str:
 
 def save(rows: list[dict[str, Any]], head: dict[str, Any], target: Path) -> None:
     """Write `target` (JSON) and the rows beside it as CSV, by rename."""
-    report.write(target, json.dumps({"run": head, "summary": summary(rows), "rows": rows}, indent=1))
+    text = json.dumps({"run": head, "summary": summary(rows), "rows": rows}, indent=1)
     table = io.StringIO()
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    report.write(target.with_suffix(".csv"), table.getvalue())
+    report.write_together((target, text), (target.with_suffix(".csv"), table.getvalue()))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -94,15 +94,15 @@ def save(head: dict[str, Any], rows: list[Row], target: Path) -> None:
     import io
     import json
 
-    from bench.report import write
+    from bench.report import write_together
 
-    write(target, json.dumps({**head, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    text = json.dumps({**head, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
     table = io.StringIO()
     kept = {k: head[k] for k in ("device", "torch", "triton", "date")}
     writer = csv.DictWriter(table, fieldnames=[*asdict(rows[0]), *kept])
     writer.writeheader()
     writer.writerows({**asdict(row), **kept} for row in rows)
-    write(target.with_suffix(".csv"), table.getvalue())
+    write_together((target, text), (target.with_suffix(".csv"), table.getvalue()))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,7 +34,8 @@ Isa choose() {
     throw std::runtime_error(std::string("SPURMIX_CPU_ISA=") + asked + ": this machine has no more than " +
                              kNames[static_cast<int>(top)]);
   }
-  throw std::runtime_error(std::string("SPURMIX_CPU_ISA must be baseline, avx2, avx512 or avx512bf16, got ") + asked);
+  throw std::runtime_error(std::string("SPURMIX_CPU_ISA must be baseline, avx2, avx512 or avx512bf16, got '") + asked +
+                           "'");
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ import typer
 
 from spurmix._version import __version__
 from spurmix.cli import data, train
+from spurmix.cli.failure import tell
 
 app = typer.Typer(
     name="spurmix",
@@ -85,7 +86,7 @@ def info() -> None:
             table.add_row("instruction set", _C.isa())
         table.add_row("threads", str(torch.get_num_threads()))
     except ModuleNotFoundError as error:
-        table.add_row("ops", f"need the package {error.name!r}: pip install 'spurmix[train]'")
+        table.add_row("ops", f"need the package {error.name!r}: pip install 'spurmix\\[train]'")  # escaped for rich
     for name, version in versions().items():
         table.add_row(name, version)
     Console().print(table)
@@ -159,18 +160,22 @@ train.register(app)
 
 def main() -> None:
     """Entry point of the command `spurmix`."""
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=first)  # which tells wrong flags in a way of its own, and exits
+        sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if hasattr(error, "format_message"):  # wrong flags, which the first process tells
+            tell(ValueError(error.format_message()))
+            sys.exit(error.exit_code)  # type: ignore[attr-defined]
         if _interrupted(error):
             sys.exit(130)
         expected = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)
         if os.environ.get("SPURMIX_TRACEBACK") or not isinstance(error, expected):
             raise
-        rank = os.environ.get("RANK", "0")
-        print(f"spurmix{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(2 if isinstance(error, (ValueError, TypeError)) else 1)
 
 

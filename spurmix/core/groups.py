@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core import checks
 from spurmix.core.cells import as_integers, check_range, sort_by_cell
 
 UNKNOWN = -1
@@ -100,9 +101,8 @@ class GroupIndex:
             self.attributes = as_integers(attributes, "attributes", (1, 2))
             self._check_length(self.attributes, "attributes")
         columns = self._attribute_columns()
-        if not 0 <= spurious < max(1, len(columns)):
-            raise ValueError(f"spurious must name an attribute column, 0 to {max(1, len(columns)) - 1}, got {spurious}")
-        self.spurious = int(spurious)
+        spurious = checks.integer(spurious, "spurious, an attribute column,", 0, max(1, len(columns)) - 1)
+        self.spurious = spurious
 
         label_range = check_range(self.labels, "labels", 0)
         attribute_ranges = [check_range(c, "attributes", UNKNOWN) for c in columns]
@@ -110,10 +110,10 @@ class GroupIndex:
         self.num_attributes = attribute_ranges[spurious][1] + 1 if columns else 1
         self.class_names = _names(class_names, self.num_classes, "class_names")
         self.attribute_names = _names(attribute_names, self.num_attributes, "attribute_names")
-        if class_names is not None:
-            self.num_classes = len(class_names)
-        if attribute_names is not None:
-            self.num_attributes = len(attribute_names)
+        if self.class_names is not None:
+            self.num_classes = len(self.class_names)
+        if self.attribute_names is not None:
+            self.num_attributes = len(self.attribute_names)
 
         self.custom = groups is not None
         self.cells: NDArray[np.int64] | None = None
@@ -242,11 +242,10 @@ class GroupIndex:
 def _names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...] | None:
     if names is None:
         return None
-    if isinstance(names, str) or not all(isinstance(n, str) for n in names):
-        raise TypeError(f"{what} must be a sequence of strings, got {names!r}")
-    if len(names) < count:
-        raise ValueError(f"{what}: {len(names)} names for values 0 to {count - 1}")
-    return tuple(names)
+    given = checks.strings(names, what)
+    if len(given) < count:
+        raise ValueError(f"{what}: {len(given)} names for values 0 to {count - 1}")
+    return given
 
 
 __all__ = ["MIXED", "UNKNOWN", "GroupIndex", "GroupTable"]

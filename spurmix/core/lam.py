@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spurmix.core import checks
+
 ONE = 1 << 24
 """Fixed-point one: `lam` is a multiple of 2^-24."""
 POINTS = 1025
@@ -43,9 +45,7 @@ class Beta(_Foldable):
         if self.b is None:
             object.__setattr__(self, "b", self.a)
         for name in ("a", "b"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"Beta: {name} must be a positive finite number, got {value!r}")
+            object.__setattr__(self, name, checks.number(getattr(self, name), f"Beta: {name}", positive=True))
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
         from scipy.special import betaincinv
@@ -64,6 +64,8 @@ class Uniform(_Foldable):
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            object.__setattr__(self, name, checks.number(getattr(self, name), f"Uniform: {name}"))
         if not 0.0 <= self.low <= self.high <= 1.0:
             raise ValueError(f"Uniform: need 0 <= low <= high <= 1, got low={self.low!r}, high={self.high!r}")
 
@@ -81,8 +83,7 @@ class Fixed(_Foldable):
     value: float
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.value <= 1.0:
-            raise ValueError(f"Fixed: value must lie in [0, 1], got {self.value!r}")
+        object.__setattr__(self, "value", checks.number(self.value, "Fixed: value", 0, 1))
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
         return np.full_like(u, self.value)
@@ -105,7 +106,10 @@ class InverseCDF(_Foldable):
             raise TypeError(f"InverseCDF: function must be callable, got {type(self.function).__name__}")
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
-        return np.asarray(self.function(u), dtype=np.float64)
+        try:
+            return np.asarray(self.function(u), dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"lam: the inverse CDF must make an array of numbers of one ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def as_distribution(lam: object) -> LamDistribution:
     if isinstance(lam, LamDistribution):
         return lam
     if isinstance(lam, (int, float, np.floating, np.integer)) and not isinstance(lam, bool):
-        return Fixed(float(lam))
+        return Fixed(checks.number(lam, "lam", 0, 1))
     if callable(lam):
         return InverseCDF(lam)
     raise TypeError(

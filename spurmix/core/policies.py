@@ -8,11 +8,13 @@ across classes by mixing in a small set of examples with known attributes. Its f
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from spurmix.core import checks
 from spurmix.core.groups import MIXED, UNKNOWN, GroupIndex
 from spurmix.core.lam import Beta, Fixed, Scaled, Uniform, as_distribution, moments, quantile_table
 from spurmix.core.policy import FloatArray, Labels, MixPolicy, Strata, _checked, group_number
@@ -51,13 +53,13 @@ def mixup(alpha: float = 0.2) -> MixPolicy:
 
     Partners are drawn like indices: groups by their size, those of unknown attribute included.
     """
+    lam = Beta(checks.number(alpha, "mixup: alpha", positive=True))
+    return _recipe("mixup", "all", lam, "mix", partial(_mixup, lam=lam))
 
-    def build(groups: GroupIndex) -> MixPolicy:
-        row = groups.sizes.astype(np.float64)
-        return MixPolicy("all", partner=np.tile(row, (groups.num_groups, 1)), lam=lam)
 
-    lam = Beta(alpha)
-    return _recipe("mixup", "all", lam, "mix", build)
+def _mixup(groups: GroupIndex, lam: Any) -> MixPolicy:
+    row = groups.sizes.astype(np.float64)
+    return MixPolicy("all", partner=np.tile(row, (groups.num_groups, 1)), lam=lam)
 
 
 def lisa(p: float = 0.5, alpha: float = 2.0) -> MixPolicy:
@@ -66,14 +68,13 @@ def lisa(p: float = 0.5, alpha: float = 2.0) -> MixPolicy:
 
     An empty branch gives its mass to the other. Examples of unknown attribute get no partner and are none.
     """
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"lisa: p must lie in [0, 1], got {p!r}")
+    share = checks.number(p, "lisa: p", 0, 1)
+    lam = Beta(checks.number(alpha, "lisa: alpha", positive=True))
+    return _recipe("lisa", "groups", lam, "mix", partial(_contradicting, name="lisa", p=share, lam=lam))
 
-    def build(groups: GroupIndex) -> MixPolicy:
-        return MixPolicy("groups", partner=_two_branches(groups, p, "lisa"), lam=lam)
 
-    lam = Beta(alpha)
-    return _recipe("lisa", "groups", lam, "mix", build)
+def _contradicting(groups: GroupIndex, name: str, p: float, lam: Any, labels: Labels = "mix") -> MixPolicy:
+    return MixPolicy("groups", partner=_two_branches(groups, p, name), lam=lam, labels=labels)
 
 
 def selecmix() -> MixPolicy:
@@ -82,11 +83,8 @@ def selecmix() -> MixPolicy:
 
     Pairs come from given attributes, not from the paper's biased network.
     """
-
-    def build(groups: GroupIndex) -> MixPolicy:
-        return MixPolicy("groups", partner=_two_branches(groups, 0.5, "selecmix"), lam=lam, labels="keep")
-
     lam = Uniform(0.5, 1.0)
+    build = partial(_contradicting, name="selecmix", p=0.5, lam=lam, labels="keep")
     return _recipe("selecmix", "groups", lam, "keep", build)
 
 
@@ -100,24 +98,24 @@ def mixpro(target: int | str = 1, s: float = 0.5) -> MixPolicy:
 
     A class without target examples gets no partner.
     """
-    if not 0.0 <= s <= 1.0:
-        raise ValueError(f"mixpro: s must lie in [0, 1], got {s!r}")
+    if not isinstance(target, str):
+        target = checks.integer(target, "mixpro: target, an attribute's number or name,", 0)
+    lam = Fixed(1.0 - checks.number(s, "mixpro: s", 0, 1))
+    return _recipe("mixpro", "groups", lam, "keep", partial(_mixpro, target=target, lam=lam))
 
-    def build(groups: GroupIndex) -> MixPolicy:
-        _need_cells(groups, "mixpro")
-        mark = _attribute_number(groups, target)
-        is_target = groups.group_attributes == mark
-        if not is_target.any():
-            raise ValueError(f"mixpro: target attribute {target!r} does not occur")
-        if is_target.all():
-            raise ValueError(f"mixpro: every example has the target attribute {target!r}, none is left as source")
-        same_class = groups.group_labels[:, None] == groups.group_labels[None, :]
-        has_row = (~is_target & (groups.group_attributes != UNKNOWN))[:, None]
-        partner = np.where(same_class & is_target[None, :] & has_row, groups.sizes[None, :], 0)
-        return MixPolicy("groups", np.where(is_target, 0, groups.sizes), partner, lam, "keep")
 
-    lam = Fixed(1.0 - s)
-    return _recipe("mixpro", "groups", lam, "keep", build)
+def _mixpro(groups: GroupIndex, target: int | str, lam: Any) -> MixPolicy:
+    _need_cells(groups, "mixpro")
+    mark = _attribute_number(groups, target)
+    is_target = groups.group_attributes == mark
+    if not is_target.any():
+        raise ValueError(f"mixpro: target attribute {target!r} does not occur")
+    if is_target.all():
+        raise ValueError(f"mixpro: every example has the target attribute {target!r}, none is left as source")
+    same_class = groups.group_labels[:, None] == groups.group_labels[None, :]
+    has_row = (~is_target & (groups.group_attributes != UNKNOWN))[:, None]
+    partner = np.where(same_class & is_target[None, :] & has_row, groups.sizes[None, :], 0)
+    return MixPolicy("groups", np.where(is_target, 0, groups.sizes), partner, lam, "keep")
 
 
 def upweight(factors: Any) -> MixPolicy:
@@ -127,18 +125,19 @@ def upweight(factors: Any) -> MixPolicy:
     Args:
         factors: `[G]` non-negative factors, or {group: factor} (others 1).
     """
+    return _recipe("upweight", "groups", None, "mix", partial(_upweight, factors=factors))
 
-    def build(groups: GroupIndex) -> MixPolicy:
-        if isinstance(factors, dict):
-            values = np.ones(groups.num_groups)
-            for name, value in factors.items():
-                values[group_number(groups, name, "upweight: factors")] = value
-        else:
-            values = factors
-        checked = _checked(values, (groups.num_groups,), "upweight: factors")
-        return MixPolicy("groups", groups.sizes * checked)
 
-    return _recipe("upweight", "groups", None, "mix", build)
+def _upweight(groups: GroupIndex, factors: Any) -> MixPolicy:
+    if isinstance(factors, Mapping):
+        values = np.ones(groups.num_groups)
+        for name, value in factors.items():
+            group = group_number(groups, name, "upweight: factors")
+            values[group] = checks.number(value, f"upweight: factors[{name!r}]")
+    else:
+        values = factors
+    checked = _checked(values, (groups.num_groups,), "upweight: factors")
+    return MixPolicy("groups", groups.sizes * checked)
 
 
 def balance_attributes(lam: Any = None, labels: Labels = "mix", prior: Any = None) -> MixPolicy:
@@ -163,18 +162,16 @@ def balance_attributes(lam: Any = None, labels: Labels = "mix", prior: Any = Non
     if lam is not None:
         lam = as_distribution(lam)
         quantile_table(lam)
-
-    def build(groups: GroupIndex) -> MixPolicy:
-        return _balance(groups, lam, labels, prior)
-
+    build = partial(_balance, lam=lam, labels=labels, prior=prior)
     return _recipe("balance_attributes", "classes", lam, labels, build)
 
 
 def _recipe(name: str, strata: Strata, lam: Any, labels: Labels, build: Callable[[GroupIndex], MixPolicy]) -> MixPolicy:
+    """A policy that is made for the groups it meets, by a function of this module, so that it can be pickled."""
     return MixPolicy(strata, lam=lam, labels=labels, name=name, recipe=build)
 
 
-def _balance(groups: GroupIndex, lam: Any, labels: Literal["mix", "keep"], prior: Any) -> MixPolicy:
+def _balance(groups: GroupIndex, lam: Any, labels: Labels, prior: Any) -> MixPolicy:
     _need_cells(groups, "balance_attributes")
     given = prior_shares(groups, prior)
     counts = known_counts(groups)  # [C, A]
@@ -253,8 +250,8 @@ def _need_cells(groups: GroupIndex, name: str) -> None:
 def _attribute_number(groups: GroupIndex, target: int | str) -> int:
     if isinstance(target, str):
         if groups.attribute_names is None or target not in groups.attribute_names:
-            raise ValueError(f"mixpro: there is no attribute named {target!r}; names are {groups.attribute_names}")
+            raise ValueError(
+                f"mixpro: target: there is no attribute named {target!r}; names are {groups.attribute_names}"
+            )
         return groups.attribute_names.index(target)
-    if not isinstance(target, (int, np.integer)) or isinstance(target, bool) or target < 0:
-        raise ValueError(f"mixpro: target must be an attribute name or a number from 0 on, got {target!r}")
-    return int(target)
+    return target

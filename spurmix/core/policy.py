@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spurmix.core import checks
 from spurmix.core.groups import MIXED, GroupIndex
 from spurmix.core.lam import LamDistribution, as_distribution, quantile_table
 
@@ -83,8 +84,8 @@ class MixPolicy:
             raise ValueError(f'strata must be "groups", "classes" or "all", got {self.strata!r}')
         if self.labels not in ("mix", "keep"):
             raise ValueError(f'labels must be "mix" or "keep", got {self.labels!r}')
-        if not isinstance(self.replacement, bool):
-            raise TypeError(f"replacement must be a bool, got {type(self.replacement).__name__}")
+        object.__setattr__(self, "replacement", checks.flag(self.replacement, "replacement"))
+        checks.instance(self.name, "name", str)
         if self.lam is not None:
             object.__setattr__(self, "lam", as_distribution(self.lam))
             quantile_table(self.lam)
@@ -207,9 +208,9 @@ def _stratum_weights(groups: GroupIndex, policy: MixPolicy, first_group: NDArray
         labels = groups.group_labels[first_group[:-1]].tolist()
         for name, value in given.items():
             if policy.strata == "groups":
-                weights[group_number(groups, name, "weights")] = value
+                weights[group_number(groups, name, "weights")] = checks.number(value, f"weights[{name!r}]")
             elif name in labels:
-                weights[labels.index(name)] = value
+                weights[labels.index(name)] = checks.number(value, f"weights[{name!r}]")
             else:
                 raise ValueError(f"weights: there is no class {name!r}; the classes are {labels}")
         weights = _checked(weights, (count,), "weights")
@@ -235,7 +236,8 @@ def _partner_weights(groups: GroupIndex, given: Any) -> FloatArray | None:
                     f"partner[{row!r}] must be a mapping from group to weight, got {type(targets).__name__}"
                 )
             for column, value in targets.items():
-                matrix[group_number(groups, row, "partner"), group_number(groups, column, f"partner[{row!r}]")] = value
+                pair = group_number(groups, row, "partner"), group_number(groups, column, f"partner[{row!r}]")
+                matrix[pair] = checks.number(value, f"partner[{row!r}][{column!r}]")
         given = matrix
     partner = _checked(given, (count, count), "partner")
     bad = np.argwhere((groups.sizes == 0)[None, :] & (partner > 0))

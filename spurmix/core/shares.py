@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core import checks
 from spurmix.core.groups import UNKNOWN, GroupIndex
 
 FloatArray = NDArray[np.float64]
@@ -48,12 +49,19 @@ def prior_shares(groups: GroupIndex, prior: Any) -> FloatArray | None:
                 raise ValueError(f"prior: there is no class {label!r}; the classes are 0 to {shape[0] - 1}")
             shares[label] = _prior_row(row, label, shape[1])
     else:
-        given = np.asarray(prior.detach().cpu() if hasattr(prior, "detach") else prior, dtype=np.float64)
+        given = _numbers(prior.detach().cpu() if hasattr(prior, "detach") else prior, "prior")
         if given.shape != shape:
             raise ValueError(f"prior must have shape [classes, attributes] = {list(shape)}, got {list(given.shape)}")
         for label in range(shape[0]):
             shares[label] = _prior_row(given[label], label, shape[1])
     return shares
+
+
+def _numbers(values: Any, name: str) -> FloatArray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold numbers ({error})") from None
 
 
 def _prior_row(row: Any, label: Any, attributes: int) -> FloatArray:
@@ -62,9 +70,9 @@ def _prior_row(row: Any, label: Any, attributes: int) -> FloatArray:
         for attribute, share in row.items():
             if not (isinstance(attribute, (int, np.integer)) and 0 <= attribute < attributes):
                 raise ValueError(f"prior[{label}]: there is no attribute {attribute!r}; they are 0 to {attributes - 1}")
-            values[attribute] = share
+            values[attribute] = checks.number(share, f"prior[{label}][{attribute}]")
     else:
-        given = np.asarray(row, dtype=np.float64)
+        given = _numbers(row, f"prior[{label}]")
         if given.shape != (attributes,):
             raise ValueError(f"prior[{label}] must hold {attributes} shares, got shape {list(given.shape)}")
         values[:] = given

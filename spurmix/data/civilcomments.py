@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 
 FILE = "all_data_with_identities.csv"
@@ -113,11 +114,13 @@ def read_civilcomments(
         ValueError: naming line, row (from 0) and column: broken quoting, another encoding, toxicity that is missing, not
             a number or outside [0, 1], unknown splits, columns the file does not have, empty comments.
     """
-    file = Path(path)
+    file = checks.path(path, "path")
     if file.is_dir():
         file = file / FILE
-    wanted = tuple(identities)
-    if isinstance(identities, str) or not wanted or len(set(wanted)) != len(wanted):
+    wanted = checks.strings(identities, "identities")
+    checks.instance(attribute, "attribute", str)
+    checks.flag(drop_empty, "drop_empty")
+    if not wanted or len(set(wanted)) != len(wanted):
         raise ValueError(f"identities must be different column names, got {identities!r}")
     columns = dict.fromkeys(
         ("comment_text", "split", "toxicity", *wanted, *([attribute] if attribute != "any" else []))

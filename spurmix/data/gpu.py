@@ -12,6 +12,7 @@ from spurmix.data.batch import Batch
 from spurmix.data.ring import Ring
 from spurmix.data.sources import ImageSource, Source
 from spurmix.data.window import WindowedImages
+from spurmix.ops import validate
 
 Refill = Callable[[Tensor, Batch], None]
 """refill(counter, batch): the samples from the number in `counter`, int64 `[1]` on the device, on into `batch`."""
@@ -23,7 +24,7 @@ def delivery_device(source: Source, device: torch.device | str | None) -> torch.
     Raises:
         ValueError: where CUDA is not available, or the source lies on another GPU.
     """
-    wanted = torch.device(device) if device is not None else source.device
+    wanted = validate.device(device) if device is not None else source.device
     if wanted.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device: {wanted} was asked for, but CUDA is not available here")

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core.ranges import chunks
+from spurmix.data import remote
 from spurmix.data.decode import file_bytes, stamp_of, stamped_bytes
 from spurmix.data.job import counted
+from spurmix.data.remote import beside, parent
 from spurmix.data.store import OWN_COLUMNS, Metadata
 from spurmix.data.tokenise import unreadable
 
@@ -75,8 +77,9 @@ class Listing:
             return lambda n: content[n if rows is None else int(rows[n])]
         system, base = open_root(self.root)
         sources = self.metadata.sources
-        read = file_bytes if "file" in system.protocol else system.cat_file
-        return lambda n: read(f"{base}/{sources[n]}")
+        if "file" in system.protocol:
+            return lambda n: file_bytes(f"{base}/{sources[n]}")
+        return remote.reader(system, base, sources)
 
     def stamped_reader(self) -> Callable[[int], tuple[bytes, int]] | None:
         """A function that gives the bytes of file n and its stamp, see `stamper`; None for what is no file here."""
@@ -129,36 +132,23 @@ def local(place: str | Path) -> str | Path:
 
 
 def open_root(root: str) -> tuple[Any, str]:
-    """The file system of a folder or URL, and the path in it."""
+    """The file system of a folder or URL, and the path in it; whether a web server has a folder, it need not tell."""
     try:
         system, path = _fsspec().core.url_to_fs(root)
-        there = system.isdir(path)
+        there = remote.has_folder(system, path)
     except ImportError as error:  # fsspec says which package it is
         raise ImportError(f"root: {root} needs another package: {error}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"root: {root} cannot be opened: {error}") from None
     if not there:
         raise ValueError(f"root: there is no folder {root}")
-    return system, path.rstrip("/")
-
-
-def beside(place: str | Path, *names: str) -> str:
-    """A path below a folder or URL; in a chain such as "zip://images::file:///x.zip" below its first part."""
-    first, *rest = str(place).split("::")
-    return "::".join([posixpath.join(first, *names), *rest])
-
-
-def parent(place: str | Path) -> str:
-    """The folder that a file or URL lies in."""
-    first, *rest = str(place).split("::")
-    scheme, separator, path = first.rpartition("://")
-    return "::".join([scheme + separator + (posixpath.dirname(path) or ("" if separator else ".")), *rest])
+    return system, (remote.quoted_root(path) if remote.is_web(system) else path).rstrip("/")
 
 
 def files_below(system: Any, base: str) -> list[str]:
     """All that is no folder below a folder, relative to it, sorted; on this machine also in folders that links lead to."""
     if "file" not in system.protocol:
-        return sorted(name[len(base) :].lstrip("/") for name in system.find(base))
+        return remote.files_below(system, base)
     found: list[str] = []
 
     def walk(folder: str, above: tuple[str, ...]) -> None:
@@ -315,7 +305,8 @@ def read_table(path: str | Path, texts: Sequence[str] = (), columns: Iterable[st
     if "://" not in where and not Path(where).is_file():
         raise ValueError(f"there is no file {where}")
     try:
-        with _fsspec().open(where, "rb") as stream:
+        with _fsspec().open(where, "rb") as opened:
+            stream = opened if opened.seekable() else pyarrow.BufferReader(opened.read())
             if name.endswith((".parquet", ".pq")):
                 known = pyarrow.parquet.ParquetFile(stream)
                 found = known.schema_arrow.names
@@ -329,8 +320,9 @@ def read_table(path: str | Path, texts: Sequence[str] = (), columns: Iterable[st
                 parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.large_string())),
             )
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {where}") from None
+    except FileNotFoundError as error:  # so fsspec also says that a server did not answer
+        reason = f" ({error.__cause__})" if error.__cause__ is not None and "://" in where else ""
+        raise ValueError(f"there is no file {where}{reason}") from None
     except ImportError as error:  # fsspec says which package it is
         raise ImportError(f"{where} needs another package: {error}") from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
@@ -65,7 +66,8 @@ class MixLoader:
     Iterating continues at `step` and leaves `step == len(loader)` at the end; iterating again then starts over at 0.
     `len(loader)` is the number of batches of the whole run. A loader has one iterator at a time: a new one, `set_step`
     and `load_state_dict` end the one before, which says so when it is asked for more. After a fork the new process
-    iterates over the loader afresh; what it computes itself needs `torch.set_num_threads(1)`, as always after a fork.
+    iterates over the loader afresh; a pickled or deep copy, with all that the source holds in memory, begins where the
+    original stands. What a forked process computes itself needs `torch.set_num_threads(1)`, as always after a fork.
 
     The background thread runs the op on its own team of as many threads as `torch.get_num_threads()` was where iteration
     started, and holds no GIL meanwhile. It sleeps while `prefetch` batches are ready; when it wakes during the consumer's
@@ -102,11 +104,15 @@ class MixLoader:
     ) -> None:
         self.source = as_source(source)
         self.groups, self.policy = groups, policy
-        self.batch_size = validate.integer(batch_size, "batch_size", 1)
-        self.world_size = validate.integer(world_size, "world_size", 1)
-        self.rank = validate.integer(rank, "rank", 0)
-        self.prefetch = validate.integer(prefetch, "prefetch", 0)
-        self.seed = validate.integer(seed, "seed", 0)
+        self.batch_size = checks.integer(batch_size, "batch_size", 1)
+        self.world_size = checks.integer(world_size, "world_size", 1)
+        self.rank = checks.integer(rank, "rank", 0)
+        self.prefetch = checks.integer(prefetch, "prefetch", 0)
+        self.seed = checks.integer(seed, "seed", 0)
+        self.bucket = checks.integer(bucket, "bucket", 1)
+        self.copy, self.channels_last = checks.flag(copy, "copy"), checks.flag(channels_last, "channels_last")
+        pinned = None if pin_memory is None else checks.flag(pin_memory, "pin_memory")
+        checks.instance(augment, "augment", Augment, optional=True)
         if self.rank >= self.world_size:
             raise ValueError(f"rank must lie in [0, world_size) = [0, {self.world_size}), got {rank}")
         if self.batch_size % self.world_size:
@@ -121,14 +127,10 @@ class MixLoader:
         self._reads_host = reads_host(self.source, self.device)
         self._made_on = self.device if self._reads_host else self.source.device
         copied = self.device.type == "cuda" and self._made_on.type == "cpu"
-        self.copy, self.pin_memory = bool(copy), copied if pin_memory is None else bool(pin_memory)
+        self.pin_memory = copied if pinned is None else pinned
         if self.pin_memory:
             check_pinning()
-        self.channels_last = bool(channels_last)
         self.augment = augment if augment is not None else NO_AUGMENT
-        if not isinstance(self.augment, Augment):
-            raise TypeError(f"augment must be an Augment or None, got {type(augment).__name__}")
-        self.bucket = validate.integer(bucket, "bucket", 1)
         self._labels = label_tensor(groups).to(self._made_on)
         self._tables = self.tables.to(self._made_on)
         self._step = 0
@@ -166,7 +168,7 @@ class MixLoader:
 
     def set_step(self, step: int) -> None:
         """Continue with batch number `step`, 0 to len(loader)."""
-        step = validate.integer(step, "step", 0)
+        step = checks.integer(step, "step", 0)
         if step > self.steps:
             raise ValueError(f"step must lie in [0, {self.steps}], got {step}")
         self._stop("the loader was set to another step; iterate over it again")
@@ -181,7 +183,7 @@ class MixLoader:
         Raises:
             IndexError: for a step outside the run.
         """
-        step = validate.integer(step, "step", 0)
+        step = checks.integer(step, "step", 0)
         if step >= self.steps:
             raise IndexError(f"step must lie in [0, {self.steps}), got {step}")
         if self._fill is None:
@@ -361,7 +363,8 @@ class MixLoader:
         Raises:
             ValueError: where the state belongs to another sequence, naming what differs.
         """
-        if not isinstance(state, dict) or not {"step", "fingerprint"} <= state.keys():
+        known = isinstance(state, dict) and {"step", "fingerprint"} <= state.keys()
+        if not known or not isinstance(state["fingerprint"], dict):
             raise ValueError('state must be what state_dict() gave: {"step", "fingerprint"}')
         own, other = self.fingerprint(), state["fingerprint"]
         different = [name for name in own if own[name] != other.get(name)]
@@ -372,6 +375,16 @@ class MixLoader:
             raise ValueError(f"state belongs to another sequence; different: {listed}")
         self.set_step(state["step"])
 
+    def __reduce__(self) -> Any:
+        """A copy, pickled or deep, stands where this one stands; buffers, thread and open files it makes for itself."""
+        options: dict[str, Any] = dict(
+            seed=self.seed, steps=self.steps, device=self.device, dtype=self.dtype, channels_last=self.channels_last,
+            augment=None if self.augment is NO_AUGMENT else self.augment, rank=self.rank, world_size=self.world_size,
+            prefetch=self.prefetch, copy=self.copy, pin_memory=self.pin_memory, bucket=self.bucket,
+        )  # fmt: skip
+        make = partial(type(self), self.source, self.groups, self.policy, self.batch_size, **options)
+        return _standing_at, (make, self._step)
+
     def __repr__(self) -> str:
         return (
             f"MixLoader({self.source!r}, policy={self.policy.name}, batch_size={self.batch_size}, seed={self.seed}, "
@@ -379,12 +392,16 @@ class MixLoader:
         )
 
 
+def _standing_at(make: Callable[[], MixLoader], step: int) -> MixLoader:
+    loader = make()
+    loader.set_step(step)
+    return loader
+
+
 def _steps(steps: int | None, epochs: float | None, examples: int, batch_size: int) -> int:
     if steps is not None and epochs is not None:
         raise ValueError("steps and epochs: give one of them")
     if steps is not None:
-        return validate.integer(steps, "steps", 1)
-    passes = 1.0 if epochs is None else float(epochs)
-    if not (math.isfinite(passes) and passes > 0):
-        raise ValueError(f"epochs must be a positive number, got {epochs!r}")
+        return checks.integer(steps, "steps", 1)
+    passes = 1.0 if epochs is None else checks.number(epochs, "epochs", positive=True)
     return max(1, math.ceil(passes * examples / batch_size))

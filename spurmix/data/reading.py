@@ -20,22 +20,23 @@ def open_source(
     except ModuleNotFoundError as error:
         raise ImportError("sources need the package 'torch': pip install 'spurmix[train]'") from error
 
+    from spurmix.core import checks
     from spurmix.core.memory import available
     from spurmix.data import sources, tiers
     from spurmix.data.text import TokenSource
     from spurmix.data.window import MEMORY, WindowedImages
+    from spurmix.ops import validate
 
     for name, value in (("memory", memory), ("room", room)):
-        if value is not None and value < 0:
+        if value is not None and checks.integer(value, name) < 0:
             raise ValueError(f"{name} must be 0 or more bytes, got {value}")
-    if window is not None and type(window) is not int:
-        raise TypeError(f"window must be an integer, got {window!r}")
+    window = None if window is None else checks.integer(window, "window")
     if window and data.kind != "images":
         raise ValueError(f"window is for images; this dataset holds {data.kind}")
     if window and tier not in (None, "auto", "disk"):
         raise ValueError(f'window is for tier "disk", got {tier!r}')
     wanted = "disk" if window else tier if tier is not None else "cache"
-    target = torch.device(device if device is not None else "cpu")
+    target = validate.device(device if device is not None else "cpu")
     free = None
     if target.type == "cuda":
         if not torch.cuda.is_available():

@@ -119,7 +119,7 @@ class ImageSource:
         Raises:
             MemoryError: where they do not fit, saying how large they are, what is free and what would work.
         """
-        target = torch.device(device)
+        target = validate.device(device)
         if target.type == "cuda":
             check_fits(self.images, target)
         return ImageSource(self.images.to(target), mean=self.mean.tolist(), std=self.std.tolist())
@@ -190,7 +190,7 @@ class FeatureSource:
         Raises:
             MemoryError: where they do not fit.
         """
-        target = torch.device(device)
+        target = validate.device(device)
         if target.type == "cuda":
             check_fits(self.features, target)
         return FeatureSource(self.features.to(target))

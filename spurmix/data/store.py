@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.data import checksums
 from spurmix.data.checksums import Damage, damages
@@ -150,7 +151,7 @@ class PackedDataset:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._open(Path(path))
+        self._open(checks.path(path, "path"))
 
     @classmethod
     def unfinished(cls, folder: Path) -> PackedDataset:
@@ -189,13 +190,13 @@ class PackedDataset:
             ValueError: for a split the dataset does not have.
         """
         splits = self.splits
-        if name not in splits:
-            raise ValueError(f"split must be one of {', '.join(splits)}, got {name!r}")
+        checks.choice(name, "split", splits)
         begin = self.metadata.splits.index(name)
         return self.part(begin, begin + splits[name])
 
     def part(self, begin: int, end: int) -> PackedDataset:
         """The examples [begin, end)."""
+        begin, end = checks.integer(begin, "begin"), checks.integer(end, "end")
         if not 0 <= begin <= end <= len(self):
             raise IndexError(f"part must lie in [0, {len(self)}], got [{begin}, {end})")
         part = object.__new__(PackedDataset)
@@ -315,7 +316,7 @@ class PackedDataset:
         if attribute is None and not names:
             return GroupIndex(self.metadata.labels, class_names=self.metadata.class_names)
         chosen = attribute if attribute is not None else names[0]
-        if chosen not in known:
+        if not isinstance(chosen, str) or chosen not in known:
             raise ValueError(f"attribute must be one of {', '.join(names) or 'none'}, got {chosen!r}")
         return GroupIndex(
             self.metadata.labels,

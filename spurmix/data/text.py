@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spurmix.core import checks
 from spurmix.core.cells import as_integers, host_module
 from spurmix.data import tokenise
 from spurmix.data.batch import Tokens
@@ -57,28 +58,25 @@ class TokenSource:
         pad_multiple: int = 8,
         tokenizer: Any = None,
     ) -> None:
+        self.pad_id, self.sep_id = checks.integer(pad_id, "pad_id", 0), _optional(sep_id, "sep_id", 0)
+        self.max_length = _optional(max_length, "max_length", 1)
+        self.pad_multiple = checks.integer(pad_multiple, "pad_multiple", 1)
+        vocab_size = _optional(vocab_size, "vocab_size", 1)
         self.offsets = _checked_offsets(offsets)
         self.ids = _checked_ids(ids, self.offsets, vocab_size)
-        for name, value, low in (
-            ("pad_id", pad_id, 0), ("sep_id", sep_id, 0), ("max_length", max_length, 1), ("pad_multiple", pad_multiple, 1),
-        ):  # fmt: skip
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
-                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-            if value is not None and value < low:
-                raise ValueError(f"{name} must be {low} or more, got {value}")
         if vocab_size is not None and not max(pad_id, sep_id or 0) < vocab_size:
             raise ValueError(f"pad_id {pad_id} and sep_id {sep_id} must lie in the vocabulary, [0, {vocab_size})")
-        self.vocab_size = int(vocab_size) if vocab_size is not None else max(int(self.ids.max()), pad_id) + 1
-        self.pad_id, self.sep_id = int(pad_id), sep_id
-        self.max_length, self.pad_multiple = max_length, int(pad_multiple)
+        self.vocab_size = vocab_size if vocab_size is not None else max(int(self.ids.max()), self.pad_id) + 1
         whole = int(np.diff(self.offsets).max())
-        self.longest = whole if max_length is None else min(whole, max_length)
+        self.longest = whole if self.max_length is None else min(whole, self.max_length)
         known = tokenizer is None or isinstance(tokenizer, str)
         self.tokenizer_fingerprint: str | None = tokenizer if known else tokenise.tokenizer_fingerprint(tokenizer)
 
     @classmethod
     def from_lists(cls, texts: Sequence[Any], **options: Any) -> TokenSource:
         """Token ids of each text: a list, array or tensor of integers per text; `options` as above."""
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise TypeError(f"texts must be a sequence of token ids of each text, got {type(texts).__name__}")
         rows = [as_integers(row, f"texts[{n}]", (1,)) for n, row in enumerate(texts)]
         if not rows:
             raise ValueError("texts: the dataset is empty, need at least one text")
@@ -110,11 +108,8 @@ class TokenSource:
         Raises:
             TypeError, ValueError: naming the row: what is no string, a text without any token.
         """
-        for name, value in (("max_length", max_length), ("pad_multiple", pad_multiple)):  # before minutes of work
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
-                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+        max_length = _optional(max_length, "max_length", 1)
+        checks.integer(pad_multiple, "pad_multiple", 1)
         limit = max_length if max_length is not None else tokenise.model_max_length(tokenizer)
         ids, offsets = tokenise.encode(texts, tokenizer, limit, progress)
         pad, sep = tokenise.special_ids(tokenizer)
@@ -269,6 +264,10 @@ def positions(model: nn.Module) -> tuple[int | None, int | None]:
     return None, None
 
 
+def _optional(value: Any, name: str, low: int) -> int | None:
+    return None if value is None else checks.integer(value, name, low)
+
+
 def _checked_offsets(offsets: Any) -> OffsetArray:
     """`offsets` as int64 `[N + 1]`, from 0 up, ascending: every text has a token."""
     array = np.ascontiguousarray(as_integers(offsets, "offsets", (1,)), dtype=np.int64)
@@ -291,8 +290,6 @@ def _checked_ids(ids: Any, offsets: OffsetArray, vocab_size: int | None) -> IdAr
     if offsets[-1] > array.size:
         row = int(np.argmax(offsets[1:] > array.size))
         raise ValueError(f"offsets: text {row} ends at {offsets[row + 1]}, but there are {array.size} ids")
-    if vocab_size is not None and vocab_size < 1:
-        raise ValueError(f"vocab_size must be 1 or more, got {vocab_size}")
     end = vocab_size if vocab_size is not None else np.iinfo(np.int32).max
     used = array[offsets[0] : offsets[-1]]
     if int(used.min()) < 0 or int(used.max()) >= end:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spurmix.core import checks
 from spurmix.core.cells import host_module
 from spurmix.core.memory import HAS_PAGES, pages
 from spurmix.data.batch import Batch
@@ -65,10 +66,7 @@ class WindowedImages(ImageSource):
         mean: Any = None,
         std: Any = None,
     ) -> None:
-        if window is not None and type(window) is not int:
-            raise TypeError(f"window must be an integer, got {window!r}")
-        if window is not None and window < 1:
-            raise ValueError(f"window must be 1 or more, got {window}")
+        window = None if window is None else checks.integer(window, "window", 1)
         shape, dtype, data = array_header(path)
         if len(shape) != 4 or dtype != np.uint8 or 0 in shape or not 0 <= begin < begin + count <= shape[0]:
             raise DatasetError(f"{path}: rows {begin} to {begin + count} are not images of a file of {list(shape)}")
@@ -117,6 +115,9 @@ class WindowedImages(ImageSource):
         """The images, memory-mapped."""
         mapped = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return as_tensor(mapped[self._first : self._first + self._count], "images")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "images"}  # a map is not copied
 
     @property
     def device(self) -> torch.device:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spurmix._version import __version__
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.data.batch import Tokens
 from spurmix.data.sources import ImageSource, Source, as_source
@@ -131,17 +132,19 @@ def export_onnx(
         ExportError: where logits differ by more than `tolerance`, a group's accuracy differs, or the stored tokenizer
             gives other ids; no file is left.
     """
+    checks.instance(model, "model", nn.Module)
+    checks.instance(groups, "groups", GroupIndex)
     data = as_source(source)
     if len(data) != groups.num_examples:
         raise ValueError(f"source has {len(data)} examples, the groups have {groups.num_examples}")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be positive, got {tolerance!r}")
+    tolerance = checks.number(tolerance, "tolerance", positive=True)
+    batch_size, opset = checks.integer(batch_size, "batch_size", 1), checks.integer(opset, "opset", 1)
     options: Any = dict(
         train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
     )
     check_options(groups, **options)
     _check_names(class_names, groups)
-    target = Path(path)
+    target = checks.path(path, "path")
     text = None
     if isinstance(data, TokenSource):
         text = StoredTokenizer(tokenizer, data, model, target)
@@ -197,9 +200,7 @@ def _check_names(class_names: Sequence[str] | None, groups: GroupIndex) -> None:
     """Check names of classes as far as it goes without logits."""
     if class_names is None:
         return
-    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
-        raise TypeError(f"class_names must be a sequence of strings, got {class_names!r}")
-    if len(class_names) <= groups.labels.max():
+    if len(checks.strings(class_names, "class_names")) <= groups.labels.max():
         raise ValueError(f"class_names: {len(class_names)} names, but labels go up to {groups.labels.max()}")
 
 

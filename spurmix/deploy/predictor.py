@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core import checks
 from spurmix.data.tokenizer import FILE
 from spurmix.deploy.tokenizer import TextInput
 
@@ -37,16 +38,19 @@ class Predictor:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise ImportError("Predictor needs the package 'onnxruntime': pip install 'spurmix[serve]'") from error
-        if not Path(path).is_file():
+        if not checks.path(path, "path").is_file():
             raise ValueError(f"path: there is no file {path}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
-            options.intra_op_num_threads = threads
+            options.intra_op_num_threads = checks.integer(threads, "threads", 1)
+        chosen = ("CPUExecutionProvider",) if providers is None else checks.strings(providers, "providers")
+        absent = [name for name in chosen if name not in onnxruntime.get_available_providers()]
+        if absent or not chosen:
+            there = ", ".join(onnxruntime.get_available_providers())
+            raise ValueError(f"providers must be some of {there}, got {', '.join(absent) or 'none'}")
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=list(providers or ["CPUExecutionProvider"])
-            )
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=list(chosen))
         except Exception as error:  # onnxruntime's errors share no base class
             raise ValueError(f"{path} cannot be loaded as an ONNX model: {error}") from None
         stored = self.session.get_modelmeta().custom_metadata_map

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from spurmix.core import checks
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,18 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.size is not None:
-            size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-            if len(size) != 2 or not all(isinstance(v, int) and v > 0 for v in size):
+            size = tuple(self.size) if isinstance(self.size, Sequence) else (self.size, self.size)
+            if len(size) != 2:
                 raise ValueError(f"augment: size must be one or two positive integers, got {self.size!r}")
-            object.__setattr__(self, "size", size)
+            object.__setattr__(self, "size", tuple(checks.integer(v, "augment: size", 1) for v in size))
+        for name in ("crop", "flip"):
+            object.__setattr__(self, name, checks.flag(getattr(self, name), f"augment: {name}"))
         for name, top in (("scale", 1.0), ("ratio", math.inf)):
-            low, high = getattr(self, name)
+            given = getattr(self, name)
+            if not isinstance(given, Sequence) or len(given) != 2:
+                raise TypeError(f"augment: {name} must be a pair (low, high), got {given!r}")
+            low, high = (checks.number(v, f"augment: {name}") for v in given)
+            object.__setattr__(self, name, (low, high))
             if not (0 < low <= high <= top and math.isfinite(high)):
                 raise ValueError(f"augment: {name} must satisfy 0 < low <= high <= {top:g}, got {(low, high)}")
 

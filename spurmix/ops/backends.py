@@ -19,7 +19,7 @@ def requested(backend: str) -> str:
     """`backend`, or what SPURMIX_BACKEND pins where it is "auto".
 
     Raises:
-        ValueError: for a backend that does not exist.
+        ValueError: for a backend that does not exist, or a SPURMIX_CPU_ISA that this machine cannot follow.
         RuntimeError: for "cpu" and "cuda" where the compiled kernels are not there, and "triton" where Triton is not
             installed.
     """
@@ -32,6 +32,8 @@ def requested(backend: str) -> str:
         raise RuntimeError(f"{source}='cpu': the compiled kernels are not in use ({library.COMPILED_CPU})")
     if backend == "cuda" and library.COMPILED_CUDA != "ok":
         raise RuntimeError(f"{source}='cuda': the compiled kernels are not in use ({library.COMPILED_CUDA})")
+    if backend in ("auto", "cpu") and library.CPU_ISA_ERROR:
+        raise ValueError(library.CPU_ISA_ERROR)
     if backend == "triton" and not library.HAS_TRITON:
         raise RuntimeError(f"{source}='triton' needs the package 'triton': pip install triton")
     return backend

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spurmix.core import checks
 from spurmix.ops import validate
 from spurmix.ops.backends import implementation, requested
 from spurmix.ops.calls import call, into, transformable, transforming
@@ -64,6 +65,8 @@ def mix_embeddings(
     if out is not None:
         validate.output(out, shape, _WIDE, weight.device)
         validate.no_grad_input(weight=weight)
+        names = ("ids", "partner_ids", "lam", "mask", "partner_mask")
+        validate.apart(out, weight=weight, **dict(zip(names, lookups, strict=True)))
         return into(out, implementation("mix_embeddings_out", backend, weight.device), weight, *lookups)
     kind = validate.float_dtype(dtype if dtype is not None else weight.dtype, allowed=_WIDE)
     backend = transformable(backend)
@@ -150,11 +153,10 @@ def mix_bert_embeddings(
     elif type_weight is not None and type_weight.shape[0] < 1:
         raise ValueError("type_weight must have at least one row")
     validate.same_device(device, position_ids=position_ids, token_type_ids=token_type_ids)
-    if not eps >= 0:
-        raise ValueError(f"eps must be 0 or more, got {eps!r}")
+    eps = checks.number(eps, "eps", 0)
     kind = validate.float_dtype(dtype if dtype is not None else weight.dtype, allowed=_WIDE)
     inputs = (
-        *tables, *lookups, position_ids.expand(batch, length).contiguous(), token_type_ids, float(eps),
+        *tables, *lookups, position_ids.expand(batch, length).contiguous(), token_type_ids, eps,
         _padding(padding_idx, weight), kind,
     )  # fmt: skip
     backend = transformable(backend)
@@ -198,8 +200,8 @@ def _padding(padding_idx: Any, weight: Tensor) -> int:
 
 def _wants_form(differentiable: bool, backend: str, sparse: bool, grad_buffer: Any) -> bool:
     """Whether the call's gradient needs more than the op's own: a form of its own, or a pinned backend's kernel."""
-    if grad_buffer is not None and not isinstance(grad_buffer, GradientBuffer):
-        raise TypeError(f"grad_buffer must be a GradientBuffer, got {type(grad_buffer).__name__}")
+    checks.flag(sparse, "sparse")
+    checks.instance(grad_buffer, "grad_buffer", GradientBuffer, optional=True)
     if sparse and grad_buffer is not None:
         raise ValueError("grad_buffer serves dense gradients: give it or sparse=True, not both")
     if not (differentiable and torch.is_grad_enabled()) or transforming():

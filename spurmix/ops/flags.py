@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spurmix.ops import library
+from spurmix.ops import library, validate
 
 BAD_INDEX, BAD_TABLES = 1, 2
 """Bits of a flag, as in kernels/cuda/launch.h."""
@@ -29,7 +29,7 @@ def check(device: torch.device | str | int | None = None) -> None:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    place = torch.device("cuda", device) if isinstance(device, int) else validate.device(device)
     if place.type != "cuda":
         return
     place = torch.device("cuda", place.index if place.index is not None else torch.cuda.current_device())

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.ops import validate
@@ -100,12 +101,12 @@ def draw(
     if out is None:
         function = implementation("draw", backend, device)
         return Draw(*_call(function, tables.packed, tables.members, seed, start, count)[:3])
-    if len(out) not in (3, 4):
+    if len(validate.outputs(out)) not in (3, 4):
         raise ValueError(f"out must hold index, partner, lam and, if wanted, group, got {len(out)} tensors")
     for k, name in enumerate(("index", "partner", "lam", "group")[: len(out)]):
         kind = torch.float32 if name == "lam" else torch.int64
         validate.output(out[k], (count,), (kind,), device, f"out[{k}] ({name})")
-    validate.apart(out)
+    validate.apart(out, tables=tables.packed, members=tables.members)
     group = out[3] if len(out) == 4 else torch.empty_like(out[0])
     _call(
         implementation("draw_out", backend, device), tables.packed, tables.members, seed, start, None, *out[:3], group
@@ -189,9 +190,10 @@ def mix_images(
         validate.tensor(flips, "flips", (torch.uint8, torch.bool), (batch, 2))
         flips = flips.contiguous()
     validate.same_device(device, boxes=boxes, flips=flips)
-    height, width = (
-        size if size is not None else (out.shape[2:] if out is not None and out.dim() == 4 else (rows, columns))
-    )
+    if size is not None:
+        height, width = validate.height_width(size)
+    else:
+        height, width = out.shape[2:] if isinstance(out, Tensor) and out.dim() == 4 else (rows, columns)
     if boxes is None and (height, width) != (rows, columns):
         raise ValueError(f"size {(height, width)} differs from the images' {(rows, columns)}, which needs boxes")
     if height < 1 or width < 1:
@@ -199,9 +201,13 @@ def mix_images(
     inputs = (images, index, partner, lam, mean, std, boxes, flips)
     if out is not None:
         validate.output(out, (batch, channels, height, width), validate.FLOATS, device)
+        validate.apart(
+            out, images=images, index=index, partner=partner, lam=lam, mean=mean, std=std, boxes=boxes, flips=flips
+        )
         return _into(out, implementation("mix_images_out", backend, device), *inputs)
     validate.float_dtype(dtype)
-    return _call(implementation("mix_images", backend, device), *inputs, height, width, dtype, channels_last)
+    layout = checks.flag(channels_last, "channels_last")
+    return _call(implementation("mix_images", backend, device), *inputs, height, width, dtype, layout)
 
 
 def mix_image_batch(
@@ -236,6 +242,7 @@ def mix_image_batch(
         Others as in `mix_images` and `draw`.
     """
     validate.images(images)
+    checks.instance(tables, "tables", DrawTables)
     device = validate.store_device(images, tables.packed)
     total, rows, columns, channels = images.shape
     validate.tensor(labels, "labels", validate.INTEGERS, (total,))
@@ -244,6 +251,7 @@ def mix_image_batch(
         raise ValueError(f"images: {total} images, but the groups have {tables.num_examples} examples")
     validate.sequence_position(seed, start, count)
     augment = augment if augment is not None else NO_AUGMENT
+    checks.instance(augment, "augment", Augment, optional=True)
     height, width = augment.output_size(rows, columns)
     mean = validate.normalisation(mean, "mean", channels, device)
     std = validate.normalisation(std, "std", channels, device)
@@ -251,14 +259,17 @@ def mix_image_batch(
               augment.flip, seed, start)  # fmt: skip
     if out is None:
         validate.float_dtype(dtype)
+        layout = checks.flag(channels_last, "channels_last")
         function = implementation("mix_image_batch", backend, device)
-        return MixedImages(*_call(function, *inputs, count, height, width, dtype, channels_last))
-    if len(out) != 7:
+        return MixedImages(*_call(function, *inputs, count, height, width, dtype, layout))
+    if len(validate.outputs(out)) != 7:
         raise ValueError(f"out must hold the 7 tensors of MixedImages, got {len(out)}")
     validate.output(out[0], (count, channels, height, width), validate.FLOATS, device, "out[0]")
     for k, name in enumerate(MixedImages._fields[1:], start=1):
         kind = torch.float32 if name == "lam" else torch.int64
         validate.output(out[k], (count,), (kind,), device, f"out[{k}] ({name})")
+    read = {"tables": tables.packed, "members": tables.members, "mean": mean, "std": std}
+    validate.apart(out, images=images, labels=labels, **read)
     _call(implementation("mix_image_batch_out", backend, device), *inputs, None, *out)
     torch.autograd.graph.increment_version(out)
     return MixedImages(*out)
@@ -296,6 +307,7 @@ def mix_rows(
     if out is not None:
         validate.output(out, (batch, rows.shape[1]), _WIDE, rows.device)
         validate.no_grad_input(rows=rows, lam=lam)
+        validate.apart(out, rows=rows, index=index, partner=partner, lam=lam)
         return _into(out, implementation("mix_rows_out", backend, rows.device), rows, index, partner, lam)
     kind = validate.float_dtype(dtype if dtype is not None else rows.dtype, allowed=_WIDE)
     backend = _transformable(backend)
@@ -327,10 +339,10 @@ def mix_labels(
     label, partner_label, lam = _labels(label, partner_label, lam, None)
     batch = label.shape[0]
     validate.no_grad_input(lam=lam)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+    num_classes = validate.size(num_classes, "num_classes", 1)
     if out is not None:
         validate.output(out, (batch, num_classes), _WIDE, label.device)
+        validate.apart(out, label=label, partner_label=partner_label, lam=lam)
         return _into(out, implementation("mix_labels_out", backend, label.device), label, partner_label, lam)
     kind = validate.float_dtype(dtype, allowed=_WIDE)
     function = implementation("mix_labels", backend, label.device)
@@ -377,11 +389,11 @@ def mixed_cross_entropy(
     Raises:
         TypeError, ValueError: naming the argument. IndexError: for a class id outside [0, C), before any read.
     """
-    if reduction not in _REDUCTIONS:
+    if type(reduction) is not str or reduction not in _REDUCTIONS:
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
-    settings = (_REDUCTIONS[reduction], float(label_smoothing))
+    if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
+        label_smoothing = checks.number(label_smoothing, "label_smoothing", 0, 1)
+    settings = (_REDUCTIONS[reduction], label_smoothing)
     backend = _transformable(backend)
     if _takes_grad_along(logits, label, partner_label, lam, backend=backend):
         try:
@@ -462,14 +474,22 @@ def group_counts(
     membership = isinstance(group, Tensor) and group.dtype == torch.bool
     validate.tensor(group, "group", (torch.int64, torch.bool), (batch, "G") if membership else (batch,))
     validate.same_device(logits.device, label=label, group=group)
-    count = group.shape[1] if membership else (out.shape[0] if out is not None else num_groups)
-    if count is None or count < 0:
-        raise ValueError(f"num_groups must be given for integer groups and be 0 or more, got {num_groups}")
+    if out is not None:
+        validate.tensor(out, "out", (torch.int64,), ("G", 2))
+    if membership:
+        count = group.shape[1]
+    elif out is not None:
+        count = out.shape[0]
+    elif num_groups is None:
+        raise ValueError("num_groups must be given for integer groups")
+    else:
+        count = validate.size(num_groups, "num_groups", 0)
     if out is None:
         out = torch.zeros(count, 2, dtype=torch.int64, device=logits.device)
     validate.output(out, (count, 2), (torch.int64,), logits.device)
     logits = logits.detach()
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         logits = logits.contiguous()
-    function = implementation("group_counts", backend, logits.device)
-    return _into(out, function, logits, label.contiguous(), group.contiguous())
+    label, group = label.contiguous(), group.contiguous()
+    validate.apart(out, logits=logits, label=label, group=group)
+    return _into(out, implementation("group_counts", backend, logits.device), logits, label, group)

@@ -254,6 +254,17 @@ def _load_compiled(module: str) -> str:
     return "ok"
 
 
+def _cpu_isa_error() -> str:
+    """Why SPURMIX_CPU_ISA cannot be followed, "" where it can. Calls say so: this import could not be repeated."""
+    if COMPILED_CPU != "ok":
+        return ""
+    try:
+        importlib.import_module("spurmix._C").isa()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def has_cuda_kernel(name: str) -> bool:
     """Whether op `name` has a compiled CUDA kernel here."""
     return COMPILED_CUDA == "ok" and name not in _served_by_triton
@@ -264,6 +275,7 @@ for _schema in SCHEMAS:
 
 COMPILED_CPU: str = _load_compiled("_C")
 """Whether the compiled CPU kernels serve `torch.ops.spurmix`: "ok", or what is wrong and how to build them."""
+CPU_ISA_ERROR: str = _cpu_isa_error()
 COMPILED_CUDA: str = _load_compiled("_cuda") if torch.version.cuda is not None else "this torch is built without CUDA"
 """The same of the compiled CUDA kernels."""
 _served_by_triton: set[str] = set()  # on CUDA tensors

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.core.tables import KEEP_LABELS, build_tables
+from spurmix.ops import validate
 
 _KEPT = 4
 
@@ -27,6 +29,7 @@ class DrawTables:
 
     def to(self, device: torch.device | str) -> DrawTables:
         """The same tables on `device`."""
+        device = validate.device(device)
         return replace(self, packed=self.packed.to(device), members=self.members.to(device))
 
 
@@ -36,8 +39,7 @@ def draw_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
     Raises:
         TypeError, ValueError: where the policy does not fit the groups, naming the part.
     """
-    if not isinstance(groups, GroupIndex):
-        raise TypeError(f"groups must be a GroupIndex, got {type(groups).__name__}")
+    checks.instance(groups, "groups", GroupIndex)
     kept: list[tuple[MixPolicy, DrawTables]] = groups.__dict__.setdefault("_draw_tables", [])
     for known, tables in kept:
         if known is policy:

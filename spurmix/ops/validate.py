@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from spurmix.core import checks
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -24,12 +27,15 @@ def tensor(value: Any, name: str, dtypes: Sequence[torch.dtype], shape: Sequence
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} must have dtype {_names(dtypes)}, got {_names([value.dtype])}")
-    wanted = "[" + ", ".join("*" if s is None else str(s) for s in shape) + "]"
-    if value.dim() != len(shape):
+    fits = value.dim() == len(shape)
+    if fits:
+        for size, expected in zip(value.shape, shape, strict=True):
+            # Not by isinstance(expected, int): inside torch.compile sizes are symbols.
+            if expected is not None and not isinstance(expected, str) and size != expected:
+                fits = False
+    if not fits:
+        wanted = "[" + ", ".join("*" if s is None else str(s) for s in shape) + "]"
         raise ValueError(f"{name} must have shape {wanted}, got {list(value.shape)}")
-    for size, expected in zip(value.shape, shape, strict=True):
-        if isinstance(expected, int) and size != expected:
-            raise ValueError(f"{name} must have shape {wanted}, got {list(value.shape)}")
     return value
 
 
@@ -49,12 +55,40 @@ def output(
     return out
 
 
-def apart(out: Sequence[Tensor]) -> None:
-    """Check that no two of several dense outputs share memory."""
-    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, k) for k, t in enumerate(out) if t.numel())
-    for (_, end, k), (begin, _, other) in pairwise(spans):
-        if begin < end:
-            raise ValueError(f"out[{max(k, other)}] shares memory with out[{min(k, other)}]")
+def _span(value: Tensor) -> tuple[int, int]:
+    """Addresses from the first byte of a tensor to behind its last one; empty ones have none, nor have fake ones."""
+    if value.numel() == 0:
+        return 0, 0
+    try:
+        begin = value.data_ptr()
+    except RuntimeError:
+        return 0, 0
+    if value.is_contiguous():
+        return begin, begin + value.nbytes
+    reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return begin, begin + (reach + 1) * value.itemsize
+
+
+def apart(out: Tensor | Sequence[Tensor], **inputs: Tensor | None) -> None:
+    """Check that dense outputs share no memory with each other, nor with what the op reads; inside torch.compile, where
+    addresses are not known, they are taken to."""
+    if torch.compiler.is_compiling():
+        return
+    if isinstance(out, Tensor):
+        written = [("out", *_span(out))]
+    else:
+        written = [(f"out[{k}]", *_span(t)) for k, t in enumerate(out)]
+        ordered = sorted((begin, end, k) for k, (_, begin, end) in enumerate(written) if begin < end)
+        for (_, end, k), (begin, _, other) in pairwise(ordered):
+            if begin < end:
+                raise ValueError(f"out[{max(k, other)}] shares memory with out[{min(k, other)}]")
+    for name, value in inputs.items():
+        if value is None:
+            continue
+        first, last = _span(value)
+        for target, begin, end in written:
+            if first < end and begin < last:
+                raise ValueError(f"{target} shares memory with {name}, which is still read while {target} is written")
 
 
 def same_device(device: torch.device, **tensors: Tensor | None) -> None:
@@ -78,27 +112,49 @@ def float_dtype(dtype: Any, name: str = "dtype", allowed: Sequence[torch.dtype] 
     return dtype
 
 
-def integer(value: Any, name: str, low: int) -> int:
-    """Check an integer of any kind that is `low` or more; a Python one."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    number = int(value)
-    if number < low:
-        raise ValueError(f"{name} must be {low} or more, got {number}")
-    return number
+def size(value: Any, name: str, low: int) -> int:
+    """Check an integer that is `low` or more, inside torch.compile maybe a symbol; a Python integer otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        return checks.integer(value, name, low)
+    if value < low:
+        raise ValueError(f"{name} must be {low} or more, got {value}")
+    return value  # type: ignore[return-value]  # a symbol serves as an integer
 
 
 def sequence_position(seed: int, start: int, count: int) -> None:
     """Check seed, start and count of a draw."""
     for name, value in (("seed", seed), ("start", start), ("count", count)):
-        if isinstance(value, (bool, float)):
-            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            checks.integer(value, name)
     if not 0 <= seed < SEED_LIMIT:
         raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
     if not 0 <= start < SEED_LIMIT:
         raise ValueError(f"start must lie in [0, 2^63), got {start}")
     if count < 0 or start + count > SEED_LIMIT:
         raise ValueError(f"count must be 0 or more and end below 2^63, got {count} from {start}")
+
+
+def height_width(value: Any, name: str = "size") -> tuple[int, int]:
+    """Check a pair (height, width) of positive integers."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair (height, width), got {value!r}")
+    return size(value[0], name, 1), size(value[1], name, 1)
+
+
+def device(value: Any, name: str = "device") -> torch.device:
+    """Check a device: torch's own, a name or the number of a GPU."""
+    try:
+        return value if isinstance(value, torch.device) else torch.device(value)
+    except (RuntimeError, TypeError, ValueError):
+        kind = ValueError if isinstance(value, (str, int)) else TypeError
+        raise kind(f'{name} must be a device such as "cpu" or "cuda:0", got {value!r}') from None
+
+
+def outputs(value: Any) -> Sequence[Tensor]:
+    """Check that `out` is a sequence; its tensors are checked one by one."""
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"out must be a sequence of tensors, got {type(value).__name__}")
+    return value
 
 
 def images(value: Any) -> Tensor:
@@ -136,7 +192,8 @@ def normalisation(value: Any, name: str, channels: int, device: torch.device) ->
         tensor(value, name, (torch.float32,), (channels,))
         same_device(device, **{name: value})
         return value
-    numbers = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * channels
+    one_each = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+    numbers = [checks.number(v, name) for v in (value if one_each else [value] * channels)]
     if len(numbers) != channels:
         raise ValueError(f"{name} has {len(numbers)} entries for images of {channels} channels")
     if name == "std" and not all(v > 0 for v in numbers):

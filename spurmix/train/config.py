@@ -100,6 +100,14 @@ FIELDS = {f.name: f for f in dataclasses.fields(RunConfig)}
 DEFAULT = RunConfig()
 
 
+_NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "stages": ("schedule", ("step",)),
+    "memory": ("tier", ("auto", "pinned", "disk")),
+    "momentum": ("optimizer", ("sgd",)),
+}
+"""Flags that do nothing unless another setting has one of some values."""
+
+
 def resolve(
     flags: dict[str, Any], config: str | Path | None = None, recipe: str | None = None, base: RunConfig = DEFAULT
 ) -> RunConfig:
@@ -131,6 +139,10 @@ def resolve(
         raise ValueError(
             f"weights: the recipe {chosen} starts from {RECIPES[chosen].model}; say where it lies (--weights)"
         )
+    for name, (other, needed) in _NEEDS.items():
+        if name in flags and getattr(made, other) not in needed:
+            fits, got = " or ".join(map(str, needed)), getattr(made, other)
+            raise ValueError(f"--{name.replace('_', '-')} does nothing with {other} {got}; it is for {other} {fits}")
     if made.steps == 0 and not made.epochs > 0:
         raise ValueError(f"epochs must be positive, got {made.epochs!r}")
     return made

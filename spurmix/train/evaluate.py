@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.progress import bar
 from spurmix.data.sources import Source, as_source
 from spurmix.data.text import TokenSource
 from spurmix.data.window import WindowedImages
+from spurmix.ops import validate
 from spurmix.ops.flags import check
 from spurmix.train.metrics import Evaluation, check_options, evaluate_logits
 from spurmix.train.models import device_of, logits_of, modes_kept
@@ -52,12 +54,15 @@ def over_batches(
 ) -> Tensor:
     """Float32 `[N, ...]` on the CPU: what `step` makes of every batch of unmixed inputs, without gradients and with the
     model in evaluation mode; progress: show a bar, None: on a terminal; sharded: every process reads its share."""
+    checks.instance(model, "model", nn.Module)
     source = as_source(source)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    batch_size = checks.integer(batch_size, "batch_size", 1)
+    checks.flag(sharded, "sharded")
+    if progress is not None:
+        checks.flag(progress, "progress")
     if isinstance(source, TokenSource):
         source.check_model(model)
-    target = torch.device(device) if device is not None else device_of(model)
+    target = validate.device(device) if device is not None else device_of(model)
     batches = reading_order(source).split(batch_size)
     if sharded:
         if not torch.distributed.is_initialized():
@@ -144,6 +149,7 @@ def evaluate(
         ValueError: where lengths differ, a label has no logit, logits are not finite, or no group is large enough.
     """
     source = as_source(source)
+    checks.instance(groups, "groups", GroupIndex)
     if len(source) != groups.num_examples:
         raise ValueError(f"source has {len(source)} examples, the groups have {groups.num_examples}")
     options: Any = dict(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurmix.core import checks
 from spurmix.core.progress import bar
 from spurmix.data.batch import Batch
 from spurmix.data.loader import MixLoader
@@ -85,11 +86,32 @@ def finetune(
         ValueError: for bad arguments, a folder that cannot be written, a loss that is not finite, checkpoints that are
             damaged or of another run.
     """
-    _check(schedule, mixed_precision, accumulate, freeze, clip, save_every, keep)
-    _check_optimizer(optimizer)
+    checks.instance(model, "model", nn.Module)
+    checks.instance(loader, "loader", MixLoader)
+    checks.choice(schedule, "schedule", SCHEDULES)
+    checks.choice(mixed_precision, "mixed_precision", ("no", "bf16", "fp16"))
+    checks.choice(freeze, "freeze", ("none", "backbone"))
+    if not callable(optimizer):
+        checks.choice(optimizer, "optimizer, where it is no function of parameter groups,", ("adamw", "sgd"))
+    decay_all, resume = checks.flag(decay_all, "decay_all"), checks.flag(resume, "resume")
+    learning_rate = checks.number(learning_rate, "learning_rate", 0)
+    weight_decay = checks.number(weight_decay, "weight_decay", 0)
+    momentum = checks.number(momentum, "momentum", 0)
+    warmup, label_smoothing = (
+        checks.number(warmup, "warmup", 0, 1),
+        checks.number(label_smoothing, "label_smoothing", 0, 1),
+    )
+    stages, keep = checks.integer(stages, "stages", 1), checks.integer(keep, "keep", 1)
+    accumulate = checks.integer(accumulate, "accumulate", 1)
+    save_every = None if save_every is None else checks.integer(save_every, "save_every", 1)
+    clip = None if clip is None else checks.number(clip, "clip", positive=True)
+    if progress is not None:
+        checks.flag(progress, "progress")
+    if after_step is not None and not callable(after_step):
+        raise TypeError(f"after_step must be a function of a number of batches, got {type(after_step).__name__}")
     if isinstance(loader.source, TokenSource):
         loader.source.check_model(model)
-    folder = Path(output) if output is not None else None
+    folder = checks.path(output, "output") if output is not None else None
     if folder is None and (resume or save_every):
         raise ValueError("output: a folder is needed for checkpoints")
     if folder is not None:
@@ -104,18 +126,18 @@ def finetune(
         settings = {
             "schedule": schedule,
             "stages": stages if schedule == "step" else None,
-            "warmup": float(warmup),
+            "warmup": warmup,
             "accumulate": accumulate,
             "steps": len(loader),
-            "learning_rate": float(learning_rate),
+            "learning_rate": learning_rate,
             "optimizer": type(optim.optimizer).__name__,
-            "weight_decay": float(weight_decay),
+            "weight_decay": weight_decay,
             "decay_all": decay_all,
-            "momentum": float(momentum) if optimizer == "sgd" else None,
+            "momentum": momentum if optimizer == "sgd" else None,
             "mixed_precision": mixed_precision,
-            "clip": float(clip) if clip is not None else None,
+            "clip": clip,
             "freeze": freeze,
-            "label_smoothing": float(label_smoothing),
+            "label_smoothing": label_smoothing,
             "dtype": str(loader.dtype),
             "augment": repr(loader.augment),
         }
@@ -190,22 +212,6 @@ def finetune(
         )
 
 
-def _check(
-    schedule: str, precision: str, accumulate: int, freeze: str, clip: float | None, save_every: int | None, keep: int
-) -> None:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    if precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f'mixed_precision must be "no", "bf16" or "fp16", got {precision!r}')
-    if freeze not in ("none", "backbone"):
-        raise ValueError(f'freeze must be "none" or "backbone", got {freeze!r}')
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be positive, got {clip!r}")
-    for name, value in (("accumulate", accumulate), ("save_every", save_every), ("keep", keep)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-
-
 def _freeze(model: nn.Module, freeze: str) -> list[nn.Module]:
     """Freeze all but the head; the modules that must stay in evaluation mode."""
     if freeze == "none":
@@ -229,11 +235,6 @@ def _optimizer(
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
     return kind(groups)
-
-
-def _check_optimizer(kind: Any) -> None:
-    if kind not in ("adamw", "sgd") and not callable(kind):
-        raise ValueError(f'optimizer must be "adamw", "sgd" or a function of parameter groups, got {kind!r}')
 
 
 def _loss(model: nn.Module, batch: Batch, accelerator: Any, label_smoothing: float) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.loader import MixLoader
@@ -34,7 +35,7 @@ def extract_features(
     Raises:
         ValueError: for a model without a head, or one whose last layer is not applied to one feature an example.
     """
-    layer = head_layer(model)
+    layer = head_layer(checks.instance(model, "model", nn.Module))
     taken: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))
 
@@ -76,9 +77,10 @@ def retrain_head(
     Raises:
         TypeError, ValueError: as of `extract_features`, `MixLoader` and `finetune`.
     """
-    layer = head_layer(model)
+    layer = head_layer(checks.instance(model, "model", nn.Module))
     if features is None:
         features = extract_features(model, source, progress=progress)
+    checks.instance(features, "features", Tensor)
     if features.dim() != 2 or features.shape[1] != layer.in_features:
         raise ValueError(f"features must have shape [N, {layer.in_features}], got {list(features.shape)}")
     device = layer.weight.device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core import checks
 from spurmix.core.groups import MIXED, GroupIndex
 
 Z95 = 1.959963984540054
@@ -65,9 +65,8 @@ class Cells:
             raise ValueError(
                 f"membership must have shape [{examples}, K] with K of 1 or more, got {list(members.shape)}"
             )
-        chosen = tuple(names) if names is not None else tuple(f"cell {k}" for k in range(members.shape[1]))
-        if isinstance(names, str) or not all(isinstance(n, str) for n in chosen):
-            raise TypeError(f"cell_names must be a sequence of strings, got {names!r}")
+        unnamed = tuple(f"cell {k}" for k in range(members.shape[1]))
+        chosen = checks.strings(names, "cell_names") if names is not None else unnamed
         if len(chosen) != members.shape[1] or len(set(chosen)) != len(chosen):
             raise ValueError(f"cell_names: need {members.shape[1]} different names, got {', '.join(chosen)}")
         return cls(members, chosen)
@@ -196,10 +195,8 @@ def check_options(
     Raises:
         TypeError, ValueError: as of `evaluate`, for all that needs no logits.
     """
-    if isinstance(min_group_size, bool) or not hasattr(min_group_size, "__index__") or min_group_size < 1:
-        raise ValueError(f"min_group_size must be a positive integer, got {min_group_size!r}")
-    if train_groups is not None and not isinstance(train_groups, GroupIndex):
-        raise TypeError(f"train_groups must be a GroupIndex, got {type(train_groups).__name__}")
+    min_group_size = checks.integer(min_group_size, "min_group_size", 1)
+    checks.instance(train_groups, "train_groups", GroupIndex, optional=True)
     if membership is None and cell_names is not None:
         raise ValueError("cell_names: there is no membership matrix that they name the columns of")
     cells = Cells.of(membership, cell_names, groups.num_examples) if membership is not None else None
@@ -211,7 +208,7 @@ def check_options(
     largest = int((cells.members.sum(axis=0) if cells is not None else groups.sizes).max())
     if largest < min_group_size:
         raise ValueError(f"min_group_size {min_group_size}: the largest group has only {largest} examples")
-    return cells, operator.index(min_group_size)
+    return cells, min_group_size
 
 
 def confusion_of(

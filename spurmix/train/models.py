@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurmix.core import checks
 from spurmix.train.weights import load_weights
 
 
@@ -24,8 +25,7 @@ def _transformers() -> Any:
 
 
 def _check_classes(num_classes: int) -> None:
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
+    checks.integer(num_classes, "num_classes", 1)
 
 
 def resnet50(num_classes: int, *, channels: int = 3, weights: str | Path | None = None) -> nn.Module:
@@ -41,6 +41,7 @@ def resnet50(num_classes: int, *, channels: int = 3, weights: str | Path | None 
     """
     _check_classes(num_classes)
     library = _transformers()
+    checks.integer(channels, "channels", 1)
     config = library.ResNetConfig(num_channels=channels, num_labels=num_classes, downsample_in_bottleneck=False)
     model = library.ResNetForImageClassification(config)
     if weights is not None:
@@ -56,6 +57,8 @@ def small_resnet(num_classes: int, *, channels: int = 3, width: int = 16) -> nn.
     """
     _check_classes(num_classes)
     library = _transformers()
+    for name, value in (("channels", channels), ("width", width)):
+        checks.integer(value, name, 1)
     config = library.ResNetConfig(
         num_channels=channels,
         num_labels=num_classes,
@@ -93,7 +96,7 @@ def _without_bar(library: Any) -> Iterator[None]:
 
 
 def _folder(pretrained: str | Path) -> Path:
-    folder = Path(pretrained)
+    folder = checks.path(pretrained, "pretrained")
     if not (folder / "config.json").is_file():
         raise ValueError(f"pretrained must be a local folder with a model, {pretrained} is none")
     return folder
@@ -116,7 +119,7 @@ class TextClassifier(nn.Module):
             encoder.pooler = None
         self.encoder = encoder
         self.config = encoder.config
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(checks.number(dropout, "dropout", 0, 1))
         self.classifier = nn.Linear(self.config.hidden_size, num_classes)
 
     def get_input_embeddings(self) -> nn.Module:

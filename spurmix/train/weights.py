@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurmix.core import checks
+
 State = dict[str, Tensor]
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights in a folder of Hugging Face."""
@@ -157,7 +159,7 @@ def load_weights(model: nn.Module, path: str | Path) -> Weights:
     Raises:
         WeightsError: for parameters that are unknown, missing or of another shape, listing them; the model is unchanged.
     """
-    weights = read_weights(path)
+    weights = read_weights(checks.path(path, "weights"))
     own = model.state_dict()
     state = dict(weights.state)
     head = [name for name in own if name.startswith("classifier.")]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,46 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="no space"):
         report.write(target, "new")
     assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_that_is_killed_leaves_no_files_of_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of a file's calls is the last: what lies beside the JSON is of the same run, or not there."""
+    target, calls = tmp_path / "cpu.json", 0
+    head = {"date": "2026-01-01", "device": "a", "isa": "b", "threads": 2, "torch": "c", "peers": {}}
+    real = {name: getattr(Path, name) for name in ("write_text", "replace", "unlink")}
+
+    class Killed(BaseException):
+        pass
+
+    def until(last: int) -> None:
+        def counted(name: str) -> Any:
+            def call(*arguments: Any, **options: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > last:
+                    raise Killed
+                return real[name](*arguments, **options)
+
+            return call
+
+        for name in real:
+            monkeypatch.setattr(Path, name, counted(name))
+
+    seen = set()
+    for last in range(12):
+        monkeypatch.undo()
+        report.save({**head, "date": "old"}, [row()], target)
+        calls = 0
+        until(last)
+        try:
+            report.save({**head, "date": "new"}, [row()], target)
+        except Killed:
+            pass
+        monkeypatch.undo()
+        table = target.with_suffix(".csv")
+        beside = table.read_text().rstrip().rpartition(",")[2] if table.exists() else "none"
+        seen.add((json.loads(target.read_text())["date"], beside))
+    assert seen == {("old", "old"), ("old", "none"), ("new", "none"), ("new", "new")}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spurmix.data import huggingface, listing, published
+from spurmix.data import huggingface, listing, published, remote
 from spurmix.data.pack import BrokenFiles, pack_images
 from spurmix.data.store import PackedDataset
 
@@ -239,10 +239,10 @@ def remote_birds(store: Any, base: str, parquet: bool = False) -> None:
 def check_remote(root: str, target: Path, tables: tuple[str, ...]) -> None:
     for n, found in enumerate(
         (
-            listing.from_folder(listing.beside(root, "pictures")),
+            listing.from_folder(remote.beside(root, "pictures")),
             listing.waterbirds(root),
-            *(listing.from_table(listing.beside(root, name)) for name in tables),
-            listing.from_table(listing.beside(root, tables[0]), root),
+            *(listing.from_table(remote.beside(root, name)) for name in tables),
+            listing.from_table(remote.beside(root, tables[0]), root),
         )
     ):
         pack_images(found, target / str(n), size=6, workers=3)
@@ -252,9 +252,9 @@ def check_remote(root: str, target: Path, tables: tuple[str, ...]) -> None:
         }
         assert values == {str(k): 20 * k for k in range(4)}
     with pytest.raises(ValueError, match="there is no file"):
-        listing.from_table(listing.beside(root, "nothing.csv"))
+        listing.from_table(remote.beside(root, "nothing.csv"))
     with pytest.raises(ValueError, match="there is no folder"):
-        listing.from_folder(listing.beside(root, "nothing"))
+        listing.from_folder(remote.beside(root, "nothing"))
 
 
 def test_remote_folders_and_tables_in_memory(tmp_path: Path) -> None:
@@ -290,8 +290,8 @@ def test_places() -> None:
         ("zip://a/b.csv::file:///x.zip", "zip://a::file:///x.zip"),
         ("zip://b.csv::file:///x.zip", "zip://::file:///x.zip"),
     ):
-        assert listing.parent(place) == folder
-        assert listing.parent(listing.beside(folder, "c")) == folder
+        assert remote.parent(place) == folder
+        assert remote.parent(remote.beside(folder, "c")) == folder
 
 
 def test_links_are_followed_and_what_is_left_out_is_told(tmp_path: Path) -> None:

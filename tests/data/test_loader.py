@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, policies
+from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, TokenSource, policies
+from spurmix.data.window import WindowedImages
 from spurmix.ops import functional as F
 
 RNG = np.random.default_rng(3)
@@ -102,8 +105,8 @@ def test_buffers_stay_valid_for_prefetch_further_batches_and_are_reused(prefetch
     for batch in loader(steps=40, prefetch=prefetch):
         held = [*held, (batch, batch.clone())][-max(1, prefetch) :]
         pointers.add(batch.input.data_ptr())
-        for kept, copy in held:
-            assert all(torch.equal(a, b) for a, b in zip(kept.tensors(), copy.tensors(), strict=True))
+        for kept, taken in held:
+            assert all(torch.equal(a, b) for a, b in zip(kept.tensors(), taken.tensors(), strict=True))
     assert len(pointers) == 2 * prefetch + 1
 
 
@@ -144,6 +147,38 @@ def test_refilling_a_buffer_under_autograd_is_an_error() -> None:
 def test_copy_hands_out_fresh_memory() -> None:
     batches = list(loader(copy=True))
     assert len({b.input.data_ptr() for b in batches}) == 6
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["deep", "pickled"]
+)
+@pytest.mark.parametrize("kind", ["images", "features", "window", "texts"])
+def test_a_copy_begins_where_the_original_stands(kind: str, copied: Any, tmp_path: Any) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    window = WindowedImages(tmp_path / "images.npy", 0, 90, 2)
+    assert window.images.shape == (90, 8, 7, 3)  # which maps the file
+    lengths = np.arange(91)
+    source = {
+        "images": IMAGES,
+        "features": FEATURES,
+        "window": window,
+        "texts": TokenSource(np.arange(90) % 7, lengths),
+    }[kind]
+    image = kind in ("images", "window")
+    options = dict(augment=F.Augment(size=5), channels_last=True, dtype=torch.float16) if image else {}
+    made = loader(source, policy=policies.lisa(), rank=1, world_size=2, prefetch=3, **options)
+    batches = iter(made)
+    for _ in range(2):
+        next(batches)
+    other = copied(made)
+    assert (other.step, other.source is made.source) == (2, False)
+    if kind == "window":
+        assert "images" in vars(window) and "images" not in vars(other.source)
+    assert other.fingerprint() == made.fingerprint() and repr(other) == repr(made)
+    ahead = collect(other)
+    for ours, theirs in zip(ahead, collect(batches), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert ahead[-1].shape == (4 * 12,) and made.step == other.step == 6
 
 
 def test_length_progress_and_restart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -295,3 +296,45 @@ def test_bad_input_of_the_batch_op(backend: str) -> None:
     for bad in (dict(size=0), dict(scale=(0.5, 0.2)), dict(scale=(0.0, 1.0)), dict(ratio=(-1.0, 2.0))):
         with pytest.raises(ValueError, match="augment"):
             F.Augment(**bad)  # type: ignore[arg-type]
+
+
+def test_outputs_over_what_is_read(backend: str) -> None:
+    """Memory that an op reads is not written into, wherever in it the output begins; beside it is as good as elsewhere."""
+    pool = torch.zeros(4000)
+    rows, lam, index = pool[:60].view(10, 6), pool[60:68], torch.arange(8)
+    single, classes = pool[:10].double().view(10, 1), index % 3
+    images, boxes = pool.view(torch.uint8)[400:1000].view(10, 4, 5, 3), pool[1000:1064].view(8, 2, 4)
+    boxes[:] = torch.tensor([0.0, 0.0, 4.0, 5.0])
+    wide = pool[:120].view(10, 12)[:, :6]
+    tables = F.draw_tables(GroupIndex(torch.arange(10) % 2), policies.erm())
+    integers, options = torch.zeros(40, dtype=torch.int64), {"backend": backend}
+    drawn = [integers[k : k + 8] for k in (0, 8, 16, 24)]
+    pixels = [pool[60:540].view(8, 3, 4, 5), *drawn[:2], lam.clone(), *drawn[2:], integers[32:]]
+
+    def mixed(out: torch.Tensor, **more: Any) -> torch.Tensor:
+        return F.mix_images(images, index, index, lam, out=out, **more, **options)
+
+    cases: list[tuple[str, Any]] = [
+        ("out shares memory with rows", lambda: F.mix_rows(rows, index, index, lam, out=pool[:48].view(8, 6), **options)),
+        ("out shares memory with rows", lambda: F.mix_rows(rows, index, index, lam, out=pool[59:107].view(8, 6), **options)),
+        ("out shares memory with rows", lambda: F.mix_rows(wide, index, index, lam, out=pool[110:158].view(8, 6), **options)),
+        ("out shares memory with lam", lambda: F.mix_rows(rows, index, index, lam, out=pool[67:115].view(8, 6), **options)),
+        ("out shares memory with index", lambda: F.mix_rows(single, index, index + 0, lam, out=index.view(torch.float64).view(8, 1), **options)),
+        ("out shares memory with images", lambda: mixed(pool[249:729].view(8, 3, 4, 5))),
+        ("out shares memory with images", lambda: mixed(pool[:480].view(8, 4, 5, 3).permute(0, 3, 1, 2))),
+        ("out shares memory with boxes", lambda: mixed(pool[590:1070].view(8, 3, 4, 5), boxes=boxes)),
+        ("out shares memory with lam", lambda: F.mix_labels(classes, classes, lam, 3, out=pool[50:74].view(8, 3), **options)),
+        ("out shares memory with label", lambda: F.group_counts(rows[:8], classes, index, out=classes.view(4, 2), **options)),
+        ("out[1] shares memory with tables", lambda: F.draw(tables, seed=0, start=0, count=8, out=[drawn[0], tables.packed[20:28], pool[:8]], **options)),
+        ("out[0] shares memory with images", lambda: F.mix_image_batch(images, classes.new_zeros(10), tables, seed=0, start=0, count=8, out=pixels, **options)),
+        ("out[5] shares memory with out[2]", lambda: F.mix_image_batch(images, classes.new_zeros(10), tables, seed=0, start=0, count=8, out=[pool[2000:2480].view(8, 3, 4, 5), *drawn[:2], lam.clone(), drawn[2], drawn[1], drawn[3]], **options)),
+        ("out shares memory with weight", lambda: F.mix_embeddings(rows, index[None] % 8, index[None] % 8, lam[:1], out=pool[30:78].view(1, 8, 6), **options)),
+    ]  # fmt: skip
+    for said, call in cases:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            call()
+    assert not pool[:1000].any(), "something was written"
+    F.mix_rows(rows, index, index, lam, out=pool[68:116].view(8, 6), **options)
+    F.mix_rows(wide, index, index, lam, out=pool[120:168].view(8, 6), **options)
+    mixed(pool[250:730].view(8, 3, 4, 5))
+    F.mix_rows(rows, index[:0], index[:0], lam[:0], out=pool[:0].view(0, 6), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -193,8 +194,6 @@ def test_every_instruction_set_gives_the_same_results(isa: str) -> None:
         "            tolerance = {torch.float32: 1e-5}.get(dtype, 8e-3)\n"
         "            torch.testing.assert_close(x.float(), y.float(), rtol=tolerance, atol=tolerance)\n"
     )
-    import os
-
     with open("/proc/cpuinfo") as file:
         flags = file.read()
     done = subprocess.run(
@@ -205,3 +204,25 @@ def test_every_instruction_set_gives_the_same_results(isa: str) -> None:
         assert done.returncode == 0, done.stderr
     else:
         assert "this machine has no more than" in done.stderr
+
+
+def test_an_instruction_set_that_there_is_not() -> None:
+    """Every call says so, like a backend that there is not; the reference, which needs none, goes on."""
+    script = """
+import torch
+from spurmix import functional as F
+a, lam, x = torch.tensor([0, 2]), torch.rand(2), torch.randn(2, 3, requires_grad=True)
+F.mix_labels(a, a, lam, 3, backend="reference")
+for call in (lambda: F.mix_labels(a, a, lam, 3), lambda: F.mixed_cross_entropy(x, a, a, lam)):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+    environment = {**os.environ, "SPURMIX_CPU_ISA": "sse9"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    said = "SPURMIX_CPU_ISA must be baseline, avx2, avx512 or avx512bf16, got 'sse9'\n"
+    assert (done.returncode, done.stdout) == (0, 2 * said), done.stderr
+    command = [sys.executable, "-m", "spurmix", "info"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"spurmix: {said}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,24 @@ def test_bad_settings_are_named(toml: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         resolve({}, tmp_path / "run.toml")
     assert text in str(caught.value)
+
+
+def test_flags_that_would_do_nothing(tmp_path: Path) -> None:
+    for flags, text in (
+        (dict(stages=4), "--stages does nothing with schedule cosine; it is for schedule step"),
+        (
+            dict(memory=1.0, tier="cache"),
+            "--memory does nothing with tier cache; it is for tier auto or pinned or disk",
+        ),
+        (dict(memory=1.0, tier="device"), "--memory does nothing with tier device"),
+        (dict(momentum=0.8), "--momentum does nothing with optimizer adamw; it is for optimizer sgd"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            resolve(flags)
+    (tmp_path / "run.toml").write_text('schedule = "step"\nstages = 2\ntier = "disk"\noptimizer = "sgd"\n')
+    made = resolve(dict(stages=4, memory=1.5, momentum=0.8), tmp_path / "run.toml")
+    assert (made.stages, made.memory, made.momentum) == (4, 1.5, 0.8)
+    assert resolve(dict(memory=1.0)).tier == "auto"
+    assert (
+        resolve({}, tmp_path / "run.toml", base=resolve(dict(schedule="cosine"))).stages == 2
+    )  # a file may hold them all
