@@ -240,6 +240,9 @@ def test_models_that_cannot_be_mixed_are_refused() -> None:
     )
     with pytest.raises(TypeError, match="GPT2ForSequenceClassification classifies by the last token"):
         MixedInputs(transformers.GPT2ForSequenceClassification(decoder))
+    ctrl = transformers.CTRLConfig(vocab_size=90, n_positions=20, n_embd=8, dff=16, n_layer=1, n_head=2)
+    with pytest.raises(TypeError, match="CTRLForSequenceClassification classifies by the last token"):
+        MixedInputs(transformers.CTRLForSequenceClassification(ctrl))
 
 
 def test_a_compiled_model_is_compiled_once() -> None:
