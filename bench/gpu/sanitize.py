@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
+from pathlib import Path
 
 import torch
 
 from bench.gpu import data
 from bench.gpu.record import Row, device, dry, emit, gpu_backends
+from bench.gpu.together import run_together
 from spurmix.ops import functional as F
 
 STEP = "sanitize"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def calls() -> None:
@@ -51,33 +52,40 @@ def main() -> None:
     if "--calls" in sys.argv:
         calls()
         return
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if dry() or not os.path.exists(tool):
+    tool = sanitizer()
+    if dry() or tool is None:
         calls()
         emit(Row(STEP, "calls", "without compute-sanitizer", note="it is not here; the calls ran by themselves"))
         return
     # The caching allocator hides accesses beyond a tensor: each gets memory of its own here.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "SPURMIX_AUTOTUNE": "0"}
-    running = {}
+    commands = {}
     for check in ("memcheck", "racecheck"):
         # torch asks drivers for functions they may lack: such refusals are no errors of memory.
         quiet = ["--report-api-errors", "no"] if check == "memcheck" else []
-        command = [tool, "--tool", check, *quiet, "--print-limit", "20", sys.executable, "-m", "bench.gpu.sanitize"]
-        command.append("--calls")
-        output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read when the process has ended)
-        running[check] = subprocess.Popen(command, env=environment, stdout=output, stderr=output), output
-    failed = False
-    for check, (process, output) in running.items():
-        code = process.wait()
-        output.seek(0)
-        text = output.read()
-        found = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", text)
-        errors = [int(a or b) for a, b in found]
-        good = code == 0 and bool(errors) and not any(errors)
-        told = "" if good else " ".join(text.split())[-900:]
-        emit(Row(STEP, "calls", check, note=f"{sum(errors)} errors" if errors else "no summary", error=told))
-        failed = failed or not good
-    sys.exit(1 if failed else 0)
+        command = [tool, "--tool", check, *quiet, "--print-limit", "20", sys.executable, "-u", "-m"]
+        commands[check] = [*command, "bench.gpu.sanitize", "--calls"], environment
+    sys.exit(0 if run_together(commands, ROOT, told) else 1)
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer: on the PATH, beside nvcc, or where CUDA is usually installed."""
+    beside = Path(os.path.realpath(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")).parent
+    folders = (beside, beside.parent / "compute-sanitizer", Path("/usr/local/cuda/bin"))
+    found = [str(f / "compute-sanitizer") for f in folders if (f / "compute-sanitizer").is_file()]
+    return shutil.which("compute-sanitizer") or next(iter(found), None)
+
+
+def told(check: str, code: int, text: str) -> bool:
+    """A row of one tool; whether it found nothing."""
+    found = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", text)
+    errors = [int(a or b) for a, b in found]
+    good = code == 0 and bool(errors) and not any(errors)
+    late = "not done in time; " if code == -9 else ""
+    note = f"{sum(errors)} errors" if errors else "no summary"
+    reported = " ".join(re.findall(r"^=+ +([^\n]+)", text, re.MULTILINE)) or " ".join(text.split())[-900:]
+    emit(Row(STEP, "calls", check, note=note, error="" if good else (late + reported)[:900]))
+    return good
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-// mix_images and mix_image_batch: as many blocks as the device holds share the batch evenly; a block that comes to a
-// sample draws it, or reads what was given, and streams its part of both images.
+// mix_images and mix_image_batch: as many blocks as the device holds share the batch evenly; a block draws its samples,
+// or reads what was given, all at once, and streams its part of their images.
 #include "images.cuh"
 
 namespace spurmix::cuda {
@@ -32,7 +32,6 @@ template <Path kPath, Format kFormat, bool kDraws>
 __global__ void __launch_bounds__(kThreads, blocks_wanted(kPath)) mix_images_kernel(MixImages m, int units) {
   __shared__ Shared shared;
   __shared__ RowTap row[kRows * 2];
-  constexpr bool kRowwise = kPath == Path::pairs || kPath == Path::crops || kPath == Path::bytes;
   ColumnTap* column = reinterpret_cast<ColumnTap*>(dynamic_shared());
   const bool crops = kDraws ? m.crop.enabled : m.boxes != nullptr;
   if constexpr (kDraws) {
@@ -44,34 +43,38 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted(kPath)) mix_images_ker
   const int64_t total = m.batch * units, share = (total + gridDim.x - 1) / gridDim.x;
   int64_t unit = share * blockIdx.x;
   const int64_t stop = unit + share < total ? unit + share : total;
-  int64_t before = -1;
   while (unit < stop) {
-    const int64_t at = unit / units;
-    const int begin = static_cast<int>(unit - at * units);
-    int end = stop - at * units < units ? static_cast<int>(stop - at * units) : units;
-    if constexpr (kRowwise) end = min(end, begin + kRows);
-    const bool fresh = at != before;
-    if (fresh) {
-      if constexpr (kDraws) {
-        draw_into(m, at, begin == 0, &shared);
-      } else {
-        read_into(m, at, &shared.sample);
+    const int64_t first = unit / units, left = (stop - 1) / units - first + 1;
+    const int count = left < kDrawn ? static_cast<int>(left) : kDrawn;
+    const bool whole = unit == first * units;
+    if constexpr (kDraws) {
+      draw_samples(m, first, count, &shared);
+    } else {
+      read_samples(m, first, count, &shared);
+    }
+    __syncthreads();
+    if constexpr (kDraws) write_samples(m, first, count, whole, shared);
+    for (int i = 0; i < count; ++i) {
+      const Sample& s = shared.sample[i];
+      const int64_t at = first + i;
+      const int begin = static_cast<int>(unit - at * units);
+      const int end = stop - at * units < units ? static_cast<int>(stop - at * units) : units;
+      if constexpr (kPath == Path::vectors3) mix_vectors<kFormat, 3>(m, s, at, begin, end);
+      if constexpr (kPath == Path::vectors4) mix_vectors<kFormat, 4>(m, s, at, begin, end);
+      if constexpr (kPath == Path::planes) mix_planes<kFormat>(m, s, at, begin, end);
+      if constexpr (kPath == Path::bytes) mix_bytes<kFormat>(m, s, at, begin, end, crops);
+      if constexpr (kPath == Path::pairs || kPath == Path::crops) {
+        for (int from = begin; from < end; from += kRows) {
+          const int to = min(end, from + kRows);
+          set_taps(m, s, from, to, kPath == Path::crops, from == begin, column, row);
+          __syncthreads();
+          mix_pairs<kFormat, kPath == Path::crops>(m, s, at, from, to, column, row);
+          __syncthreads();  // the taps are read until here
+        }
       }
-      __syncthreads();
+      unit = at * units + end;
     }
-    const Sample& s = shared.sample;
-    if constexpr (kPath == Path::vectors3) mix_vectors<kFormat, 3>(m, s, at, begin, end);
-    if constexpr (kPath == Path::vectors4) mix_vectors<kFormat, 4>(m, s, at, begin, end);
-    if constexpr (kPath == Path::planes) mix_planes<kFormat>(m, s, at, begin, end);
-    if constexpr (kPath == Path::bytes) mix_bytes<kFormat>(m, s, at, begin, end, crops);
-    if constexpr (kPath == Path::pairs || kPath == Path::crops) {
-      set_taps(m, s, begin, end, kPath == Path::crops, fresh, column, row);
-      __syncthreads();
-      mix_pairs<kFormat, kPath == Path::crops>(m, s, at, begin, end, column, row);
-    }
-    __syncthreads();  // the sample and the taps are read until here
-    before = at;
-    unit = at * units + end;
+    __syncthreads();  // the samples are read until here
   }
 }
 

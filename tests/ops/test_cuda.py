@@ -167,6 +167,32 @@ def test_mix_image_batch(
                     assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("size", [(16, 3), (4, 4), (4, 3), (3, 3)])
+def test_more_samples_than_a_block_draws_at_once(
+    cuda: Any, size: tuple[int, int], crop: bool, rng: np.random.Generator
+) -> None:
+    """Three blocks share 130 samples unevenly: more than 32 each, parts of some."""
+    store = torch.from_numpy(rng.integers(0, 256, (60, *size, 3), dtype=np.uint8))
+    labels = torch.from_numpy(rng.integers(0, 3, 60))
+    groups = GroupIndex(labels.numpy(), rng.integers(0, 2, 60))
+    tables = draw_tables(groups, MixPolicy(partner=np.ones((groups.num_groups,) * 2), lam=Beta(0.5)))
+    augment = F.Augment(flip=True, size=(4, 6)) if crop else None
+    for last in (False, True):
+        options: Any = dict(augment=augment, channels_last=last)
+        options |= dict(seed=3, start=11, count=130, mean=0.4, std=0.3)
+        found = [F.mix_image_batch(store, labels, tables, **options, backend=b) for b in ("reference", "cuda")]
+        torch.testing.assert_close(found[1].input, found[0].input, atol=2e-2 if crop else 5e-6, rtol=5e-6)
+        assert all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
+        if not crop:
+            chosen = found[0].index, found[0].partner, found[0].lam
+            given = [
+                F.mix_images(store, *chosen, mean=0.4, std=0.3, channels_last=last, backend=b)
+                for b in ("reference", "cuda")
+            ]
+            close(given[1], given[0])
+
+
 @pytest.mark.parametrize("kind", WIDE, ids=str)
 @pytest.mark.parametrize("out", WIDE, ids=str)
 def test_rows_and_labels(cuda: Any, kind: torch.dtype, out: torch.dtype, rng: np.random.Generator) -> None:
