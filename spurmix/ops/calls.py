@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from spurmix.ops import flags
+from spurmix.ops import flags, validate
 
 
 def call(function: Callable[..., Any], *args: Any) -> Any:
@@ -41,6 +41,7 @@ def transformable(backend: str) -> str:
 
 def into(out: Tensor, function: Callable[..., Any], *args: Any) -> Tensor:
     """Run an `_out` op (or the reference, whose result is copied) and mark `out` as changed for autograd."""
+    validate.unshared(out, args)
     call(function, *args, out)
     torch.autograd.graph.increment_version(out)
     return out

@@ -259,6 +259,7 @@ def mix_image_batch(
     for k, name in enumerate(MixedImages._fields[1:], start=1):
         kind = torch.float32 if name == "lam" else torch.int64
         validate.output(out[k], (count,), (kind,), device, f"out[{k}] ({name})")
+    validate.apart(out)
     _call(implementation("mix_image_batch_out", backend, device), *inputs, None, *out)
     torch.autograd.graph.increment_version(out)
     return MixedImages(*out)

@@ -50,11 +50,27 @@ def output(
 
 
 def apart(out: Sequence[Tensor]) -> None:
-    """Check that no two of several dense outputs share memory."""
+    """Check that no two of several dense outputs share memory; a graph that is being traced has none yet."""
+    if torch.compiler.is_compiling():
+        return
     spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, k) for k, t in enumerate(out) if t.numel())
     for (_, end, k), (begin, _, other) in pairwise(spans):
         if begin < end:
             raise ValueError(f"out[{max(k, other)}] shares memory with out[{min(k, other)}]")
+
+
+def unshared(out: Tensor, inputs: Sequence[Any]) -> None:
+    """Check that a dense output lies beside the tensors among `inputs`: kernels read them while they write it."""
+    if torch.compiler.is_compiling() or out.numel() == 0:
+        return
+    begin, end = out.data_ptr(), out.data_ptr() + out.nbytes
+    for value in inputs:
+        if not isinstance(value, Tensor) or value.device != out.device or value.numel() == 0:
+            continue
+        first = value.data_ptr()
+        last = first + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) * value.itemsize
+        if begin < last + value.itemsize and first < end:
+            raise ValueError(f"out shares memory with an input of shape {list(value.shape)}; give it memory of its own")
 
 
 def same_device(device: torch.device, **tensors: Tensor | None) -> None:

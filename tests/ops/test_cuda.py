@@ -4,6 +4,7 @@ nvcc, where there is one, for three GPU generations."""
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -165,6 +166,29 @@ def test_mix_image_batch(
                     torch.testing.assert_close(a, b, atol=2e-2 if augmented else TOLERANCE[dtype]["atol"], rtol=1e-2)
                 else:
                     assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [(9, 72), (131, 8), (5, 70), (3, 129)])
+def test_crops_of_several_strips(
+    cuda: Any, dtype: torch.dtype, size: tuple[int, int], rng: np.random.Generator
+) -> None:
+    """Enlarged and shrunk, up to and beyond the edges; one of the three samples has no partner."""
+    lam = torch.tensor([1.0, 0.3, 0.0])
+    for height, width in ((12, 8), (40, 96), (1, 4), (7, 9)):  # rows of whole words, and not
+        store = torch.from_numpy(rng.integers(0, 256, (4, height, width, 3), dtype=np.uint8))
+        corner = rng.uniform(-2, 5, (3, 2, 2))
+        for scale in (0.4, 1.0, 1.7):
+            extent = np.broadcast_to(np.array([height, width]) * scale, (3, 2, 2))
+            boxes = torch.from_numpy(np.concatenate([corner, extent], 2).astype(np.float32))
+            flips = torch.tensor([[0, 1], [1, 0], [1, 1]], dtype=torch.uint8)
+            index, partner, _ = pairs(rng, 4, 3)
+            for last in (True, False):
+                options: Any = dict(
+                    boxes=boxes, flips=flips, size=size, dtype=dtype, channels_last=last, mean=0.4, std=0.3
+                )
+                expected = F.mix_images(store, index, partner, lam, **options, backend="reference")
+                close(F.mix_images(store, index, partner, lam, **options, backend="cuda"), expected)
 
 
 @pytest.mark.parametrize("crop", [False, True])
@@ -351,6 +375,28 @@ def test_arguments_are_checked_on_the_host(
     tables = draw_tables(GroupIndex([0, 1, 0]), MixPolicy())
     with pytest.raises(RuntimeError, match=message):
         built[1][name](*arguments(tables))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("EMULATED_OLD", 'compute capability 7.0, the CUDA kernels need 8.0; use backend="triton"'),
+        ("EMULATED_CAPTURE", "a CUDA graph may not capture; call an op once before the capture"),
+    ],
+)
+def test_devices_that_cannot_run_a_first_call(built: Any, state: str, message: str) -> None:
+    script = """
+import torch, emulated
+module, kernels = emulated.load()
+try:
+    kernels["mix_labels"](torch.zeros(2).long(), torch.zeros(2).long(), torch.ones(2), 3, torch.float32)
+except RuntimeError as error:
+    print(error)
+"""
+    environment = {**os.environ, state: "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and message in done.stdout, done
 
 
 def test_where_cuda_serves() -> None:

@@ -295,3 +295,20 @@ def test_bad_input_of_the_batch_op(backend: str) -> None:
     for bad in (dict(size=0), dict(scale=(0.5, 0.2)), dict(scale=(0.0, 1.0)), dict(ratio=(-1.0, 2.0))):
         with pytest.raises(ValueError, match="augment"):
             F.Augment(**bad)  # type: ignore[arg-type]
+
+
+def test_outputs_that_share_memory_are_refused(rng: np.random.Generator) -> None:
+    rows = torch.from_numpy(rng.standard_normal((4, 3)).astype(np.float32))
+    index, lam = torch.tensor([1, 0]), torch.tensor([0.5, 0.25])
+    with pytest.raises(ValueError, match=r"out shares memory with an input of shape \[4, 3\]"):
+        F.mix_rows(rows, index, index, lam, out=rows[2:])
+    with pytest.raises(ValueError, match="out must be contiguous, got strides"):
+        F.mix_rows(rows, index, index, lam, out=torch.empty(1, 3).expand(2, 3))
+    F.mix_rows(rows[:2], index, index, lam, out=rows[2:])
+    assert torch.equal(rows[2:], rows[[1, 0]])
+    tables = F.draw_tables(GroupIndex([0, 1]), policies.erm())
+    store, labels = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    whole = torch.zeros(4, 2, dtype=torch.int64)
+    out = [torch.empty(2, 3, 4, 4), whole[0], whole[1], lam, whole[2], whole[2], whole[3]]
+    with pytest.raises(ValueError, match=r"out\[5\] shares memory with out\[4\]"):
+        F.mix_image_batch(store, labels, tables, seed=0, start=0, count=2, out=out)
