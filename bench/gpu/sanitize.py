@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -22,15 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def calls() -> None:
     """Every op on odd shapes, with indices that are in range and that are not."""
     for backend in gpu_backends():
+        batches(backend)
         pictures = data.Pictures(40, 13, 5)
-        for augment in (None, F.Augment(size=11), F.Augment(crop=False)):
-            for last in (False, True):
-                F.mix_image_batch(
-                    pictures.images, pictures.labels, pictures.tables, seed=1, start=2**40, count=5, augment=augment,
-                    dtype=torch.bfloat16, channels_last=last, backend=backend,
-                )  # fmt: skip
         index, lam = torch.tensor([0, 39, 40, -1], device=device()), torch.rand(4, device=device())
         logits = torch.randn(4, 39, device=device()).requires_grad_()
+        many = torch.randn(2, 39 if dry() else 5003, device=device()).requires_grad_()  # a block a row
+        label, weight = index[:2].clamp(max=38), lam[:2]
+        F.mixed_cross_entropy(many, label, label.flip(0), weight, backend=backend).backward()  # type: ignore[no-untyped-call]
+        F.group_counts(many.detach(), label, label * 0, 4, backend=backend)
         for chosen in (index[:2], index):
             weight = lam[: len(chosen)]
             try:
@@ -46,6 +46,30 @@ def calls() -> None:
                 print(f"{backend}: told: {error}")
     if not dry():
         torch.cuda.synchronize()
+
+
+def batches(backend: str) -> None:
+    """Batches of images by every path of the kernels: whole vectors, planes, rows of words, crops in strips, bytes."""
+    augments = (None, F.Augment(size=11), F.Augment(size=72), F.Augment(crop=False))
+    every = backend == "cuda"  # which compiles nothing here
+    kinds = itertools.product((13, 16, 18), augments, (torch.bfloat16, torch.float32), (False, True))
+    stores = {side: data.Pictures(40, side, 5) for side in (13, 16, 18)}
+    for side, augment, dtype, last in kinds:
+        if not every and (side == 18 or dtype == torch.float32 or augment is augments[2]):
+            continue
+        pictures = stores[side]
+        F.mix_image_batch(
+            pictures.images, pictures.labels, pictures.tables, seed=1, start=2**40, count=37 if every else 5,
+            augment=augment, dtype=dtype, channels_last=last, backend=backend,
+        )  # fmt: skip
+    pair = torch.tensor([[0, 39, 3]] * 2, device=device())
+    for channels in (1, 2, 4):
+        store = torch.zeros(40, 16, 16, channels, dtype=torch.uint8, device=device())
+        F.mix_images(store, *pair, torch.rand(3, device=device()), channels_last=True, backend=backend)
+    F.draw(stores[16].tables, seed=1, start=2**40, count=300, backend=backend)
+    ids, lam = torch.tensor([[0, 39], [3, 3]], device=device()), torch.rand(2, device=device())
+    table = torch.randn(40, 33, device=device()).requires_grad_()
+    F.mix_embeddings(table, ids, ids.flip(1), lam, backend="triton").sum().backward()  # type: ignore[no-untyped-call]
 
 
 def main() -> None:
