@@ -1,6 +1,6 @@
 // mix_images and mix_image_batch: as many blocks as the device holds share the batch evenly; a block draws its samples,
 // or reads what was given, all at once, and streams its part of their images.
-#include "images.cuh"
+#include "crops.cuh"
 
 namespace spurmix::cuda {
 namespace {
@@ -126,9 +126,10 @@ int choose(const MixImages& m, void* stream) {
       if (c == 3 && pixels % 16 == 0)
         return run<Path::planes, kFormat, kDraws>(m, static_cast<int>(pixels / 16), stream);
     }
-    // Tables of column taps must fit in the shared memory that every block may have.
+    // Tables of column taps must fit in the 48 KB of shared memory that every block may have.
     if (m.channels == 3 && aligned(4) && m.out_width <= 2048) {
-      if (crops && m.width % 4 == 0) return run<Path::crops, kFormat, kDraws>(m, m.out_height, stream);
+      if (crops && m.width % 4 == 0 && m.out_width <= 1024)
+        return run<Path::crops, kFormat, kDraws>(m, m.out_height, stream);
       if (crops) return run<Path::odd_crops, kFormat, kDraws>(m, m.out_height, stream);
       return run<Path::pairs, kFormat, kDraws>(m, m.out_height, stream);
     }

@@ -169,7 +169,7 @@ def test_mix_image_batch(
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [(9, 72), (131, 8), (5, 70), (3, 129)])
+@pytest.mark.parametrize("size", [(9, 72), (131, 8), (5, 70), (3, 129), (1, 1032), (1, 2056)])
 def test_crops_of_several_strips(
     cuda: Any, dtype: torch.dtype, size: tuple[int, int], rng: np.random.Generator
 ) -> None:
@@ -426,6 +426,12 @@ def test_nvcc_compiles_without_spills_and_loads_vectors(tmp_path: Path) -> None:
         entries = re.findall(r"for 'sm_(\d+)'\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores", report, re.S)
         assert {int(g) for g, _, _ in entries} == set(GENERATIONS)
         assert all((stack, spill) == ("0", "0") for _, stack, spill in entries), (name, report)
+    # Shared memory, the column taps of the widest output included, stays below what needs no permission.
+    report = results["images"][1]
+    used = re.findall(r"for 'sm_\d+'\n.*?PathE(\d).*?, (\d+) bytes smem", report, re.S)
+    widest = {"3": 2048, "4": 1024, "5": 2048}  # by path, see choose() in images.cu
+    assert {path for path, _ in used} == set("0123456")
+    assert all(int(static) + 16 * widest.get(path, 0) <= 48 << 10 for path, static in used), used
     tools = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin"
     sass = subprocess.run(
         [tools / "cuobjdump", "--dump-sass", results["images"][0]],
