@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
+CUDA_VENV ?= .venv-cuda
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -76,10 +77,10 @@ sanitize:
 
 # `_cuda`, built beside a torch for CUDA (some 5 GB in an environment of its own); needs nvcc, but no GPU.
 check-cuda:
-	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install -q torch==2.11.0 'setuptools>=77,<82' wheel pybind11 numpy scipy typer rich
-	SPURMIX_CUDA=1 .venv-cuda/bin/python -m pip install -q . --no-build-isolation --no-deps --force-reinstall
-	cd tests/cuda && ../../.venv-cuda/bin/python -P check.py
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install -q torch==2.11.0 'setuptools>=77,<82' wheel pybind11 numpy scipy typer rich
+	SPURMIX_CUDA=1 $(CUDA_VENV)/bin/python -m pip install -q . --no-build-isolation --no-deps --force-reinstall
+	cd tests/cuda && $(abspath $(CUDA_VENV))/bin/python -P check.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only -q .

@@ -33,16 +33,20 @@ cudaError_t make_flag(int device) {
 OnDevice::OnDevice(const Tensor& tensor, const char* op)
     : op_(op), device_(std::max<int>(0, tensor.get_device_index())), guard_(device_) {
   SPURMIX_CHECK(device_ < kDevices, op, ": at most ", kDevices, " devices are supported");
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
   if (flags[device_] == nullptr) {  // the first call on this device
     int major = 0, minor = 0;
     cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), op);
     cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), op);
     SPURMIX_CHECK(major >= 8, op, ": the GPU has compute capability ", major, ".", minor,
                   ", the CUDA kernels need 8.0; use backend=\"triton\" or \"reference\"");
+    cudaStreamCaptureStatus captured = cudaStreamCaptureStatusNone;
+    cuda_check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream_), &captured), op);
+    SPURMIX_CHECK(captured == cudaStreamCaptureStatusNone, op, ": the first call on device ", device_,
+                  " allocates memory, which a CUDA graph may not capture; call an op once before the capture");
     cuda_check(make_flag(device_), op);
   }
   flag_ = flags[device_];
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
 }
 
 }  // namespace spurmix

@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.record import DRY, ROWS, Row, described, rows_of
+from bench.gpu.record import DRY, ROWS, UNTIL, Row, described, rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"build": 130, "tests": 110, "roofline": 130, "latency": 30, "training": 100, "sanitize": 90}
@@ -32,6 +33,7 @@ LIMIT_S = 475
 def run(step: str, budget: float, rows: Path, rehearsed: bool) -> Row:
     """Run a step; a row that says how it ended, in seconds and, where it failed, in words."""
     environment = {**os.environ, ROWS: str(rows), "TRITON_INTERPRET": "1" if rehearsed else "0"}
+    environment[UNTIL] = str(time.time() + budget)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment |= {DRY: "1", "SPURMIX_GPU_TESTS": "cpu"} if rehearsed else {}
     began = time.perf_counter()
@@ -44,9 +46,10 @@ def run(step: str, budget: float, rows: Path, rehearsed: bool) -> Row:
         try:
             code = process.wait(budget)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             code, error = -1, f"not done after {budget:.0f} s"
+        with suppress(ProcessLookupError):  # and whatever it left running
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         output.seek(0)
         text = output.read()
     print(text, end="", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from spurmix.ops.tables import DrawTables
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@cache
 def constants() -> tuple[Tensor, Tensor]:
     """mean and std on the device, `[3]`."""
     return torch.tensor(MEAN, device=device()), torch.tensor(STD, device=device())
@@ -33,11 +34,12 @@ class Pictures:
 
     @cached_property
     def cpu(self) -> Tensor:
-        return torch.randint(0, 256, (self.stored, self.side, self.side, 3), dtype=torch.uint8)
+        return self.images.cpu()
 
     @cached_property
     def images(self) -> Tensor:
-        return self.cpu.to(device())
+        """Made where they are used: a CPU takes seconds for a gigabyte of random bytes."""
+        return torch.randint(0, 256, (self.stored, self.side, self.side, 3), dtype=torch.uint8, device=device())
 
     @cached_property
     def groups(self) -> GroupIndex:

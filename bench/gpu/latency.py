@@ -16,14 +16,21 @@ from spurmix.ops import functional as F
 from spurmix.ops.backends import implementation
 
 STEP, CASE = "latency", "images_32_bf16_last"
+ROUND_S = 0.15  # what a round of calls takes, about
 
 
 def per_call(name: str, kind: str, call: Callable[[], Any], note: str = "") -> None:
     """Microseconds of a call in a row of many, the device's work included."""
-    calls, rounds = (2, 2) if dry() else (1000, 9)
-    times = []
+    rounds, times = (2, []) if dry() else (9, [])
     for _ in range(20 if not dry() else 1):
         call()
+    _wait()
+    began = time.perf_counter()
+    for _ in range(20 if not dry() else 1):
+        call()
+    _wait()
+    each = (time.perf_counter() - began) / 20
+    calls = 2 if dry() else int(min(1000, max(20, ROUND_S / each)))
     for _ in range(rounds):
         _wait()
         began = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-ROWS, DRY = "SPURMIX_BENCH_ROWS", "SPURMIX_BENCH_DRY"
+ROWS, DRY, UNTIL = "SPURMIX_BENCH_ROWS", "SPURMIX_BENCH_DRY", "SPURMIX_BENCH_UNTIL"
 
 
 @dataclass
@@ -44,6 +45,11 @@ class Row:
 def dry() -> bool:
     """Whether this is a rehearsal on the CPU: tiny shapes, Triton interpreted, figures without meaning."""
     return os.environ.get(DRY) == "1"
+
+
+def time_left() -> float:
+    """Seconds until this step is killed; a step alone has all the time."""
+    return float(os.environ.get(UNTIL, "inf")) - time.time()
 
 
 def device() -> torch.device:

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
+from pathlib import Path
 
 import torch
 
 from bench.gpu import data
 from bench.gpu.record import Row, device, dry, emit, gpu_backends
+from bench.gpu.together import run_together
 from spurmix.ops import functional as F
 
 STEP = "sanitize"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def calls() -> None:
     """Every op on odd shapes, with indices that are in range and that are not."""
     for backend in gpu_backends():
+        batches(backend)
         pictures = data.Pictures(40, 13, 5)
-        for augment in (None, F.Augment(size=11), F.Augment(crop=False)):
-            for last in (False, True):
-                F.mix_image_batch(
-                    pictures.images, pictures.labels, pictures.tables, seed=1, start=2**40, count=5, augment=augment,
-                    dtype=torch.bfloat16, channels_last=last, backend=backend,
-                )  # fmt: skip
         index, lam = torch.tensor([0, 39, 40, -1], device=device()), torch.rand(4, device=device())
         logits = torch.randn(4, 39, device=device()).requires_grad_()
+        many = torch.randn(2, 39 if dry() else 5003, device=device()).requires_grad_()  # a block a row
+        label, weight = index[:2].clamp(max=38), lam[:2]
+        F.mixed_cross_entropy(many, label, label.flip(0), weight, backend=backend).backward()  # type: ignore[no-untyped-call]
+        F.group_counts(many.detach(), label, label * 0, 4, backend=backend)
         for chosen in (index[:2], index):
             weight = lam[: len(chosen)]
             try:
@@ -47,37 +48,68 @@ def calls() -> None:
         torch.cuda.synchronize()
 
 
+def batches(backend: str) -> None:
+    """Batches of images by every path of the kernels: whole vectors, planes, rows of words, crops in strips, bytes."""
+    augments = (None, F.Augment(size=11), F.Augment(size=72), F.Augment(crop=False))
+    every = backend == "cuda"  # which compiles nothing here
+    kinds = itertools.product((13, 16, 18), augments, (torch.bfloat16, torch.float32), (False, True))
+    stores = {side: data.Pictures(40, side, 5) for side in (13, 16, 18)}
+    for side, augment, dtype, last in kinds:
+        if not every and (side == 18 or dtype == torch.float32 or augment is augments[2]):
+            continue
+        pictures = stores[side]
+        F.mix_image_batch(
+            pictures.images, pictures.labels, pictures.tables, seed=1, start=2**40, count=37 if every else 5,
+            augment=augment, dtype=dtype, channels_last=last, backend=backend,
+        )  # fmt: skip
+    pair = torch.tensor([[0, 39, 3]] * 2, device=device())
+    for channels in (1, 2, 4):
+        store = torch.zeros(40, 16, 16, channels, dtype=torch.uint8, device=device())
+        F.mix_images(store, *pair, torch.rand(3, device=device()), channels_last=True, backend=backend)
+    F.draw(stores[16].tables, seed=1, start=2**40, count=300, backend=backend)
+    ids, lam = torch.tensor([[0, 39], [3, 3]], device=device()), torch.rand(2, device=device())
+    table = torch.randn(40, 33, device=device()).requires_grad_()
+    F.mix_embeddings(table, ids, ids.flip(1), lam, backend="triton").sum().backward()  # type: ignore[no-untyped-call]
+
+
 def main() -> None:
     if "--calls" in sys.argv:
         calls()
         return
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if dry() or not os.path.exists(tool):
+    tool = sanitizer()
+    if dry() or tool is None:
         calls()
         emit(Row(STEP, "calls", "without compute-sanitizer", note="it is not here; the calls ran by themselves"))
         return
     # The caching allocator hides accesses beyond a tensor: each gets memory of its own here.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "SPURMIX_AUTOTUNE": "0"}
-    running = {}
+    commands = {}
     for check in ("memcheck", "racecheck"):
         # torch asks drivers for functions they may lack: such refusals are no errors of memory.
         quiet = ["--report-api-errors", "no"] if check == "memcheck" else []
-        command = [tool, "--tool", check, *quiet, "--print-limit", "20", sys.executable, "-m", "bench.gpu.sanitize"]
-        command.append("--calls")
-        output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read when the process has ended)
-        running[check] = subprocess.Popen(command, env=environment, stdout=output, stderr=output), output
-    failed = False
-    for check, (process, output) in running.items():
-        code = process.wait()
-        output.seek(0)
-        text = output.read()
-        found = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", text)
-        errors = [int(a or b) for a, b in found]
-        good = code == 0 and bool(errors) and not any(errors)
-        told = "" if good else " ".join(text.split())[-900:]
-        emit(Row(STEP, "calls", check, note=f"{sum(errors)} errors" if errors else "no summary", error=told))
-        failed = failed or not good
-    sys.exit(1 if failed else 0)
+        command = [tool, "--tool", check, *quiet, "--print-limit", "20", sys.executable, "-u", "-m"]
+        commands[check] = [*command, "bench.gpu.sanitize", "--calls"], environment
+    sys.exit(0 if run_together(commands, ROOT, told) else 1)
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer: on the PATH, beside nvcc, or where CUDA is usually installed."""
+    beside = Path(os.path.realpath(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")).parent
+    folders = (beside, beside.parent / "compute-sanitizer", Path("/usr/local/cuda/bin"))
+    found = [str(f / "compute-sanitizer") for f in folders if (f / "compute-sanitizer").is_file()]
+    return shutil.which("compute-sanitizer") or next(iter(found), None)
+
+
+def told(check: str, code: int, text: str) -> bool:
+    """A row of one tool; whether it found nothing."""
+    found = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", text)
+    errors = [int(a or b) for a, b in found]
+    good = code == 0 and bool(errors) and not any(errors)
+    late = "not done in time; " if code == -9 else ""
+    note = f"{sum(errors)} errors" if errors else "no summary"
+    reported = " ".join(re.findall(r"^=+ +([^\n]+)", text, re.MULTILINE)) or " ".join(text.split())[-900:]
+    emit(Row(STEP, "calls", check, note=note, error="" if good else (late + reported)[:900]))
+    return good
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,16 +16,19 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from bench.gpu import data
 from bench.gpu.models import Bert, ResNet
-from bench.gpu.record import Row, device, dry, emit, survived
-from spurmix import ImageSource, MixLoader
+from bench.gpu.record import Row, device, dry, emit, short, survived, time_left
+from spurmix import ImageSource, MixLoader, TokenSource
 from spurmix.ops import functional as F
 
 STEP = "training"
 Step = Callable[[], None]
 
 
-def in_turns(case: str, steps: dict[str, Step], notes: dict[str, str]) -> None:
-    """Rounds of steps of each way in turns; microseconds a step, and the ratio to the first way's."""
+def in_turns(case: str, steps: dict[str, Step], notes: dict[str, str], spare_s: float = 5.0) -> None:
+    """Rounds of steps of each way in turns; microseconds a step, and the ratio to the first way's.
+
+    Two rounds at least, more as long as there is time; a way that fails is left out, its rows say why.
+    """
     rounds, count, warm = (1, 1, 0) if dry() else (5, 9, 4)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for name in list(steps):
@@ -31,17 +36,25 @@ def in_turns(case: str, steps: dict[str, Step], notes: dict[str, str]) -> None:
             for _ in range(warm + 1):
                 steps[name]()
         except Exception as error:
-            emit(Row(STEP, case, name, error=f"{type(error).__name__}: {str(error)[:300]}"))
+            emit(Row(STEP, case, name, error=short(error)))
             del steps[name]
-    for _ in range(rounds):
-        for name, step in steps.items():
-            step()
-            _wait()
-            began = time.perf_counter()
-            for _ in range(count):
+    for n in range(rounds):
+        round_began = time.perf_counter()
+        for name, step in list(steps.items()):
+            try:
                 step()
-            _wait()
+                _wait()
+                began = time.perf_counter()
+                for _ in range(count):
+                    step()
+                _wait()
+            except Exception as error:
+                emit(Row(STEP, case, name, error=short(error)))
+                del steps[name]
+                continue
             times[name].append((time.perf_counter() - began) / count * 1e6)
+        if n > 0 and time_left() < 2 * (time.perf_counter() - round_began) + spare_s:
+            break
     base = float(np.median(times[next(iter(steps))]))
     for name in steps:
         low, middle, high = (float(q) for q in np.quantile(times[name], [0.25, 0.5, 0.75]))
@@ -68,17 +81,26 @@ def _update(model: torch.nn.Module) -> Callable[[Callable[[], Tensor]], None]:
     return update
 
 
-class Bytes(Dataset[tuple[Tensor, int]]):
-    """Stored images and labels, one by one, as a DataLoader's workers read them."""
+class Stored(Dataset[tuple[Tensor, int]]):
+    """Stored images or texts and labels, one by one, as a DataLoader's workers read them."""
 
-    def __init__(self, images: Tensor, labels: list[int]) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, examples: Tensor, labels: list[int]) -> None:
+        self.examples, self.labels = examples, labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.images[i], self.labels[i]
+        return self.examples[i], self.labels[i]
+
+
+def _workers(batch_bytes: int) -> tuple[int, int]:
+    """Workers of a DataLoader, and batches each makes ahead, as far as shared memory has room for them."""
+    if dry():
+        return 0, 0
+    room = shutil.disk_usage("/dev/shm").free // 2 // batch_bytes if os.path.isdir("/dev/shm") else 0
+    workers = max(0, min(12, (os.cpu_count() or 2) - 2, room))
+    return workers, max(1, min(4, room // max(1, workers)))
 
 
 def forever(make: Callable[[], Any]) -> Iterator[Any]:
@@ -126,11 +148,11 @@ def resnet() -> None:
         x = data.eager(pictures.images, index, partner, lam, torch.bfloat16, True)
         update(lambda: dense(x, labels[index], labels[partner], lam))
 
-    workers = 0 if dry() else 12
+    workers, depth = _workers(batch * side * side * 3)
     sampler = WeightedRandomSampler(torch.ones(pictures.stored), 10**7 if not dry() else 40)  # type: ignore[arg-type]
     batches = forever(lambda: DataLoader(
-        Bytes(pictures.cpu, pictures.groups.labels.tolist()), batch, sampler=sampler, num_workers=workers,
-        pin_memory=not dry(), drop_last=True, prefetch_factor=4 if workers else None,
+        Stored(pictures.cpu, pictures.groups.labels.tolist()), batch, sampler=sampler, num_workers=workers,
+        pin_memory=not dry(), drop_last=True, prefetch_factor=depth if workers else None,
     ))  # fmt: skip
     everyone = torch.arange(batch, device=device())
 
@@ -154,7 +176,7 @@ def resnet() -> None:
             # The host's images are gathered for float32, of which they are half the bytes; bfloat16 is mixed there.
             steps[name] = loaded(source(), torch.float32 if "gathered" in name else torch.bfloat16)
     steps |= {"eager mixing, dense targets": eager, "DataLoader, eager mixing": from_workers}
-    in_turns("resnet50_256", steps, {"DataLoader, eager mixing": f"{workers} workers, uint8"})
+    in_turns("resnet50_256", steps, {"DataLoader, eager mixing": f"{workers} workers, uint8"}, 25.0)
 
 
 def bert() -> None:
@@ -173,6 +195,21 @@ def bert() -> None:
     def synthetic() -> None:
         update(lambda: F.mixed_cross_entropy(model(embedded + model.words.weight[:1]), *ends, first.lam))
 
+    source = TokenSource.from_lists(list(tokens.cpu().numpy()))
+    mixed_batches = iter(MixLoader(source, pictures.groups, pictures.policy, batch, steps=10**6, device=device()))
+
+    def loaded() -> None:
+        b = next(mixed_batches)
+        pairs: Any = b.input
+
+        def loss() -> Tensor:
+            mixed = F.mix_embeddings(
+                model.words.weight, pairs.ids, pairs.partner_ids, pairs.lam, pairs.mask, pairs.partner_mask
+            )
+            return F.mixed_cross_entropy(model(mixed), b.label, b.partner_label, b.lam)
+
+        update(loss)
+
     position = [0]
 
     def ours() -> None:
@@ -188,22 +225,41 @@ def bert() -> None:
 
     def eager() -> None:
         index, partner = torch.multinomial(chances, 2 * batch, replacement=True).view(2, batch)
+        dense(tokens[index], tokens[partner], labels[index], labels[partner])
+
+    def dense(own: Tensor, other: Tensor, label: Tensor, partner_label: Tensor) -> None:
+        """A step on mixed embeddings and dense targets, without an op of ours."""
         lam = torch.rand(batch, device=device())
 
         def loss() -> Tensor:
             weight = lam[:, None, None]
-            mixed = weight * model.words(tokens[index]) + (1 - weight) * model.words(tokens[partner])
-            target = lam[:, None] * nn.one_hot(labels[index], 2) + (1 - lam[:, None]) * nn.one_hot(labels[partner], 2)
+            mixed = weight * model.words(own) + (1 - weight) * model.words(other)
+            target = lam[:, None] * nn.one_hot(label, 2) + (1 - lam[:, None]) * nn.one_hot(partner_label, 2)
             return nn.cross_entropy(model(mixed).float(), target)
 
         update(loss)
 
+    workers, depth = _workers(batch * length * 8)
+    sampler = WeightedRandomSampler(torch.ones(stored), 10**7 if not dry() else 40)  # type: ignore[arg-type]
+    batches = forever(lambda: DataLoader(
+        Stored(tokens.cpu(), pictures.groups.labels.tolist()), batch, sampler=sampler, num_workers=min(workers, 4),
+        pin_memory=not dry(), drop_last=True, prefetch_factor=depth if workers else None,
+    ))  # fmt: skip
+
+    def from_workers() -> None:
+        ids, own = (t.to(device(), non_blocking=True) for t in next(batches))
+        dense(ids, ids.roll(1, 0), own, own.roll(1))
+
     steps: dict[str, Step] = {
         "synthetic, one resident batch": synthetic,
+        "spurmix loader": loaded,
         "spurmix draw and mix_embeddings": ours,
         "eager mixing, dense targets": eager,
+        "DataLoader, eager mixing": from_workers,
     }
-    notes = {"synthetic, one resident batch": "embeddings made before; no gradient of the table"}
+    notes = {"synthetic, one resident batch": "embeddings made before; no gradient of the table",
+             "spurmix loader": "token pairs packed on the host", "spurmix draw and mix_embeddings": "tokens on the GPU",
+             "DataLoader, eager mixing": f"{min(workers, 4)} workers"}  # fmt: skip
     in_turns("bert_64_128", steps, notes)
 
 

@@ -1,38 +1,48 @@
-// mix_images and mix_image_batch: as many blocks as the device holds share the batch evenly; a block that comes to a
-// sample draws it, or reads what was given, and streams its part of both images.
-#include "images.cuh"
+// mix_images and mix_image_batch: as many blocks as the device holds share the batch evenly; a block draws its samples,
+// or reads what was given, all at once, and streams its part of their images.
+#include "crops.cuh"
 
 namespace spurmix::cuda {
 namespace {
 
-enum class Path { vectors3, vectors4, planes, pairs, crops, bytes };
+enum class Path { vectors3, vectors4, planes, pairs, crops, odd_crops, bytes };
+
+template <Path kPath>
+constexpr bool kHasTaps = kPath == Path::pairs || kPath == Path::crops || kPath == Path::odd_crops;
 
 // Taps of output rows [begin, end), and where `columns` those of all columns: by all threads; a barrier must follow.
-__device__ __forceinline__ void set_taps(const MixImages& m, const Sample& s, int begin, int end, bool crops,
+__device__ __forceinline__ void set_taps(const MixImages& m, const Sample& s, int begin, int end, Path path,
                                          bool columns, ColumnTap* column, RowTap* row) {
+  const bool crops = path != Path::pairs;
   const int line = m.width * 3;
-  for (int i = static_cast<int>(threadIdx.x); columns && i < 2 * m.out_width; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); columns && i < 2 * m.out_width; i += static_cast<int>(blockDim.x)) {
     const int side = i / m.out_width, x = i - side * m.out_width, from = s.flip[side] ? m.out_width - 1 - x : x;
-    const Tap tap =
-        crops ? axis_tap(s.box[side][1], s.box[side][3], m.width, m.out_width, from) : Tap{from, from, 0.0f};
+    Tap tap = crops ? axis_tap(s.box[side][1], s.box[side][3], m.width, m.out_width, from) : Tap{from, from, 0.0f};
+    if (path == Path::crops && tap.i0 == m.width - 1) tap = {tap.i0 - 1, tap.i0, 1.0f};  // the same value
     column[i] = {tap.i0 * 3, tap.f};
   }
-  for (int i = static_cast<int>(threadIdx.x); i < 2 * (end - begin); i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * (end - begin); i += static_cast<int>(blockDim.x)) {
     const int side = i & 1, y = begin + i / 2;
     const Tap tap = crops ? axis_tap(s.box[side][0], s.box[side][2], m.height, m.out_height, y) : Tap{y, y, 0.0f};
     row[i] = {tap.i0 * line, tap.i1 * line, tap.f};
   }
 }
 
+constexpr int threads_of(Path path) { return path == Path::crops ? kCropThreads : kThreads; }
+
 // Blocks on a processor that registers must leave room for.
-constexpr int blocks_wanted(Path path) { return path == Path::vectors3 ? 5 : (path == Path::planes ? 2 : 4); }
+constexpr int blocks_wanted(Path path) {
+  return path == Path::vectors3
+             ? 5
+             : (path == Path::planes ? 2 : (path == Path::crops ? 2 : (path == Path::bytes ? 3 : 4)));
+}
 
 // `units`: of a sample; vectors, runs of pixels or rows, by the path.
 template <Path kPath, Format kFormat, bool kDraws>
-__global__ void __launch_bounds__(kThreads, blocks_wanted(kPath)) mix_images_kernel(MixImages m, int units) {
+__global__ void __launch_bounds__(threads_of(kPath), blocks_wanted(kPath)) mix_images_kernel(MixImages m, int units) {
   __shared__ Shared shared;
-  __shared__ RowTap row[kRows * 2];
-  constexpr bool kRowwise = kPath == Path::pairs || kPath == Path::crops || kPath == Path::bytes;
+  __shared__ RowTap row[kHasTaps<kPath> ? kRows * 2 : 1];
+  __shared__ uint4 stage[kPath == Path::crops ? 2 * kWarps * 3 * kAcross * sizeof(TypeOf<kFormat>) / 16 : 1];
   ColumnTap* column = reinterpret_cast<ColumnTap*>(dynamic_shared());
   const bool crops = kDraws ? m.crop.enabled : m.boxes != nullptr;
   if constexpr (kDraws) {
@@ -44,47 +54,56 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted(kPath)) mix_images_ker
   const int64_t total = m.batch * units, share = (total + gridDim.x - 1) / gridDim.x;
   int64_t unit = share * blockIdx.x;
   const int64_t stop = unit + share < total ? unit + share : total;
-  int64_t before = -1;
   while (unit < stop) {
-    const int64_t at = unit / units;
-    const int begin = static_cast<int>(unit - at * units);
-    int end = stop - at * units < units ? static_cast<int>(stop - at * units) : units;
-    if constexpr (kRowwise) end = min(end, begin + kRows);
-    const bool fresh = at != before;
-    if (fresh) {
-      if constexpr (kDraws) {
-        draw_into(m, at, begin == 0, &shared);
-      } else {
-        read_into(m, at, &shared.sample);
+    const int64_t first = unit / units, left = (stop - 1) / units - first + 1;
+    const int count = left < kDrawn ? static_cast<int>(left) : kDrawn;
+    const bool whole = unit == first * units;
+    if constexpr (kDraws) {
+      draw_samples(m, first, count, &shared);
+    } else {
+      read_samples(m, first, count, &shared);
+    }
+    __syncthreads();
+    if constexpr (kDraws) write_samples(m, first, count, whole, shared);
+    for (int i = 0; i < count; ++i) {
+      const Sample& s = shared.sample[i];
+      const int64_t at = first + i;
+      const int begin = static_cast<int>(unit - at * units);
+      const int end = stop - at * units < units ? static_cast<int>(stop - at * units) : units;
+      if constexpr (kPath == Path::vectors3) mix_vectors<kFormat, 3>(m, s, at, begin, end);
+      if constexpr (kPath == Path::vectors4) mix_vectors<kFormat, 4>(m, s, at, begin, end);
+      if constexpr (kPath == Path::planes) mix_planes<kFormat>(m, s, at, begin, end);
+      if constexpr (kPath == Path::bytes) mix_bytes<kFormat>(m, s, at, begin, end, crops);
+      if constexpr (kHasTaps<kPath>) {
+        if (!s.known) fill_nan<kFormat>(m, at, begin, end);
+        for (int from = s.known ? begin : end; from < end; from += kRows) {
+          const int to = min(end, from + kRows);
+          set_taps(m, s, from, to, kPath, from == begin, column, row);
+          __syncthreads();
+          if constexpr (kPath == Path::crops) {
+            mix_crops<kFormat>(m, s, at, from, to, column, row, reinterpret_cast<TypeOf<kFormat>*>(stage));
+          } else {
+            mix_pairs<kFormat, kPath == Path::odd_crops>(m, s, at, from, to, column, row);
+          }
+          __syncthreads();  // the taps are read until here
+        }
       }
-      __syncthreads();
+      unit = at * units + end;
     }
-    const Sample& s = shared.sample;
-    if constexpr (kPath == Path::vectors3) mix_vectors<kFormat, 3>(m, s, at, begin, end);
-    if constexpr (kPath == Path::vectors4) mix_vectors<kFormat, 4>(m, s, at, begin, end);
-    if constexpr (kPath == Path::planes) mix_planes<kFormat>(m, s, at, begin, end);
-    if constexpr (kPath == Path::bytes) mix_bytes<kFormat>(m, s, at, begin, end, crops);
-    if constexpr (kPath == Path::pairs || kPath == Path::crops) {
-      set_taps(m, s, begin, end, kPath == Path::crops, fresh, column, row);
-      __syncthreads();
-      mix_pairs<kFormat, kPath == Path::crops>(m, s, at, begin, end, column, row);
-    }
-    __syncthreads();  // the sample and the taps are read until here
-    before = at;
-    unit = at * units + end;
+    __syncthreads();  // the samples are read until here
   }
 }
 
 template <Path kPath, Format kFormat, bool kDraws>
 int run(const MixImages& m, int units, void* stream) {
   const auto kernel = mix_images_kernel<kPath, kFormat, kDraws>;
-  constexpr bool kTaps = kPath == Path::pairs || kPath == Path::crops;
-  const size_t memory = kTaps ? 2 * sizeof(ColumnTap) * static_cast<size_t>(m.out_width) : 0;
+  const size_t memory = kHasTaps<kPath> ? 2 * sizeof(ColumnTap) * static_cast<size_t>(m.out_width) : 0;
   // No block gets less than one round of its threads, or one row.
-  const int64_t total = m.batch * units, least = kTaps || kPath == Path::bytes ? 1 : kThreads;
-  int64_t blocks = resident_blocks<mix_images_kernel<kPath, kFormat, kDraws>>(kThreads, memory);
+  constexpr int kBlock = threads_of(kPath);
+  const int64_t total = m.batch * units, least = kHasTaps<kPath> || kPath == Path::bytes ? 1 : kBlock;
+  int64_t blocks = resident_blocks<mix_images_kernel<kPath, kFormat, kDraws>>(kBlock, memory);
   if (blocks > (total + least - 1) / least) blocks = (total + least - 1) / least;
-  return launch(kernel, blocks, kThreads, memory, stream, m, units);
+  return launch(kernel, blocks, kBlock, memory, stream, m, units);
 }
 
 template <Format kFormat, bool kDraws>
@@ -107,9 +126,11 @@ int choose(const MixImages& m, void* stream) {
       if (c == 3 && pixels % 16 == 0)
         return run<Path::planes, kFormat, kDraws>(m, static_cast<int>(pixels / 16), stream);
     }
-    // Tables of column taps must fit in the shared memory that every block may have.
+    // Tables of column taps must fit in the 48 KB of shared memory that every block may have.
     if (m.channels == 3 && aligned(4) && m.out_width <= 2048) {
-      if (crops) return run<Path::crops, kFormat, kDraws>(m, m.out_height, stream);
+      if (crops && m.width % 4 == 0 && m.out_width <= 1024)
+        return run<Path::crops, kFormat, kDraws>(m, m.out_height, stream);
+      if (crops) return run<Path::odd_crops, kFormat, kDraws>(m, m.out_height, stream);
       return run<Path::pairs, kFormat, kDraws>(m, m.out_height, stream);
     }
   }

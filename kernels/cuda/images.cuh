@@ -6,11 +6,13 @@
 namespace spurmix::cuda {
 
 constexpr int kThreads = 192;  // a multiple of 96: a thread keeps the channel its vectors of 16 bytes begin with
-constexpr int kRows = 32;      // output rows whose taps are kept at a time
+constexpr int kRows = 128;     // output rows whose taps are kept at a time
+
+constexpr int kDrawn = 32;  // samples that a block draws, or reads, at once: a lane each
 
 // One sample, as all threads of a block see it.
 struct Sample {
-  int64_t own, other;
+  int64_t own, other, group;
   float lam;
   bool known;         // else its output is NaN and its images are not read
   bool flip[2];       // own, other
@@ -20,18 +22,18 @@ struct Sample {
 // What a block keeps in shared memory.
 struct Shared {
   Tables tables;
-  Sample sample;
+  Sample sample[kDrawn];
   int64_t nearby[kNearby];
   bool opened;
 };
 
-struct RowTap {
+struct alignas(16) RowTap {
   int32_t upper, lower;  // bytes from the image's begin
   float f;
 };
 
 struct ColumnTap {
-  int32_t at;  // bytes from the row's begin
+  int32_t at;  // bytes from the row's begin; in rows of whole words, of a pixel that has a right neighbour
   float f;
 };
 
@@ -57,43 +59,56 @@ __device__ __forceinline__ int64_t label_at(const Labels& labels, int64_t i) {
   }
 }
 
-// Draws sample `at` and, when `writes`, its small outputs: one thread; the crops by two others of other warps.
-__device__ __forceinline__ void draw_into(const MixImages& m, int64_t at, bool writes, Shared* shared) {
-  Sample* s = &shared->sample;
+// Draws `count` samples from `first` on: a lane of the first warp each; their crops by the two warps after it.
+__device__ __forceinline__ void draw_samples(const MixImages& m, int64_t first, int count, Shared* shared) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  if (lane >= count || warp > (m.crop.enabled ? 2 : 0)) return;
+  Sample* s = &shared->sample[lane];
   uint64_t n = 0;
-  const bool valid = sample_number(m.sequence, at, &n) && shared->opened;
-  if (threadIdx.x == 0) {
-    Drawn drawn = {0, 0, -1, nan_value(), 0};
-    s->known = valid && shared->tables.num_examples == m.total;
-    if (s->known) {
-      drawn = draw_sample(shared->tables, m.sequence.seed, n);
-      s->known = is_known(m, drawn.index, drawn.partner);
-    }
-    if (!s->known) raise(m.flag, kBadTables);
-    s->own = drawn.index;
-    s->other = drawn.partner;
-    s->lam = drawn.lam;
-    s->flip[0] = m.crop.flip && (drawn.flip_bits & 1);
-    s->flip[1] = m.crop.flip && (drawn.flip_bits & 2);
-    if (writes) {
-      const bool keep = s->known && (shared->tables.flags & kKeepLabels);
-      m.drawn.index[at] = drawn.index;
-      m.drawn.partner[at] = drawn.partner;
-      m.drawn.group[at] = drawn.group;
-      m.drawn.lam[at] = drawn.lam;
-      m.labels.label[at] = s->known ? label_at(m.labels, drawn.index) : 0;
-      m.labels.partner_label[at] = s->known ? label_at(m.labels, keep ? drawn.index : drawn.partner) : 0;
-    }
+  const bool valid = sample_number(m.sequence, first + lane, &n) && shared->opened;
+  if (warp > 0) {
+    const uint32_t side = static_cast<uint32_t>(warp) - 1;
+    set_box(s, warp - 1, crop_box(sample_words(m.sequence.seed, n, 2 + side), m.crop, m.height, m.width));
+    return;
   }
-  if (m.crop.enabled && threadIdx.x % kWarp == 0 && threadIdx.x / kWarp >= 1 && threadIdx.x / kWarp <= 2) {
-    const uint32_t side = threadIdx.x / kWarp - 1;
-    set_box(s, static_cast<int>(side), crop_box(sample_words(m.sequence.seed, n, 2 + side), m.crop, m.height, m.width));
+  Drawn drawn = {0, 0, -1, nan_value(), 0};
+  bool known = valid && shared->tables.num_examples == m.total;
+  if (known) {
+    drawn = draw_sample(shared->tables, m.sequence.seed, n);
+    known = is_known(m, drawn.index, drawn.partner);
   }
+  if (!known) raise(m.flag, kBadTables);
+  s->known = known;
+  s->own = drawn.index;
+  s->other = drawn.partner;
+  s->group = drawn.group;
+  s->lam = drawn.lam;
+  s->flip[0] = m.crop.flip && (drawn.flip_bits & 1);
+  s->flip[1] = m.crop.flip && (drawn.flip_bits & 2);
 }
 
-// Reads what the caller gave for sample `at`.
-__device__ __forceinline__ void read_into(const MixImages& m, int64_t at, Sample* s) {
-  if (threadIdx.x != 0) return;
+// The small outputs of `count` samples from `first` on, without the first one unless `whole`: another block begins it.
+// By the last warp, so that no other one waits for the labels.
+__device__ __forceinline__ void write_samples(const MixImages& m, int64_t first, int count, bool whole,
+                                              const Shared& shared) {
+  const int lane = static_cast<int>(threadIdx.x) - (static_cast<int>(blockDim.x) - kWarp);
+  if (lane < (whole ? 0 : 1) || lane >= count) return;
+  const Sample& s = shared.sample[lane];
+  const int64_t at = first + lane;
+  const bool keep = s.known && (shared.tables.flags & kKeepLabels);
+  m.drawn.index[at] = s.own;
+  m.drawn.partner[at] = s.other;
+  m.drawn.group[at] = s.group;
+  m.drawn.lam[at] = s.lam;
+  m.labels.label[at] = s.known ? label_at(m.labels, s.own) : 0;
+  m.labels.partner_label[at] = s.known ? label_at(m.labels, keep ? s.own : s.other) : 0;
+}
+
+// Reads what the caller gave for `count` samples from `first` on: a lane of the first warp each.
+__device__ __forceinline__ void read_samples(const MixImages& m, int64_t first, int count, Shared* shared) {
+  if (static_cast<int>(threadIdx.x) >= count) return;
+  const int64_t at = first + threadIdx.x;
+  Sample* s = &shared->sample[threadIdx.x];
   s->own = m.index[at];
   s->other = m.partner[at];
   s->lam = m.lam[at];
@@ -178,6 +193,12 @@ __device__ __forceinline__ void mix_planes(const MixImages& m, const Sample& s, 
   }
 }
 
+// Channel c of the first of two neighbouring pixels, whose bytes are in `low` and `high`, on the way to the second.
+__device__ __forceinline__ float between(uint32_t low, uint32_t high, int c, float f) {
+  const float p = shifted_byte(low, c), q = c == 0 ? shifted_byte(low, 3) : shifted_byte(high, c - 1);
+  return fmaf(f, q - p, p - kShift);
+}
+
 // Six bytes from byte `at` of an image of `words` words on, the last ones of the image read twice instead of passed.
 struct SixBytes {
   uint32_t low, high;
@@ -190,16 +211,10 @@ struct SixBytes {
     low = __funnelshift_r(first, second, shift);
     high = __funnelshift_r(second, third, shift);
   }
-
-  // Between channel c of the first pixel and that of the next.
-  __device__ __forceinline__ float between(int c, float f) const {
-    const float p = shifted_byte(low, c), q = c == 0 ? shifted_byte(low, 3) : shifted_byte(high, c - 1);
-    return fmaf(f, q - p, p - kShift);
-  }
 };
 
 // Output rows [begin, end) of three channels, in pairs of neighbouring pixels. Crops are bilinear by taps in shared
-// memory: `column` [2, out_width], `row` [kRows, 2]. Images must be whole words of memory.
+// memory: `column` [2, out_width], `row` [kRows, 2]. Images must be whole words of memory, the sample known.
 template <Format kFormat, bool kBilinear>
 __device__ __forceinline__ void mix_pairs(const MixImages& m, const Sample& s, int64_t at, int begin, int end,
                                           const ColumnTap* column, const RowTap* row) {
@@ -218,7 +233,7 @@ __device__ __forceinline__ void mix_pairs(const MixImages& m, const Sample& s, i
       float side[2][3] = {};
 #pragma unroll
       for (int which = 0; which < 2; ++which) {
-        if (!s.known || (which == 1 && s.lam == 1.0f)) continue;
+        if (which == 1 && s.lam == 1.0f) continue;
         const RowTap y = row[2 * r + which];
         const ColumnTap tap = column[which * width + min(x + j, width - 1)];
         const SixBytes upper(image[which], y.upper + tap.at, last);
@@ -226,7 +241,8 @@ __device__ __forceinline__ void mix_pairs(const MixImages& m, const Sample& s, i
           const SixBytes lower(image[which], y.lower + tap.at, last);
 #pragma unroll
           for (int c = 0; c < 3; ++c) {
-            side[which][c] = lerp(upper.between(c, tap.f), lower.between(c, tap.f), y.f);
+            side[which][c] =
+                lerp(between(upper.low, upper.high, c, tap.f), between(lower.low, lower.high, c, tap.f), y.f);
           }
         } else {
 #pragma unroll
@@ -258,6 +274,19 @@ __device__ __forceinline__ void mix_pairs(const MixImages& m, const Sample& s, i
       }
       to[0] = Element<kFormat>::store(value[0][c]);
       if (count == 2) to[1] = Element<kFormat>::store(value[1][c]);
+    }
+  }
+}
+
+// Output rows [begin, end) of three channels, all NaN.
+template <Format kFormat>
+__device__ __forceinline__ void fill_nan(const MixImages& m, int64_t at, int begin, int end) {
+  const int64_t pixels = int64_t{m.out_height} * m.out_width, rows = int64_t{end - begin} * m.out_width;
+  TypeOf<kFormat>* out = static_cast<TypeOf<kFormat>*>(m.out) + at * 3 * pixels;
+  for (int64_t i = threadIdx.x; i < rows; i += blockDim.x) {
+    const int64_t pixel = int64_t{begin} * m.out_width + i;
+    for (int c = 0; c < 3; ++c) {
+      out[m.channels_last ? 3 * pixel + c : c * pixels + pixel] = Element<kFormat>::store(nan_value());
     }
   }
 }

@@ -222,11 +222,16 @@ def draw_kernel(
     """Samples start to start + count; BLOCK of them a program. Bad tables set `flag` and are not followed."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = start + i.to(tl.int64)
+    inside = i < count
+    known = tables_are_valid(tables, length)
     if HAS_COUNTER:
         n += tl.load(counter)
-    inside = i < count
-    if not tables_are_valid(tables, length):
+        known = known & (tl.load(counter) >= 0) & (tl.min(n, 0) >= 0)
+    if not known:
         tl.store(flag, 1)
+        tl.store(index + i, 0, mask=inside)
+        tl.store(partner + i, 0, mask=inside)
+        tl.store(group + i, -1, mask=inside)
         tl.store(lam + i, float("nan"), mask=inside)
         return
     drawn, mate, of, weight, _ = draw_samples(tables, members, seed, n, inside, HAS_MEMBERS, 0)

@@ -242,9 +242,10 @@ def mix_image_batch_kernel(
     """Draws its sample and mixes its part of it; the first program of a sample writes its six small outputs."""
     sample = tl.program_id(0).to(tl.int64)
     n = start + sample + tl.arange(0, 1)
+    known = tables_are_valid(tables, length)
     if HAS_COUNTER:
         n += tl.load(counter)
-    known = tables_are_valid(tables, length)
+        known = known & (tl.load(counter) >= 0) & (_whole(n) >= 0)
     own, other, of, weight = sample * 0, sample * 0, sample * 0 - 1, (sample * 0).to(tl.float32)
     bits = (sample * 0).to(tl.uint32)
     if known:

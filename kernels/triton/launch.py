@@ -80,7 +80,8 @@ def check(device: torch.device, what: str = "an earlier call") -> None:
 def _finish(device: torch.device, op: str) -> None:
     if device.type == "meta":
         return
-    if device.type == "cpu" or os.environ.get("SPURMIX_DEBUG") == "1":
+    debug = os.environ.get("SPURMIX_DEBUG") == "1" and device.type == "cuda"
+    if device.type == "cpu" or (debug and not torch.cuda.is_current_stream_capturing()):
         check(device, op)
 
 
@@ -98,11 +99,23 @@ def _last(out: Tensor) -> bool:
     return not out.is_contiguous()
 
 
+_BLOCKS = 65535  # of a grid's second axis
+_LARGEST = _BLOCKS * min(c.kwargs["BLOCK"] * c.kwargs["STEPS"] for c in _FLAT)
+_WIDEST = _BLOCKS * min(c.kwargs["BLOCK"] for c in _COLUMNS)
+
+
 def _check_size(images: Tensor, height: int, width: int) -> None:
-    if images.shape[1] * images.shape[2] * images.shape[3] >= 1 << 31 or height * width >= 1 << 31:
-        raise ValueError(f"images of shape {list(images.shape[1:])} are too large for the Triton kernels")
+    most = max(images.shape[1] * images.shape[2], height * width) * images.shape[3]
+    if most > _LARGEST:
+        shapes = f"{list(images.shape[1:])}, output {(height, width)}"
+        raise ValueError(f"images of shape {shapes} have more than {_LARGEST:,} values each, the Triton kernels' limit")
     if max(height, width) > 32767:
         raise ValueError(f"size must be at most 32767 a side for the Triton kernels, got {(height, width)}")
+
+
+def _check_columns(columns: int, name: str) -> None:
+    if columns > _WIDEST:
+        raise ValueError(f"{columns:,} {name} are more than {_WIDEST:,}, the Triton kernels' limit")
 
 
 def draw_out(tables: Tensor, members: Tensor, seed: int, start: int, counter: Tensor | None, *out: Tensor) -> None:
@@ -206,6 +219,7 @@ def mix_image_batch(*inputs: Any, counter: Tensor | None = None) -> tuple[Tensor
 
 def mix_rows_out(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, out: Tensor) -> None:
     batch, columns = out.shape
+    _check_columns(columns, "columns")
     if batch and columns:
         _ROWS(
             index.device, (size_class(batch), size_class(columns), rows.dtype, out.dtype),
@@ -223,6 +237,7 @@ def mix_rows(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: t
 
 def mix_labels_out(label: Tensor, partner_label: Tensor, lam: Tensor, out: Tensor) -> None:
     batch, classes = out.shape
+    _check_columns(classes, "classes")
     if batch:
         _LABELS(
             label.device, (size_class(batch), size_class(classes), out.dtype),
@@ -271,6 +286,7 @@ def mixed_cross_entropy_backward(
     label_smoothing: float,
 ) -> Tensor:  # fmt: skip
     batch, classes = logits.shape
+    _check_columns(classes, "classes")
     out = torch.empty(batch, classes, dtype=logits.dtype, device=logits.device)
     if batch:
         _LOSS_BACKWARD(

@@ -54,16 +54,35 @@ def check_fits(values: Tensor, device: torch.device) -> None:
     """
     if values.device == device:
         return
+    if values.nbytes > free_on(device)[0]:
+        raise _too_large(values, device)
+
+
+def _too_large(values: Tensor, device: torch.device) -> MemoryError:
     free, total = free_on(device)
-    if values.nbytes <= free:
-        return
     host = available()
     pinned = "source.pinned(), which a GPU reads over the bus; or " if values.nbytes < host else ""
-    raise MemoryError(
+    return MemoryError(
         f"the data take {values.nbytes / 2**30:.1f} GiB, {device} has {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: "
         f"keep them on the host ({host / 2**30:.1f} GiB free there) with {pinned}"
         f'MixLoader(source, ..., device="cuda"), which mixes on the CPU and copies the batches'
     )
+
+
+def moved(values: Tensor, device: torch.device | str) -> Tensor:
+    """`values` on `device`.
+
+    Raises:
+        MemoryError: as of `check_fits`, also where the room is there but in pieces.
+    """
+    target = validate.device(device)
+    if target.type != "cuda":
+        return values.to(target)
+    check_fits(values, target)
+    try:
+        return values.to(target)
+    except torch.OutOfMemoryError:
+        raise _too_large(values, target) from None
 
 
 class ImageSource:
@@ -119,10 +138,7 @@ class ImageSource:
         Raises:
             MemoryError: where they do not fit, saying how large they are, what is free and what would work.
         """
-        target = validate.device(device)
-        if target.type == "cuda":
-            check_fits(self.images, target)
-        return ImageSource(self.images.to(target), mean=self.mean.tolist(), std=self.std.tolist())
+        return ImageSource(moved(self.images, device), mean=self.mean.tolist(), std=self.std.tolist())
 
     def pinned(self) -> ImageSource:
         """A copy in pinned memory of the host, which a GPU's kernels read themselves: for datasets it cannot hold.
@@ -190,10 +206,7 @@ class FeatureSource:
         Raises:
             MemoryError: where they do not fit.
         """
-        target = validate.device(device)
-        if target.type == "cuda":
-            check_fits(self.features, target)
-        return FeatureSource(self.features.to(target))
+        return FeatureSource(moved(self.features, device))
 
     @property
     def shape(self) -> tuple[int]:

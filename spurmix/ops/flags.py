@@ -51,8 +51,8 @@ def raise_flagged(bits: int) -> None:
 
 
 def after_call(args: tuple[Any, ...]) -> None:
-    """Check at once under SPURMIX_DEBUG=1, where an op ran on a GPU."""
-    if os.environ.get("SPURMIX_DEBUG") != "1":
+    """Check at once under SPURMIX_DEBUG=1, where an op ran on a GPU; a CUDA graph that is being captured may not wait."""
+    if os.environ.get("SPURMIX_DEBUG") != "1" or torch.cuda.is_current_stream_capturing():
         return
     for value in args:
         if isinstance(value, Tensor) and value.is_cuda:

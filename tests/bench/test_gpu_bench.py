@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.gpu import __main__ as runner  # noqa: E402
-from bench.gpu import clock, record  # noqa: E402
+from bench.gpu import clock, record, together, training  # noqa: E402
 from bench.registry import Contender  # noqa: E402
 
 
@@ -31,6 +33,13 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
     for case in ("images_256_bf16_last", "crops_256_bf16_last", "loss_8192_1000_float32", "draw_1e6", "rows_8192_2048"):
         assert (case, "spurmix triton") in measured, case
     assert {"spurmix loader, resident", "DataLoader, eager mixing"} <= {contender for _, contender in measured}
+    for way in (
+        "synthetic, one resident batch",
+        "spurmix loader",
+        "eager mixing, dense targets",
+        "DataLoader, eager mixing",
+    ):
+        assert ("bert_64_128", way) in measured, way
     assert len(list(csv.DictReader(target.with_suffix(".csv").open()))) == len(rows)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gpu.csv", "gpu.json"]
 
@@ -66,3 +75,47 @@ def test_what_fails_or_differs_is_told_and_the_rest_measured(tmp_path: Path, mon
     assert found["broken"].error.startswith("failed: ") and "differs from truth by 1" in found["wrong"].error
     assert found["good"].ratio == 1 and found["truth"].microseconds is not None and found["good"].share is not None
     assert found[""].error == "ValueError: a reason"
+
+
+def test_processes_that_run_at_once_are_told_also_where_one_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(record.UNTIL, str(time.time() + together.SPARE_S + 3))
+    environment = dict(os.environ)
+    scripts = {
+        "quick": "print('done')",
+        "broken": "import sys; sys.exit(3)",
+        "hanging": "print('begun', flush=True); import time; time.sleep(600)",
+    }
+    commands = {name: ([sys.executable, "-c", script], environment) for name, script in scripts.items()}
+    found: dict[str, tuple[int, str]] = {}
+
+    def told(name: str, code: int, text: str) -> bool:
+        found[name] = code, text.strip()
+        return code == 0
+
+    assert not together.run_together(commands, tmp_path, told)
+    assert found == {"quick": (0, "done"), "broken": (3, ""), "hanging": (-9, "begun")}
+    monkeypatch.delenv(record.UNTIL)
+    assert together.run_together({"quick": commands["quick"]}, tmp_path, told)
+
+
+def test_a_way_of_training_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(record.DRY, "1")
+    monkeypatch.setenv(record.ROWS, str(tmp_path / "rows"))
+    calls = {"at once": 0, "later": 0, "good": 0}
+
+    def step(name: str, last: int) -> None:
+        calls[name] += 1
+        if calls[name] > last:
+            raise ValueError(f"call {last + 1} of {name}")
+
+    steps = {
+        name: lambda name=name, last=last: step(name, last)
+        for name, last in {"good": 99, "at once": 0, "later": 2}.items()
+    }  # type: ignore[misc]
+    training.in_turns("case", steps, {})
+    rows = {row.contender: row for row in record.rows_of(tmp_path / "rows")}
+    assert rows["good"].microseconds is not None and rows["good"].ratio == 1
+    assert rows["at once"].error == "ValueError: call 1 of at once"
+    assert rows["later"].error == "ValueError: call 3 of later"

@@ -19,6 +19,13 @@ struct cudaPointerAttributes {
   void* devicePointer;
 };
 
+using cudaStream_t = void*;
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = std::getenv("EMULATED_CAPTURE") ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -29,7 +36,9 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "the emulated kernel did not end"; }
 // Three blocks at a time, so that a batch of a few samples is shared by blocks at uneven places.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : (attribute == cudaDevAttrMultiProcessorCount ? 3 : 0);
+  const int major = std::getenv("EMULATED_OLD") ? 7 : 8;
+  *value =
+      attribute == cudaDevAttrComputeCapabilityMajor ? major : (attribute == cudaDevAttrMultiProcessorCount ? 3 : 0);
   return cudaSuccess;
 }
 template <class Kernel>

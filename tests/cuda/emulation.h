@@ -139,6 +139,7 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return spurmix::cuda::emulation::exchange(value, mask);
 }
+inline void __syncwarp() { spurmix::cuda::emulation::exchange(0, 0); }
 template <class T>
 T __ldg(const T* at) {
   return *at;

@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensorMode
 
 from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, TokenSource, policies
 from spurmix.data import gpu, ring, sources
+from spurmix.ops import flags, validate
 from spurmix.ops import functional as F
-from spurmix.ops import validate
 from spurmix.ops.augment import Augment
 
 RNG = np.random.default_rng(3)
@@ -100,8 +100,27 @@ def test_what_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(MemoryError, match=r"take 45.0 GiB, cuda:0 has 3.0 of 80.0 GiB free: keep them on the host"):
         sources.check_fits(large, torch.device("cuda:0"))  # type: ignore[arg-type]
     sources.check_fits(torch.zeros(4), torch.device("cuda:0"))
+
+    def refused(device: torch.device) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    in_pieces = SimpleNamespace(device=torch.device("cpu"), nbytes=1 << 30, to=refused)
+    with pytest.raises(MemoryError, match=r"take 1.0 GiB, cuda:0 has 3.0 of 80.0 GiB free: .* source.pinned\(\)"):
+        sources.moved(in_pieces, "cuda:0")  # type: ignore[arg-type]
     assert torch.equal(ImageSource(IMAGES).to("cpu").images, torch.from_numpy(IMAGES))
     assert FeatureSource(FEATURES).to("cpu").device.type == "cpu"
+
+
+def test_debugging_does_not_wait_inside_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Any] = []
+    monkeypatch.setenv("SPURMIX_DEBUG", "1")
+    monkeypatch.setattr(flags, "check", checked.append)
+    with FakeTensorMode():
+        there = torch.empty(2, device="cuda")
+    for capturing in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        flags.after_call((None, there))
+        assert len(checked) == (0 if capturing else 1)
 
 
 def test_devices_that_do_not_go_together() -> None:

@@ -132,6 +132,58 @@ def test_mix_image_batch(
                 assert torch.equal(a.cpu(), b), name
 
 
+def test_many_small_samples(
+    device: torch.device, backend: str, scale: SimpleNamespace, rng: np.random.Generator
+) -> None:
+    """More samples than a block draws at once, blocks that begin and end inside of samples."""
+    count = 7 if scale.batch < 8 else 30011
+    labels = rng.integers(0, 3, 80)
+    groups = GroupIndex(labels, rng.integers(0, 2, 80))
+    tables = draw_tables(groups, MixPolicy(partner=np.ones((groups.num_groups,) * 2), lam=Uniform()))
+    for side in (4, 3):
+        store = torch.from_numpy(rng.integers(0, 256, (80, side, side, 3), dtype=np.uint8))
+        for augment, last in itertools.product((None, F.Augment(size=5)), (True, False)):
+            actual, expected = (
+                F.mix_image_batch(
+                    store.to(place), torch.from_numpy(labels).to(place), tables.to(place), seed=5, start=7, count=count,
+                    augment=augment, channels_last=last, backend=chosen,
+                )
+                for chosen, place in ((backend, device), ("auto", torch.device("cpu")))
+            )  # fmt: skip
+            close(actual[0], expected[0], atol=2e-2 if augment else 5e-6)
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(actual[1:], expected[1:], strict=True))
+
+
+@pytest.mark.device_only
+def test_beyond_32_bits(device: torch.device, backend: str) -> None:
+    """A store of more than 2^32 bytes, outputs and tables of more than 2^31 elements."""
+    one = torch.ones(3, device=device) * torch.tensor([1.0, 0.5, 0.25], device=device)
+    store = torch.randint(0, 256, (22000, 256, 256, 3), dtype=torch.uint8, device=device)
+    index = torch.tensor([21999, 21850, 3], device=device)
+    partner = torch.tensor([21900, 0, 21998], device=device)
+    boxes = torch.tensor([3.0, 5.0, 100.0, 200.0], device=device).expand(3, 2, 4).contiguous()
+    for crop in (None, boxes):
+        options: Any = dict(boxes=crop, size=(256, 256), channels_last=True)
+        few = torch.cat([store[index], store[partner]]).cpu()
+        expected = F.mix_images(few, torch.arange(3), torch.arange(3, 6), one.cpu(), **options, backend="reference")
+        close(F.mix_images(store, index, partner, one, **options, backend=backend), expected)
+    del store
+    small = torch.randint(0, 256, (64, 128, 128, 3), dtype=torch.uint8, device=device)
+    many = torch.randint(0, 64, (2, 43700), device=device)
+    lam = torch.rand(43700, device=device)
+    options = dict(dtype=torch.bfloat16, channels_last=True)
+    mixed = F.mix_images(small, *many, lam, **options, backend=backend)
+    assert mixed.numel() > 2**31
+    tail = F.mix_images(small.cpu(), *many[:, -3:].cpu(), lam[-3:].cpu(), **options, backend="reference")
+    close(mixed[-3:], tail)
+    del mixed
+    rows = torch.zeros(2**20 + 8, 2056, device=device, dtype=torch.bfloat16)
+    rows[-2:] = torch.randn(2, 2056, device=device)
+    chosen = torch.tensor([2**20 + 7, 0, 2**20 + 6], device=device)
+    expected = F.mix_rows(rows[chosen].cpu(), torch.arange(3), torch.arange(3).flip(0), one.cpu(), backend="reference")
+    close(F.mix_rows(rows, chosen, chosen.flip(0), one, backend=backend), expected)
+
+
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_rows_and_labels(
     dtype: torch.dtype, device: torch.device, backend: str, scale: SimpleNamespace, rng: np.random.Generator

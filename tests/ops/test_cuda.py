@@ -4,6 +4,7 @@ nvcc, where there is one, for three GPU generations."""
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -167,6 +168,55 @@ def test_mix_image_batch(
                     assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [(9, 72), (131, 8), (5, 70), (3, 129), (1, 1032), (1, 2056)])
+def test_crops_of_several_strips(
+    cuda: Any, dtype: torch.dtype, size: tuple[int, int], rng: np.random.Generator
+) -> None:
+    """Enlarged and shrunk, up to and beyond the edges; one of the three samples has no partner."""
+    lam = torch.tensor([1.0, 0.3, 0.0])
+    for height, width in ((12, 8), (40, 96), (1, 4), (7, 9)):  # rows of whole words, and not
+        store = torch.from_numpy(rng.integers(0, 256, (4, height, width, 3), dtype=np.uint8))
+        corner = rng.uniform(-2, 5, (3, 2, 2))
+        for scale in (0.4, 1.0, 1.7):
+            extent = np.broadcast_to(np.array([height, width]) * scale, (3, 2, 2))
+            boxes = torch.from_numpy(np.concatenate([corner, extent], 2).astype(np.float32))
+            flips = torch.tensor([[0, 1], [1, 0], [1, 1]], dtype=torch.uint8)
+            index, partner, _ = pairs(rng, 4, 3)
+            for last in (True, False):
+                options: Any = dict(
+                    boxes=boxes, flips=flips, size=size, dtype=dtype, channels_last=last, mean=0.4, std=0.3
+                )
+                expected = F.mix_images(store, index, partner, lam, **options, backend="reference")
+                close(F.mix_images(store, index, partner, lam, **options, backend="cuda"), expected)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("size", [(16, 3), (4, 4), (4, 3), (3, 3)])
+def test_more_samples_than_a_block_draws_at_once(
+    cuda: Any, size: tuple[int, int], crop: bool, rng: np.random.Generator
+) -> None:
+    """Three blocks share 130 samples unevenly: more than 32 each, parts of some."""
+    store = torch.from_numpy(rng.integers(0, 256, (60, *size, 3), dtype=np.uint8))
+    labels = torch.from_numpy(rng.integers(0, 3, 60))
+    groups = GroupIndex(labels.numpy(), rng.integers(0, 2, 60))
+    tables = draw_tables(groups, MixPolicy(partner=np.ones((groups.num_groups,) * 2), lam=Beta(0.5)))
+    augment = F.Augment(flip=True, size=(4, 6)) if crop else None
+    for last in (False, True):
+        options: Any = dict(augment=augment, channels_last=last)
+        options |= dict(seed=3, start=11, count=130, mean=0.4, std=0.3)
+        found = [F.mix_image_batch(store, labels, tables, **options, backend=b) for b in ("reference", "cuda")]
+        torch.testing.assert_close(found[1].input, found[0].input, atol=2e-2 if crop else 5e-6, rtol=5e-6)
+        assert all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
+        if not crop:
+            chosen = found[0].index, found[0].partner, found[0].lam
+            given = [
+                F.mix_images(store, *chosen, mean=0.4, std=0.3, channels_last=last, backend=b)
+                for b in ("reference", "cuda")
+            ]
+            close(given[1], given[0])
+
+
 @pytest.mark.parametrize("kind", WIDE, ids=str)
 @pytest.mark.parametrize("out", WIDE, ids=str)
 def test_rows_and_labels(cuda: Any, kind: torch.dtype, out: torch.dtype, rng: np.random.Generator) -> None:
@@ -327,6 +377,28 @@ def test_arguments_are_checked_on_the_host(
         built[1][name](*arguments(tables))
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("EMULATED_OLD", 'compute capability 7.0, the CUDA kernels need 8.0; use backend="triton"'),
+        ("EMULATED_CAPTURE", "a CUDA graph may not capture; call an op once before the capture"),
+    ],
+)
+def test_devices_that_cannot_run_a_first_call(built: Any, state: str, message: str) -> None:
+    script = """
+import torch, emulated
+module, kernels = emulated.load()
+try:
+    kernels["mix_labels"](torch.zeros(2).long(), torch.zeros(2).long(), torch.ones(2), 3, torch.float32)
+except RuntimeError as error:
+    print(error)
+"""
+    environment = {**os.environ, state: "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and message in done.stdout, done
+
+
 def test_where_cuda_serves() -> None:
     rows, index, lam = torch.zeros(2, 3), torch.tensor([0]), torch.ones(1)
     with pytest.raises(RuntimeError, match="backend='cuda': the compiled kernels are not in use"):
@@ -354,6 +426,12 @@ def test_nvcc_compiles_without_spills_and_loads_vectors(tmp_path: Path) -> None:
         entries = re.findall(r"for 'sm_(\d+)'\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores", report, re.S)
         assert {int(g) for g, _, _ in entries} == set(GENERATIONS)
         assert all((stack, spill) == ("0", "0") for _, stack, spill in entries), (name, report)
+    # Shared memory, the column taps of the widest output included, stays below what needs no permission.
+    report = results["images"][1]
+    used = re.findall(r"for 'sm_\d+'\n.*?PathE(\d).*?, (\d+) bytes smem", report, re.S)
+    widest = {"3": 2048, "4": 1024, "5": 2048}  # by path, see choose() in images.cu
+    assert {path for path, _ in used} == set("0123456")
+    assert all(int(static) + 16 * widest.get(path, 0) <= 48 << 10 for path, static in used), used
     tools = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin"
     sass = subprocess.run(
         [tools / "cuobjdump", "--dump-sass", results["images"][0]],

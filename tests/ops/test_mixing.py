@@ -338,3 +338,12 @@ def test_outputs_over_what_is_read(backend: str) -> None:
     F.mix_rows(wide, index, index, lam, out=pool[120:168].view(8, 6), **options)
     mixed(pool[250:730].view(8, 3, 4, 5))
     F.mix_rows(rows, index[:0], index[:0], lam[:0], out=pool[:0].view(0, 6), **options)
+
+
+def test_outputs_beside_what_is_read(rng: np.random.Generator) -> None:
+    rows = torch.from_numpy(rng.standard_normal((4, 3)).astype(np.float32))
+    index, lam = torch.tensor([1, 0]), torch.tensor([0.5, 0.25])
+    with pytest.raises(ValueError, match="out must be contiguous, got strides"):
+        F.mix_rows(rows, index, index, lam, out=torch.empty(1, 3).expand(2, 3))
+    F.mix_rows(rows[:2], index, index, lam, out=rows[2:])
+    assert torch.equal(rows[2:], rows[[1, 0]])

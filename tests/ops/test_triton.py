@@ -261,6 +261,23 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
         kernel = F.implementation("draw", "triton", torch.device("cpu"))
         with pytest.raises(IndexError, match="tables are damaged"):
             kernel(damage(tables.packed.clone()), tables.members, 0, 0, 4)
+    images, labels, norm = torch.zeros(3, 2, 2, 3, dtype=torch.uint8), torch.zeros(3).long(), torch.ones(3)
+    for start, counter in ((0, -1), (2**63 - 4, 5)):  # sample numbers that do not exist
+        number = torch.tensor([counter])
+        out = [torch.full((4,), 7), torch.full((4,), 7), torch.zeros(4), torch.full((4,), 7)]
+        with pytest.raises(IndexError, match="out of range"):
+            F.implementation("draw_out", "triton", torch.device("cpu"))(
+                tables.packed, tables.members, 0, start, number, *out
+            )
+        assert out[2].isnan().all() and not out[0].any() and not out[1].any() and (out[3] == -1).all()
+        whole = [torch.zeros(4, dtype=torch.int64) for _ in range(5)]
+        mixed = [torch.zeros(4, 3, 2, 2), *whole[:2], torch.zeros(4), *whole[2:]]
+        with pytest.raises(IndexError, match="out of range"):
+            F.implementation("mix_image_batch_out", "triton", torch.device("cpu"))(
+                images, labels, tables.packed, tables.members, norm, norm, False, 0.1, 1.0, 0.7, 1.3, False, 0, start, number,
+                *mixed,
+            )  # fmt: skip
+        assert mixed[0].isnan().all() and mixed[3].isnan().all()
 
 
 def test_where_triton_serves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +300,13 @@ def test_sizes_beyond_the_kernels_are_refused() -> None:
     zero, boxes = torch.tensor([0]), torch.zeros(1, 2, 4)
     with pytest.raises(ValueError, match="at most 32767"):
         F.mix_images(store, zero, zero, lam, boxes=boxes, size=(1, 32768), backend="triton")
+    # No memory: there are no images. A grid's second axis ends at 65535, and positions are 32-bit.
+    launch = sys.modules["spurmix.kernels.launch"]
+    for shape, size in (((20000, 10000, 3), (1, 1)), ((1, 1, 3), (20000, 10000))):
+        with pytest.raises(ValueError, match="more than 536,862,720 values each"):
+            launch._check_size(torch.empty(0, *shape, dtype=torch.uint8), *size)
+    with pytest.raises(ValueError, match="33,553,921 classes are more than 33,553,920"):
+        F.mix_labels(zero[:0], zero[:0], lam[:0], 33_553_921, backend="triton")
 
 
 def compiled(*options: str) -> list[str]:
