@@ -259,7 +259,7 @@ def _check_embeddings(model: nn.Module) -> None:
         raise TypeError(f"{name}: embeddings with max_norm or scale_grad_by_freq cannot be mixed")
     if type(table).forward is not nn.Embedding.forward and getattr(table, "embed_scale", None) is None:
         raise TypeError(f'{name}: {type(table).__name__} computes more than a lookup; use where="features"')
-    # Classifiers on decoders look for the last token that is no padding by its id; transformers names their head so, but two.
+    # Classifiers on decoders look for the last token that is no padding by its id; their head has that name, but for two.
     by_last = isinstance(getattr(model, "score", None), nn.Module) or name.startswith(("CTRL", "ModernBertDecoder"))
     if type(model).__module__.startswith("transformers.") and by_last:
         raise TypeError(
