@@ -157,8 +157,8 @@ struct BertEmbeddings {
 };
 int bert_embeddings(const BertEmbeddings& args, void* stream);
 
-// Gradients of the mixed words and, for every kBertChunk tokens, the sums of grad * normalised and of grad. What is
-// written of the forward pass's outputs is not touched.
+// Gradients of the mixed words and, for every kBertChunk tokens, the sums of grad * normalised and of grad. Of the
+// forward pass's results mean and rstd are read.
 constexpr int64_t kBertChunk = 16;
 struct BertBackward {
   BertEmbeddings forward;
@@ -187,8 +187,8 @@ struct Entries {
 int entry_keys(const Entries& args, void* stream);
 int arrange_entries(const Entries& args, void* stream);
 
-// out[r] = the sum of weight[k] * grad[token[k]] for k from starts[row[r]] to starts[row[r] + 1], in an order of its
-// own kind: every kPiece entries that lie within one row are added up first, each piece by itself.
+// out[r] = the sum of weight[k] * grad[token[k]] for k from starts[row[r]] to starts[row[r] + 1]. Every kPiece entries
+// that lie within one row are added up first, by threads of their own, so that no thread adds up a long row alone.
 constexpr int64_t kPiece = 64;
 struct SumRows {
   const void* grad;  // [tokens, D]

@@ -5,6 +5,7 @@ The same sources as of `spurmix._cuda` are compiled by g++ and register for CPU 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.machinery
@@ -40,9 +41,16 @@ def compile_module(folder: Path) -> Path:
     texts = [p.read_bytes() for p in sorted([*sources(), *headers])] + [torch.__version__.encode()]
     key = hashlib.sha256(b"".join(texts)).hexdigest()[:16]
     module = folder / f"_emulated-{key}.so"
-    if module.exists():
-        return module
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # one of the test processes compiles, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not module.exists():
+            _compile(module)
+    return module
+
+
+def _compile(module: Path) -> None:
+    folder = module.parent
     package = Path(torch.__file__).parent
     flags = [
         "-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
@@ -66,7 +74,6 @@ def compile_module(folder: Path) -> Path:
     for name in objects:
         os.unlink(name)
     temporary.rename(module)
-    return module
 
 
 @functools.cache

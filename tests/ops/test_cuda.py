@@ -288,7 +288,9 @@ def test_long_rows_of_berts_block(cuda: Any, built: Any, rng: np.random.Generato
         backward = (grad, weight, *tables[:3], *lookups, *expected[1:])
         expected_gradients = reference_text.mix_bert_embeddings_backward(*backward)
         for a, b in zip(built[1]["mix_bert_embeddings_backward"](*backward), expected_gradients, strict=True):
-            torch.testing.assert_close(a, b, **{**TOLERANCE[a.dtype], "atol": 1e-10 if a.dtype == torch.float64 else 2e-5})
+            torch.testing.assert_close(
+                a, b, **{**TOLERANCE[a.dtype], "atol": 1e-10 if a.dtype == torch.float64 else 2e-5}
+            )
 
 
 def test_ids_of_gradients_out_of_range_are_flagged_and_not_followed(cuda: ModuleType, built: Any) -> None:
@@ -412,6 +414,9 @@ def test_nvcc_compiles_without_spills_and_loads_vectors(tmp_path: Path) -> None:
     vectorised = [body for name, body in bodies_of("images").items() if re.search(r"PathE[012]", name)]
     assert len(vectorised) >= 3 * 3 * 2  # paths, formats, given or drawn
     assert all("LDG.E.128" in body and "STG.E.128" in body for body in vectorised)
-    for name, kernels in (("text", r"_kernelI\w*?FormatE\dELi[248]E"), ("text_grad", r"rows_kernelI\w*?FormatE\dE[fd]Li[248]E")):
+    for name, kernels in (
+        ("text", r"_kernelI\w*?FormatE\dELi[248]E"),
+        ("text_grad", r"rows_kernelI\w*?FormatE\dE[fd]Li[248]E"),
+    ):
         vectorised = [body for function, body in bodies_of(name).items() if re.search(kernels, function)]
         assert len(vectorised) >= 3 * 4 and all("LDG.E.128" in body for body in vectorised)
