@@ -249,6 +249,19 @@ def test_group_counts(cuda: Any, dtype: torch.dtype, rng: np.random.Generator) -
             assert torch.equal(F.group_counts(logits, label, chosen, groups, backend="cuda"), expected)
 
 
+@pytest.mark.parametrize("kind", WIDE, ids=str)
+def test_embeddings_by_vectors_and_one_by_one(cuda: Any, kind: torch.dtype, rng: np.random.Generator) -> None:
+    table = torch.from_numpy(rng.standard_normal((18, 64))).to(kind)
+    ids, partner = (torch.from_numpy(rng.integers(0, 9, (3, 5))) for _ in range(2))
+    masks = [torch.from_numpy(rng.random(ids.shape) < 0.7) for _ in range(2)]
+    # Strided whole runs; rows that do not begin on 16 bytes; a width that is no whole run.
+    for weight, out in itertools.product((table[::2, :48], table[::2, 1:49], table[::2, :47]), WIDE):
+        given = (weight, ids, partner, pairs(rng, 9, 3)[2], *masks)
+        expected = F.mix_embeddings(*given, dtype=out, backend="reference")
+        actual = F.mix_embeddings(*given, dtype=out, backend="cuda")
+        torch.testing.assert_close(actual, expected, **TOLERANCE[max(kind, out, key=lambda d: TOLERANCE[d]["rtol"])])
+
+
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 @pytest.mark.parametrize("columns", [8, 17])
 def test_rows_that_many_tokens_share(
