@@ -30,7 +30,7 @@ _spec.loader.exec_module(_build_stamp)
 # GCC 12 takes the undefined registers of its own intrinsics for mistakes: ten thousand lines around any real error.
 COMMON = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-g0"]
 CPU_KERNELS = ["isa", "draw", "mix_images", "mix_rows", "loss", "text"]
-CUDA_KERNELS = ["draw", "images", "rows", "loss"]
+CUDA_KERNELS = ["draw", "images", "rows", "loss", "text", "text_grad"]
 CUDA_GENERATIONS = (80, 90, 100)
 NVCC = ["nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=4"]
 
@@ -98,6 +98,7 @@ def cuda_extension(torch: Path) -> Extension:
             "csrc/cuda_device.cpp",
             "csrc/ops_cuda.cpp",
             "csrc/ops_cuda_rows.cpp",
+            "csrc/ops_cuda_text.cpp",
             *(f"kernels/cuda/{name}.cu" for name in CUDA_KERNELS),
         ],
         include_dirs=[str(torch / "include"), str(toolkit / "include")],

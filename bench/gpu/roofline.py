@@ -252,8 +252,7 @@ def small_ops(bandwidth: float) -> None:
     ]  # fmt: skip
     for name, moved, make, peer, run in cases:
         with survived(STEP, name):
-            served = ["triton"] if name.startswith("embeddings") else ours
-            contenders = [Contender(f"spurmix {b}", make(b), "ours") for b in served]
+            contenders = [Contender(f"spurmix {b}", make(b), "ours") for b in ours]
             contenders.append(Contender(peer, run))
             tolerance = 5e-2 if name.startswith("embeddings") else 1e-4
             compare(STEP, name, contenders, moved=moved, bandwidth=bandwidth, tolerance=tolerance, turns=31)

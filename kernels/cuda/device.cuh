@@ -31,6 +31,12 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 }
 #endif
 
+// Blocks of a kernel whose threads take an item each; it goes round again for those beyond.
+inline int64_t blocks_for(int64_t items, int threads) {
+  const int64_t blocks = (items + threads - 1) / threads;
+  return blocks < 1 << 20 ? blocks : 1 << 20;
+}
+
 // How many blocks of kKernel the current device runs at once; looked up once for each device and size of shared
 // memory.
 template <auto kKernel>

@@ -123,4 +123,89 @@ struct GroupCounts {
 };
 int group_counts(const GroupCounts& args, void* stream);
 
+// Tokens [B, S] of two texts each, of weight lam and 1 - lam, or 0 where a mask is false; null masks are true.
+struct Lookups {
+  const int64_t *ids, *partner_ids;
+  const float* lam;  // [B]
+  const bool *mask, *partner_mask;
+  int64_t tokens, length;  // B * S, S
+};
+
+// What has weight 0 is not read.
+struct MixEmbeddings {
+  const void* weight;  // [V, D]
+  int64_t row_stride, total, columns;
+  Format table_format;
+  Lookups lookups;
+  void* out;  // [B, S, D]
+  Format format;
+  uint32_t* flag;
+};
+int mix_embeddings(const MixEmbeddings& args, void* stream);
+
+// LayerNorm of mixed words + positions + types; all tables have the words' format. mean, rstd: float, double for f64.
+struct BertEmbeddings {
+  MixEmbeddings words;
+  const void* position_weight;  // [P, D]
+  int64_t positions;
+  const void* type_weight;  // [T, D], or null
+  int64_t types;
+  const void *norm_weight, *norm_bias;           // [D]
+  const int64_t *position_ids, *token_type_ids;  // [B, S]; types may be null: 0
+  double eps;
+  void *mean, *rstd;  // [B, S]
+};
+int bert_embeddings(const BertEmbeddings& args, void* stream);
+
+// Gradients of the mixed words and, for every kBertChunk tokens, the sums of grad * normalised and of grad. Of the
+// forward pass's results mean and rstd are read.
+constexpr int64_t kBertChunk = 16;
+struct BertBackward {
+  BertEmbeddings forward;
+  const void* grad;  // [B, S, D]
+  Format grad_format;
+  void *grad_mixed, *partial;  // [B, S, D], [chunks, 2, D]: like mean
+};
+int bert_backward(const BertBackward& args, void* stream);
+
+// The gradient of a table: entries (both sides' tokens, one after the other; one side's, of weight 1, where partner_ids
+// is null) are sorted by the row that they looked up, `rows` where they give no gradient, then each row is written
+// once.
+struct Entries {
+  Lookups lookups;
+  int64_t count, rows, padding_idx;
+  int32_t* key;  // [entries], written by entry_keys, sorted before arrange_entries
+  uint32_t* flag;
+  // What arrange_entries makes of the sorted ones:
+  const int64_t* order;
+  int64_t* token;   // [entries], as is `weight`; both null for one side
+  void* weight;     // double if `wide`, else float
+  int64_t* starts;  // [rows + 1]
+  bool* used;       // [rows], or null
+  bool wide;
+};
+int entry_keys(const Entries& args, void* stream);
+int arrange_entries(const Entries& args, void* stream);
+
+// out[r] = the sum of weight[k] * grad[token[k]] for k from starts[row[r]] to starts[row[r] + 1]. Every kPiece entries
+// that lie within one row are added up first, by threads of their own, so that no thread adds up a long row alone.
+constexpr int64_t kPiece = 64;
+struct SumRows {
+  const void* grad;  // [tokens, D]
+  int64_t columns;
+  Format grad_format;
+  const int32_t* key;
+  const int64_t* token;
+  const void* weight;  // or null: 1
+  int64_t entries, rows;
+  const int64_t* starts;
+  const int64_t* row;  // [count], or null: all
+  int64_t count;
+  bool wide;      // sums in double
+  void* partial;  // [entries / kPiece, D]: double if `wide`, else float
+  void* out;      // [count, D]
+  Format format;
+};
+int sum_rows(const SumRows& args, void* stream);
+
 }  // namespace spurmix::cuda

@@ -6,11 +6,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-int blocks_for(int64_t threads) {
-  const int64_t blocks = (threads + kThreads - 1) / kThreads;
-  return static_cast<int>(blocks < 1 << 20 ? blocks : 1 << 20);  // the rest goes round again
-}
-
 template <class T>
 __device__ __forceinline__ T not_a_number() {
   return static_cast<T>(nan_value());
@@ -56,9 +51,10 @@ int run_rows(const MixRows& m, void* stream) {
   const bool wide = m.columns % kWidth == 0 && m.row_stride % kWidth == 0 &&
                     reinterpret_cast<uintptr_t>(m.rows) % 16 == 0 && reinterpret_cast<uintptr_t>(m.out) % 16 == 0;
   if (wide) {
-    return launch(mix_rows_kernel<kIn, kOut, kWidth>, blocks_for(m.batch * m.columns / kWidth), kThreads, 0, stream, m);
+    return launch(mix_rows_kernel<kIn, kOut, kWidth>, blocks_for(m.batch * m.columns / kWidth, kThreads), kThreads, 0,
+                  stream, m);
   }
-  return launch(mix_rows_kernel<kIn, kOut, 1>, blocks_for(m.batch * m.columns), kThreads, 0, stream, m);
+  return launch(mix_rows_kernel<kIn, kOut, 1>, blocks_for(m.batch * m.columns, kThreads), kThreads, 0, stream, m);
 }
 
 template <Format kIn>
@@ -100,7 +96,7 @@ int mix_rows(const MixRows& args, void* stream) {
 
 int mix_labels(const MixLabels& args, void* stream) {
   if (args.batch == 0 || args.classes == 0) return 0;
-  const int blocks = blocks_for(args.batch * args.classes);
+  const int64_t blocks = blocks_for(args.batch * args.classes, kThreads);
   switch (args.format) {
     case Format::f32: return launch(mix_labels_kernel<Format::f32>, blocks, kThreads, 0, stream, args);
     case Format::f16: return launch(mix_labels_kernel<Format::f16>, blocks, kThreads, 0, stream, args);

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from spurmix import GroupIndex, MixPolicy, Uniform
 from spurmix.ops import functional as F
-from spurmix.ops import library
 from spurmix.ops.tables import draw_tables
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -206,8 +205,6 @@ def test_mixed_embeddings(
     scale: SimpleNamespace,
     rng: np.random.Generator,
 ) -> None:
-    if backend == "cuda" and not library.has_cuda_kernel("mix_embeddings"):
-        pytest.skip("mix_embeddings has no CUDA kernel; Triton serves it")
     for batch, length, rows, columns in (
         (scale.batch, 64, scale.rows, 768),
         (3, 5, 40, 1030),
@@ -229,6 +226,43 @@ def test_mixed_embeddings(
 
         for a, b in zip(*both(call, device, backend, [weight, upstream, ids, partner, lam, *masks]), strict=True):
             close(a, b, atol=max(1e-4 if dtype == torch.float32 else 0.0, TOLERANCE[dtype]["atol"] * 4))
+
+
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_berts_block(
+    dtype: torch.dtype,
+    masked: bool,
+    device: torch.device,
+    backend: str,
+    scale: SimpleNamespace,
+    rng: np.random.Generator,
+) -> None:
+    for batch, length, rows, columns in (
+        (scale.batch, 64, scale.rows, 768),
+        (3, 5, 40, 1031),
+        (2, 3, 9, 1),
+        (0, 3, 4, 5),
+    ):
+        shapes = ((rows, columns), (length + 2, columns), (2, columns), (columns,), (columns,))
+        tables = [torch.from_numpy(rng.standard_normal(shape)).to(dtype) for shape in shapes]
+        ids, partner, types = (torch.from_numpy(rng.integers(0, n, (batch, length))) for n in (rows, rows, 2))
+        lam = torch.from_numpy(rng.random(batch).astype(np.float32))
+        masks = [torch.from_numpy(rng.random((batch, length)) < 0.7) for _ in range(2 if masked else 0)]
+        upstream = torch.from_numpy(rng.standard_normal((batch, length, columns))).to(dtype)
+
+        def call(chosen: str, upstream: Tensor, types: Tensor, *rest: Tensor) -> Any:
+            found = [t.detach().requires_grad_() for t in rest[:5]]
+            out = F.mix_bert_embeddings(
+                *found, *rest[5:], token_type_ids=types, eps=1e-3, padding_idx=0, backend=chosen
+            )
+            out.backward(upstream)
+            return out.detach(), *(t.grad for t in found)
+
+        for a, b in zip(
+            *both(call, device, backend, [upstream, types, *tables, ids, partner, lam, *masks]), strict=True
+        ):
+            close(a, b, atol=1e-9 if dtype == torch.float64 else max(2e-3, TOLERANCE[dtype]["atol"] * 4))
 
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)

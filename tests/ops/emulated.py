@@ -5,6 +5,7 @@ The same sources as of `spurmix._cuda` are compiled by g++ and register for CPU 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.machinery
@@ -12,14 +13,17 @@ import importlib.util
 import os
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 
+from spurmix.ops import embedding_grad, embeddings, flags, library
+from spurmix.ops import functional as F
 from spurmix.ops.schema import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +41,16 @@ def compile_module(folder: Path) -> Path:
     texts = [p.read_bytes() for p in sorted([*sources(), *headers])] + [torch.__version__.encode()]
     key = hashlib.sha256(b"".join(texts)).hexdigest()[:16]
     module = folder / f"_emulated-{key}.so"
-    if module.exists():
-        return module
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # one of the test processes compiles, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not module.exists():
+            _compile(module)
+    return module
+
+
+def _compile(module: Path) -> None:
+    folder = module.parent
     package = Path(torch.__file__).parent
     flags = [
         "-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
@@ -63,22 +74,54 @@ def compile_module(folder: Path) -> Path:
     for name in objects:
         os.unlink(name)
     temporary.rename(module)
-    return module
 
 
 @functools.cache
 def load() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
     """The module, for its flag, and the kernels by name."""
     path = compile_module(ROOT / "build" / "emulated")
-    library = torch.library.Library(LIBRARY, "DEF")
+    defined = torch.library.Library(LIBRARY, "DEF")
     for schema in SCHEMAS:
-        library.define(schema)
+        defined.define(schema)
     loader = importlib.machinery.ExtensionFileLoader("_emulated", str(path))
     spec = importlib.util.spec_from_loader("_emulated", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    load.library = library  # type: ignore[attr-defined]  # kept alive
+    load.library = defined  # type: ignore[attr-defined]  # kept alive
     names = [schema.split("(", 1)[0] for schema in SCHEMAS]
     present = [n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(f"{LIBRARY}::{n}", "CPU")]
     return module, {name: getattr(getattr(torch.ops, LIBRARY), name).default for name in present}
+
+
+def serve(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """From now on backend="cuda" means the emulation; its module, whose flag tests look at."""
+    module, kernels = load()
+    real, requested = F.implementation, embeddings.requested
+
+    def chosen(name: str, backend: str, device: torch.device) -> Callable[..., Any]:
+        return library.differentiable(name, kernels) if backend == "cuda" else real(name, backend, device)
+
+    for place in (F, embeddings, embedding_grad):
+        monkeypatch.setattr(place, "implementation", chosen)
+    monkeypatch.setattr(F, "serving", lambda device, backend: backend)
+    # Like Triton's, these kernels are outside the dispatcher, so the gradient needs the function that pins them.
+    monkeypatch.setattr(embeddings, "requested", lambda backend: "triton" if backend == "cuda" else requested(backend))
+    return module
+
+
+@pytest.fixture(autouse=True)
+def cuda_emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For files that import it: tests whose parameter `backend` is "cuda" run by the emulation, and flag nothing."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("backend") != "cuda":
+        yield
+        return
+    module = serve(monkeypatch)
+    yield
+    assert module.take_flag(0) == 0
+
+
+def raise_flagged() -> None:
+    """Raise what the emulated kernels flagged, as `functional.check` does on a GPU."""
+    flags.raise_flagged(load()[0].take_flag(0))

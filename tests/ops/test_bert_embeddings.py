@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_embeddings import EACH, FLOATS, TOLERANCE, mixed, tokens
+from test_embeddings import EACH, FLOATS, TOLERANCE, cuda_emulated, mixed, raise_flagged, tokens  # noqa: F401
 
 from spurmix.ops import functional as F
 
 NAMES = ("weight", "position_weight", "type_weight", "norm_weight", "norm_bias")
 
 
-@pytest.fixture(params=["reference", "cpu", "triton"])
+@pytest.fixture(params=["reference", "cpu", "cuda", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -80,6 +80,7 @@ def test_output_and_gradients(
         )
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])  # the emulation of CUDA would take ten seconds
 def test_gradcheck(backend: str, rng: np.random.Generator) -> None:
     lookups = tokens(rng, 6, 3, 4, True)
     found = [t.requires_grad_() for t in tables(rng, 6, 4, 3, torch.float64)]
@@ -174,5 +175,7 @@ def change(k: int, table: Any) -> tuple[Any, ...]:
 )  # fmt: skip
 def test_bad_input(backend: str, found: Any, options: Any, error: type, text: str) -> None:
     with pytest.raises(error) as caught:
-        F.mix_bert_embeddings(*found, IDS, IDS, LAM, **options, backend=backend)
+        out = F.mix_bert_embeddings(*found, IDS, IDS, LAM, **options, backend=backend)
+        assert backend == "cuda" and out.isnan().any()
+        raise_flagged()
     assert text in str(caught.value)

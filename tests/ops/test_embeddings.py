@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,9 @@ import pytest
 import torch
 
 from spurmix.ops import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+from emulated import cuda_emulated, raise_flagged  # noqa: F401  # a fixture, by its name
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 TOLERANCE: dict[torch.dtype, Any] = {
@@ -20,12 +25,13 @@ TOLERANCE: dict[torch.dtype, Any] = {
 }
 SHAPES = [(1, 1, 1, 1), (7, 3, 5, 17), (9, 2, 3, 700), (3, 2, 0, 8), (5, 1, 1, 16), (40, 4, 6, 64), (3, 0, 4, 8),
           (300, 9, 33, 48)]  # fmt: skip
-# rows, batch, length, columns; the interpreter of Triton takes seconds for the others.
-CASES = [(b, s) for b in ("reference", "cpu", "triton") for s in (SHAPES[:4] if b == "triton" else SHAPES)]
+# rows, batch, length, columns; the interpreter of Triton and the emulation of CUDA take seconds for the others.
+FEWER = {"triton": 4, "cuda": 7}
+CASES = [(b, s) for b in ("reference", "cpu", "cuda", "triton") for s in SHAPES[: FEWER.get(b)]]
 EACH = pytest.mark.parametrize(("backend", "shape"), CASES, ids=lambda value: str(value))
 
 
-@pytest.fixture(params=["reference", "cpu", "triton"])
+@pytest.fixture(params=["reference", "cpu", "cuda", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -275,8 +281,10 @@ def test_bad_input(backend: str, call: Any, error: type, text: str) -> None:
 def test_ids_out_of_range_are_not_read(backend: str, bad: int) -> None:
     ids = IDS.clone()
     ids[1, 3] = bad
-    where = "out of range" if backend == "triton" else rf"ids\[1, 3\] = {bad} is out of range \[0, 4\)"
+    where = "out of range" if backend in ("cuda", "triton") else rf"ids\[1, 3\] = {bad} is out of range \[0, 4\)"
     for mask in (None, ~MASK):
         for pair in ((ids, IDS), (IDS, ids)):
             with pytest.raises(IndexError, match=where):
-                F.mix_embeddings(WEIGHT, *pair, LAM / 2, mask, mask, backend=backend)
+                out = F.mix_embeddings(WEIGHT, *pair, LAM / 2, mask, mask, backend=backend)
+                assert backend == "cuda" and out.isnan().all(dim=2).nonzero().tolist() == [[1, 3]]
+                raise_flagged()
