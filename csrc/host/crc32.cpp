@@ -62,8 +62,8 @@ inline __m512i fold_wide(__m512i x, __m512i powers, __m512i next) {
   return _mm512_ternarylogic_epi64(low, high, next, 0x96);
 }
 
-// Goes on with four lanes of 16 bytes, that hold the first 64 of `size`, at least 256, by sixteen of them. Returns how many
-// bytes they hold then.
+// Goes on with four lanes of 16 bytes, that hold the first 64 of `size`, at least 256, by sixteen of them. Returns how
+// many bytes they hold then.
 int64_t by_wide_products(__m128i* lane, const uint8_t* data, int64_t size) {
   const __m512i across_256 = _mm512_broadcast_i32x4(_mm_set_epi64x(across(2048 - 32), across(2048 + 32)));
   const __m512i across_64 = _mm512_broadcast_i32x4(_mm_set_epi64x(across(512 - 32), across(512 + 32)));
