@@ -140,7 +140,8 @@ def resolve(
             f"weights: the recipe {chosen} starts from {RECIPES[chosen].model}; say where it lies (--weights)"
         )
     for name, (other, needed) in _NEEDS.items():
-        if name in flags and getattr(made, other) not in needed:
+        says = name in flags and getattr(made, name) != getattr(DEFAULT, name)
+        if says and getattr(made, other) not in needed:
             fits, got = " or ".join(map(str, needed)), getattr(made, other)
             raise ValueError(f"--{name.replace('_', '-')} does nothing with {other} {got}; it is for {other} {fits}")
     if made.steps == 0 and not made.epochs > 0:
