@@ -21,6 +21,7 @@ from bench.gpu import clock, record, together, training  # noqa: E402
 from bench.registry import Contender  # noqa: E402
 
 
+@pytest.mark.slow
 def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
     target = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--json", str(target)]
