@@ -195,7 +195,7 @@ def test_gradient_buffers_are_used_again_only_when_nothing_refers_to_them(rng: n
     assert copy.deepcopy(buffer).take(1, 2, torch.bfloat16).shape == (1, 2)
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_whole(compiler: str, rng: np.random.Generator) -> None:
     lookups = tokens(rng, 30, 4, 6, True)
     weight, position_weight, scale, shift = (torch.randn(*s, requires_grad=True) for s in ((30, 8), (6, 8), (8,), (8,)))

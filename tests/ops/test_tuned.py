@@ -124,6 +124,7 @@ def test_warmup_says_what_is_wrong(arguments: tuple[str, ...], interpret: str, c
     assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_warmup_compiles_for_a_gpu_elsewhere(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "spurmix", "warmup", "--capability", "80", "--batch", "4", "--size", "20"]
     sizes = ["--classes", "5", "--columns", "9", "--dtype", "float32", "--no-channels-last"]

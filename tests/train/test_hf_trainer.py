@@ -358,6 +358,7 @@ torch.distributed.destroy_process_group()  # gloo's threads may hold tensors, an
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     command = [
