@@ -5,42 +5,26 @@
 
 #include "cpu/text.h"
 #include "ops_cpu.h"
+#include "ops_text.h"
 
 namespace spurmix {
 namespace {
 
-void check_ids(const Tensor& ids, const char* name, int64_t batch, int64_t length, int64_t rows, const char* op) {
-  check(ids, op, name, ScalarType::Long, {batch, length});
+// Of a matrix whose shape is checked.
+void check_ids(const Tensor& ids, const char* name, int64_t rows, const char* op) {
   const int64_t* values = data<int64_t>(ids);
-  const int64_t at = cpu::first_outside(values, batch * length, rows);
+  const int64_t length = ids.size(1), at = cpu::first_outside(values, ids.numel(), rows);
   SPURMIX_CHECK(at < 0, op, ": ", name, "[", at < 0 ? 0 : at / length, ", ", at < 0 ? 0 : at % length,
                 "] = ", at < 0 ? 0 : values[at], " is out of range [0, ", rows, ")");
 }
 
-const bool* check_mask(const OptionalTensor& mask, const char* name, int64_t batch, int64_t length, const char* op) {
-  if (!mask.has_value()) return nullptr;
-  check(*mask, op, name, ScalarType::Bool, {batch, length});
-  return data<bool>(*mask);
-}
-
 cpu::Lookups lookups_of(const Tensor& ids, const Tensor& partner_ids, const Tensor& lam, const OptionalTensor& mask,
                         const OptionalTensor& partner_mask, int64_t rows, const char* op) {
-  SPURMIX_CHECK(ids.dim() == 2, op, ": ids must be [B, S]");
-  const int64_t batch = ids.size(0), length = ids.size(1);
-  check_ids(ids, "ids", batch, length, rows, op);
-  check_ids(partner_ids, "partner_ids", batch, length, rows, op);
-  check(lam, op, "lam", ScalarType::Float, {batch});
-  return {data<int64_t>(ids),
-          data<int64_t>(partner_ids),
-          data<float>(lam),
-          check_mask(mask, "mask", batch, length, op),
-          check_mask(partner_mask, "partner_mask", batch, length, op),
-          length};
-}
-
-void check_table(const Tensor& weight, const char* op) {
-  SPURMIX_CHECK(weight.is_cpu() && weight.dim() == 2, op, ": weight must be [V, D] on the CPU");
-  SPURMIX_CHECK(weight.size(1) <= 1 || weight.stride(1) == 1, op, ": each row of weight must be contiguous");
+  check_lookups(ids, partner_ids, lam, mask, partner_mask, op);
+  check_ids(ids, "ids", rows, op);
+  check_ids(partner_ids, "partner_ids", rows, op);
+  return {data<int64_t>(ids), data<int64_t>(partner_ids), data<float>(lam),
+          mask_data(mask),    mask_data(partner_mask),    ids.size(1)};
 }
 
 int64_t token_grain(int64_t columns) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns)); }
@@ -48,6 +32,8 @@ int64_t token_grain(int64_t columns) { return std::max<int64_t>(1, 16384 / std::
 bool streams(const Tensor& out) {
   return out.numel() * static_cast<int64_t>(out.element_size()) > cpu::kStreamThreshold;
 }
+
+}  // namespace
 
 // ---- mix_embeddings
 
@@ -70,20 +56,9 @@ void mix_embeddings_into(const Tensor& weight, const Tensor& ids, const Tensor& 
                [&](int64_t begin, int64_t end) { cpu::mix_embeddings(m, begin, end); });
 }
 
-void mix_embeddings_out(const Tensor& weight, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
-                        const OptionalTensor& mask, const OptionalTensor& partner_mask, Tensor out) {
-  mix_embeddings_into(weight, ids, partner_ids, lam, mask, partner_mask, out, "mix_embeddings_out");
-}
-
-Tensor mix_embeddings(const Tensor& weight, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
-                      const OptionalTensor& mask, const OptionalTensor& partner_mask, int64_t, ScalarType dtype) {
-  SPURMIX_CHECK(weight.dim() == 2 && ids.dim() == 2, "mix_embeddings: weight must be [V, D] and ids [B, S]");
-  Tensor out = fresh(weight, {ids.size(0), ids.size(1), weight.size(1)}, dtype);
-  mix_embeddings_into(weight, ids, partner_ids, lam, mask, partner_mask, out, "mix_embeddings");
-  return out;
-}
-
 // ---- its gradient
+
+namespace {
 
 // out[r] = the sum of the rows of `grad` [tokens, D] in bucket r. Rows are shared out by their entries; where one holds
 // more than a thread's share, columns are as well. Each sum has one order, however it is shared out.
@@ -116,11 +91,7 @@ void sum_into(const void* grad, cpu::Format grad_format, const cpu::Buckets& buc
   });
 }
 
-void check_grad(const Tensor& grad, const Tensor& ids, const char* op) {
-  SPURMIX_CHECK(grad.is_cpu() && grad.dim() == 3, op, ": grad must be [B, S, D] on the CPU");
-  SPURMIX_CHECK(ids.dim() == 2, op, ": ids must be [B, S]");
-  check(grad, op, "grad", grad.scalar_type(), {ids.size(0), ids.size(1), grad.size(2)});
-}
+}  // namespace
 
 void mix_embeddings_backward_into(const Tensor& grad, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
                                   const OptionalTensor& mask, const OptionalTensor& partner_mask, int64_t padding_idx,
@@ -133,23 +104,7 @@ void mix_embeddings_backward_into(const Tensor& grad, const Tensor& ids, const T
   sum_into(grad.const_data_ptr(), format_of(grad.scalar_type(), op, "grad"), buckets, out, op);
 }
 
-void mix_embeddings_backward_out(const Tensor& grad, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
-                                 const OptionalTensor& mask, const OptionalTensor& partner_mask, int64_t padding_idx,
-                                 Tensor grad_weight) {
-  const char* op = "mix_embeddings_backward_out";
-  SPURMIX_CHECK(grad_weight.dim() == 2, op, ": grad_weight must be [V, D]");
-  mix_embeddings_backward_into(grad, ids, partner_ids, lam, mask, partner_mask, padding_idx, grad_weight, op);
-}
-
-Tensor mix_embeddings_backward(const Tensor& grad, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
-                               const OptionalTensor& mask, const OptionalTensor& partner_mask, int64_t padding_idx,
-                               int64_t rows, ScalarType dtype) {
-  const char* op = "mix_embeddings_backward";
-  SPURMIX_CHECK(grad.dim() == 3 && rows >= 0, op, ": grad must be [B, S, D] and rows 0 or more");
-  Tensor out = fresh(grad, {rows, grad.size(2)}, dtype);
-  mix_embeddings_backward_into(grad, ids, partner_ids, lam, mask, partner_mask, padding_idx, out, op);
-  return out;
-}
+namespace {
 
 std::tuple<Tensor, Tensor> mix_embeddings_backward_rows(const Tensor& grad, const Tensor& ids,
                                                         const Tensor& partner_ids, const Tensor& lam,
@@ -177,36 +132,25 @@ cpu::BertEmbeddings bert_arguments(const Tensor& weight, const Tensor& position_
                                    const OptionalTensor& partner_mask, const Tensor& position_ids,
                                    const OptionalTensor& token_type_ids, const char* op) {
   check_table(weight, op);
-  const ScalarType type = weight.scalar_type();
-  const int64_t columns = weight.size(1);
-  SPURMIX_CHECK(columns >= 1, op, ": weight must have at least one column");
   cpu::BertEmbeddings m = {};
   m.lookups = lookups_of(ids, partner_ids, lam, mask, partner_mask, weight.size(0), op);
+  check_bert(weight, position_weight, type_weight, norm_weight, ids, position_ids, token_type_ids, op);
   m.weight = weight.const_data_ptr();
   m.row_stride = weight.stride(0);
-  m.columns = columns;
-  m.table_format = format_of(type, op, "weight");
-  SPURMIX_CHECK(position_weight.dim() == 2, op, ": position_weight must be [P, D]");
-  check(position_weight, op, "position_weight", type, {position_weight.size(0), columns});
-  check_ids(position_ids, "position_ids", ids.size(0), ids.size(1), position_weight.size(0), op);
+  m.columns = weight.size(1);
+  m.table_format = format_of(weight.scalar_type(), op, "weight");
+  check_ids(position_ids, "position_ids", position_weight.size(0), op);
   m.position_weight = position_weight.const_data_ptr();
   m.position_ids = data<int64_t>(position_ids);
   if (type_weight.has_value()) {
-    SPURMIX_CHECK(type_weight->dim() == 2 && type_weight->size(0) >= 1, op, ": type_weight must be [T, D], T >= 1");
-    check(*type_weight, op, "type_weight", type, {type_weight->size(0), columns});
     m.type_weight = type_weight->const_data_ptr();
     if (token_type_ids.has_value()) {
-      check_ids(*token_type_ids, "token_type_ids", ids.size(0), ids.size(1), type_weight->size(0), op);
+      check_ids(*token_type_ids, "token_type_ids", type_weight->size(0), op);
       m.token_type_ids = data<int64_t>(*token_type_ids);
     }
   }
-  check(norm_weight, op, "norm_weight", type, {columns});
   m.norm_weight = norm_weight.const_data_ptr();
   return m;
-}
-
-ScalarType wide_type(const Tensor& weight) {
-  return weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 std::tuple<Tensor, Tensor, Tensor> mix_bert_embeddings(const Tensor& weight, const Tensor& position_weight,
@@ -222,8 +166,8 @@ std::tuple<Tensor, Tensor, Tensor> mix_bert_embeddings(const Tensor& weight, con
   check(norm_bias, op, "norm_bias", weight.scalar_type(), {m.columns});
   const int64_t batch = ids.size(0), length = ids.size(1);
   Tensor out = fresh(weight, {batch, length, m.columns}, dtype);
-  Tensor mean = fresh(weight, {batch, length}, wide_type(weight)),
-         rstd = fresh(weight, {batch, length}, wide_type(weight));
+  const ScalarType wide = wide_type(weight.scalar_type(), weight.scalar_type());
+  Tensor mean = fresh(weight, {batch, length}, wide), rstd = fresh(weight, {batch, length}, wide);
   m.norm_bias = norm_bias.const_data_ptr();
   m.eps = eps;
   m.out = out.mutable_data_ptr();
@@ -247,7 +191,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_bert_embeddings_backward(
                                         partner_mask, position_ids, token_type_ids, op)};
   const int64_t batch = ids.size(0), length = ids.size(1), tokens = batch * length, columns = b.forward.columns;
   SPURMIX_CHECK(grad.size(2) == columns, op, ": grad must have ", columns, " columns");
-  const ScalarType type = weight.scalar_type(), wide = wide_type(weight);
+  const ScalarType type = weight.scalar_type(), wide = wide_type(type, type);
   check(mean, op, "mean", wide, {batch, length});
   check(rstd, op, "rstd", wide, {batch, length});
   // Chunks do not depend on the number of threads, so neither do the sums.

@@ -4,31 +4,20 @@
 #include <array>
 #include <tuple>
 
+#include "ops_text.h"
+
 namespace spurmix {
 namespace {
 
 cuda::Lookups lookups_of(const Tensor& ids, const Tensor& partner_ids, const Tensor& lam, const OptionalTensor& mask,
                          const OptionalTensor& partner_mask, const char* op) {
-  SPURMIX_CHECK(ids.dim() == 2, op, ": ids must be [B, S]");
-  const int64_t batch = ids.size(0), length = ids.size(1);
-  check(ids, op, "ids", ScalarType::Long, {batch, length});
-  check(partner_ids, op, "partner_ids", ScalarType::Long, {batch, length});
-  check(lam, op, "lam", ScalarType::Float, {batch});
-  if (mask.has_value()) check(*mask, op, "mask", ScalarType::Bool, {batch, length});
-  if (partner_mask.has_value()) check(*partner_mask, op, "partner_mask", ScalarType::Bool, {batch, length});
-  return {data<int64_t>(ids),
-          data<int64_t>(partner_ids),
-          data<float>(lam),
-          mask.has_value() ? data<bool>(*mask) : nullptr,
-          partner_mask.has_value() ? data<bool>(*partner_mask) : nullptr,
-          batch * length,
-          length};
+  check_lookups(ids, partner_ids, lam, mask, partner_mask, op);
+  return {data<int64_t>(ids), data<int64_t>(partner_ids), data<float>(lam),
+          mask_data(mask),    mask_data(partner_mask),    ids.numel(),
+          ids.size(1)};
 }
 
-void check_table(const Tensor& weight, const char* op) {
-  SPURMIX_CHECK(SPURMIX_HERE(weight) && weight.dim() == 2, op, ": weight must be [V, D] ", SPURMIX_WHERE);
-  SPURMIX_CHECK(weight.size(1) <= 1 || weight.stride(1) == 1, op, ": each row of weight must be contiguous");
-}
+}  // namespace
 
 // ---- mix_embeddings
 
@@ -52,25 +41,9 @@ void mix_embeddings_into(const Tensor& weight, const Tensor& ids, const Tensor& 
   device.launched(cuda::mix_embeddings(m, device.stream()));
 }
 
-void mix_embeddings_out(const Tensor& weight, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
-                        const OptionalTensor& mask, const OptionalTensor& partner_mask, Tensor out) {
-  mix_embeddings_into(weight, ids, partner_ids, lam, mask, partner_mask, out, "mix_embeddings_out");
-}
-
-Tensor mix_embeddings(const Tensor& weight, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
-                      const OptionalTensor& mask, const OptionalTensor& partner_mask, int64_t, ScalarType dtype) {
-  SPURMIX_CHECK(weight.dim() == 2 && ids.dim() == 2, "mix_embeddings: weight must be [V, D] and ids [B, S]");
-  Tensor out = fresh(weight, {ids.size(0), ids.size(1), weight.size(1)}, dtype);
-  mix_embeddings_into(weight, ids, partner_ids, lam, mask, partner_mask, out, "mix_embeddings");
-  return out;
-}
-
 // ---- gradients of tables
 
-// float64 where one of the two is, else float32.
-ScalarType wide_type(ScalarType one, ScalarType other) {
-  return one == ScalarType::Double || other == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+namespace {
 
 // The sorted keys, and where each came from.
 std::tuple<Tensor, Tensor> sorted(const Tensor& key) {
@@ -153,11 +126,7 @@ struct Sorted {
   }
 };
 
-void check_grad(const Tensor& grad, const Tensor& ids, const char* op) {
-  SPURMIX_CHECK(SPURMIX_HERE(grad) && grad.dim() == 3, op, ": grad must be [B, S, D] ", SPURMIX_WHERE);
-  SPURMIX_CHECK(ids.dim() == 2, op, ": ids must be [B, S]");
-  check(grad, op, "grad", grad.scalar_type(), {ids.size(0), ids.size(1), grad.size(2)});
-}
+}  // namespace
 
 void mix_embeddings_backward_into(const Tensor& grad, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
                                   const OptionalTensor& mask, const OptionalTensor& partner_mask, int64_t padding_idx,
@@ -171,23 +140,7 @@ void mix_embeddings_backward_into(const Tensor& grad, const Tensor& ids, const T
   entries.sum(grad, wide, std::nullopt, out, device, op);
 }
 
-void mix_embeddings_backward_out(const Tensor& grad, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
-                                 const OptionalTensor& mask, const OptionalTensor& partner_mask, int64_t padding_idx,
-                                 Tensor grad_weight) {
-  const char* op = "mix_embeddings_backward_out";
-  SPURMIX_CHECK(grad_weight.dim() == 2, op, ": grad_weight must be [V, D]");
-  mix_embeddings_backward_into(grad, ids, partner_ids, lam, mask, partner_mask, padding_idx, grad_weight, op);
-}
-
-Tensor mix_embeddings_backward(const Tensor& grad, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
-                               const OptionalTensor& mask, const OptionalTensor& partner_mask, int64_t padding_idx,
-                               int64_t rows, ScalarType dtype) {
-  const char* op = "mix_embeddings_backward";
-  SPURMIX_CHECK(grad.dim() == 3 && rows >= 0, op, ": grad must be [B, S, D] and rows 0 or more");
-  Tensor out = fresh(grad, {rows, grad.size(2)}, dtype);
-  mix_embeddings_backward_into(grad, ids, partner_ids, lam, mask, partner_mask, padding_idx, out, op);
-  return out;
-}
+namespace {
 
 std::tuple<Tensor, Tensor> mix_embeddings_backward_rows(const Tensor& grad, const Tensor& ids,
                                                         const Tensor& partner_ids, const Tensor& lam,
@@ -214,33 +167,22 @@ cuda::BertEmbeddings bert_arguments(const Tensor& weight, const Tensor& position
                                     const OptionalTensor& partner_mask, const Tensor& position_ids,
                                     const OptionalTensor& token_type_ids, const char* op) {
   check_table(weight, op);
-  const ScalarType type = weight.scalar_type();
-  const int64_t columns = weight.size(1);
-  SPURMIX_CHECK(columns >= 1, op, ": weight must have at least one column");
   cuda::BertEmbeddings m = {};
   m.words.lookups = lookups_of(ids, partner_ids, lam, mask, partner_mask, op);
+  check_bert(weight, position_weight, type_weight, norm_weight, ids, position_ids, token_type_ids, op);
   m.words.weight = weight.const_data_ptr();
   m.words.row_stride = weight.stride(0);
   m.words.total = weight.size(0);
-  m.words.columns = columns;
-  m.words.table_format = format_of(type, op, "weight");
-  SPURMIX_CHECK(position_weight.dim() == 2, op, ": position_weight must be [P, D]");
+  m.words.columns = weight.size(1);
+  m.words.table_format = format_of(weight.scalar_type(), op, "weight");
   m.positions = position_weight.size(0);
-  check(position_weight, op, "position_weight", type, {m.positions, columns});
-  check(position_ids, op, "position_ids", ScalarType::Long, {ids.size(0), ids.size(1)});
   m.position_weight = position_weight.const_data_ptr();
   m.position_ids = data<int64_t>(position_ids);
   if (type_weight.has_value()) {
-    SPURMIX_CHECK(type_weight->dim() == 2 && type_weight->size(0) >= 1, op, ": type_weight must be [T, D], T >= 1");
     m.types = type_weight->size(0);
-    check(*type_weight, op, "type_weight", type, {m.types, columns});
     m.type_weight = type_weight->const_data_ptr();
-    if (token_type_ids.has_value()) {
-      check(*token_type_ids, op, "token_type_ids", ScalarType::Long, {ids.size(0), ids.size(1)});
-      m.token_type_ids = data<int64_t>(*token_type_ids);
-    }
+    if (token_type_ids.has_value()) m.token_type_ids = data<int64_t>(*token_type_ids);
   }
-  check(norm_weight, op, "norm_weight", type, {columns});
   m.norm_weight = norm_weight.const_data_ptr();
   return m;
 }

@@ -110,6 +110,19 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.fixture(name="built", scope="module")
+def built_fixture() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
+    return load()
+
+
+@pytest.fixture(name="cuda")
+def cuda_fixture(built: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """backend="cuda" is the emulation; what kernels flag must have been taken when a test ends."""
+    module = serve(monkeypatch)
+    yield module
+    assert module.take_flag(0) == 0
+
+
 @pytest.fixture(autouse=True)
 def cuda_emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For files that import it: tests whose parameter `backend` is "cuda" run by the emulation, and flag nothing."""

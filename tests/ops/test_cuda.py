@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -23,28 +23,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spurmix import Beta, GroupIndex, MixPolicy
-from spurmix.ops import flags, library, reference, reference_text
+from spurmix.ops import flags, library, reference
 from spurmix.ops import functional as F
 from spurmix.ops.tables import draw_tables
 
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated
+from emulated import built_fixture, cuda_fixture  # noqa: F401
 from test_triton import FLOATS, TOLERANCE, close, pairs
 
 WIDE = [*FLOATS, torch.float64]
-
-
-@pytest.fixture(scope="module")
-def built() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
-    return emulated.load()
-
-
-@pytest.fixture
-def cuda(built: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """backend="cuda" is the emulation; what kernels flag must have been taken when a test ends."""
-    module = emulated.serve(monkeypatch)
-    yield module
-    assert module.take_flag(0) == 0
 
 
 def test_every_op_has_a_cuda_kernel(built: Any) -> None:
@@ -297,73 +285,6 @@ def test_group_counts(cuda: Any, dtype: torch.dtype, rng: np.random.Generator) -
         for chosen in (group, member):
             expected = F.group_counts(logits, label, chosen, groups, backend="reference")
             assert torch.equal(F.group_counts(logits, label, chosen, groups, backend="cuda"), expected)
-
-
-@pytest.mark.parametrize("kind", WIDE, ids=str)
-def test_embeddings_by_vectors_and_one_by_one(cuda: Any, kind: torch.dtype, rng: np.random.Generator) -> None:
-    table = torch.from_numpy(rng.standard_normal((18, 64))).to(kind)
-    ids, partner = (torch.from_numpy(rng.integers(0, 9, (3, 5))) for _ in range(2))
-    masks = [torch.from_numpy(rng.random(ids.shape) < 0.7) for _ in range(2)]
-    # Strided whole runs; rows that do not begin on 16 bytes; a width that is no whole run.
-    for weight, out in itertools.product((table[::2, :48], table[::2, 1:49], table[::2, :47]), WIDE):
-        given = (weight, ids, partner, pairs(rng, 9, 3)[2], *masks)
-        expected = F.mix_embeddings(*given, dtype=out, backend="reference")
-        actual = F.mix_embeddings(*given, dtype=out, backend="cuda")
-        torch.testing.assert_close(actual, expected, **TOLERANCE[max(kind, out, key=lambda d: TOLERANCE[d]["rtol"])])
-
-
-@pytest.mark.parametrize("dtype", WIDE, ids=str)
-@pytest.mark.parametrize("columns", [8, 17])
-def test_rows_that_many_tokens_share(
-    cuda: Any, built: Any, dtype: torch.dtype, columns: int, rng: np.random.Generator
-) -> None:
-    """Their entries are added up by pieces, some of which lie across rows: each begins and ends at odd places."""
-    rows = 7
-    ids = torch.from_numpy(rng.choice(rows, (6, 50), p=[0.7, 0.2, 0.0, 0.04, 0.03, 0.03, 0.0]))
-    masks = [torch.from_numpy(rng.random(ids.shape) < 0.9) for _ in range(2)]
-    lookups = (ids, ids.flip(1), pairs(rng, 1, 6)[2], *masks)
-    grad = torch.from_numpy(rng.standard_normal((*ids.shape, columns))).to(dtype)
-    names = ("mix_embeddings_backward", "mix_embeddings_backward_rows")
-    for out, padding in itertools.product(dict.fromkeys((torch.float32, torch.float64, dtype)), (-1, 1)):
-        given = (grad, *lookups, padding, rows, out)
-        expected, (row, values) = (library.REFERENCE[name](*given) for name in names)
-        actual, (found_row, found) = (built[1][name](*given) for name in names)
-        tolerance = {**TOLERANCE[out], "atol": 1e-11 if out == torch.float64 else 5e-5}
-        torch.testing.assert_close(actual, expected, **tolerance)
-        assert torch.equal(found_row, row)
-        torch.testing.assert_close(found, values, **tolerance)
-        assert torch.equal(actual, built[1][names[0]](*given)) and torch.equal(actual[row], found)
-
-
-def test_long_rows_of_berts_block(cuda: Any, built: Any, rng: np.random.Generator) -> None:
-    """Wider than what the threads keep: by a warp, by a block, and beyond its registers; by vectors and one by one."""
-    for dtype, columns in itertools.product((torch.float32, torch.float64, torch.bfloat16), (1032, 2051, 2056)):
-        shapes = ((9, columns), (4, columns), (2, columns), (columns,), (columns,))
-        weight, *tables = (torch.from_numpy(rng.standard_normal(shape)).to(dtype) for shape in shapes)
-        ids, partner = (torch.from_numpy(rng.integers(0, 9, (3, 6))) for _ in range(2))
-        masks = [torch.from_numpy(rng.random(ids.shape) < 0.7) for _ in range(2)]
-        lookups = (ids, partner, pairs(rng, 1, 3)[2], *masks, ids % 4, ids % 2)
-        forward = (weight, *tables, *lookups, 1e-5, -1, dtype)
-        expected = reference_text.mix_bert_embeddings(*forward)
-        for a, b in zip(built[1]["mix_bert_embeddings"](*forward), expected, strict=True):
-            close(a, b)
-        grad = torch.from_numpy(rng.standard_normal(expected[0].shape)).to(dtype)
-        backward = (grad, weight, *tables[:3], *lookups, *expected[1:])
-        expected_gradients = reference_text.mix_bert_embeddings_backward(*backward)
-        for a, b in zip(built[1]["mix_bert_embeddings_backward"](*backward), expected_gradients, strict=True):
-            torch.testing.assert_close(
-                a, b, **{**TOLERANCE[a.dtype], "atol": 1e-10 if a.dtype == torch.float64 else 2e-5}
-            )
-
-
-def test_ids_of_gradients_out_of_range_are_flagged_and_not_followed(cuda: ModuleType, built: Any) -> None:
-    grad, lam = torch.ones(1, 2, 3), torch.ones(1)
-    ids = torch.tensor([[0, 1]])
-    for bad in (4, -1, 2**62):
-        wrong = torch.tensor([[0, bad]])
-        for pair in ((wrong, ids), (ids, wrong)):
-            found = built[1]["mix_embeddings_backward"](grad, *pair, lam, None, None, -1, 4, torch.float32)
-            assert found[0].eq(1).all() and found[2:].eq(0).all() and cuda.take_flag(0) == flags.BAD_INDEX
 
 
 def test_what_is_out_of_range_is_flagged_and_not_followed(cuda: ModuleType) -> None:
