@@ -91,7 +91,7 @@ def measure(name: str, case: Case, budget_s: float) -> list[Row]:
     for _ in range(case.repeats):
         for contender in able:
             taken = times[contender.name]
-            if len(taken) < 3 or sum(taken) * calls[contender.name] < budget_s:
+            if len(taken) < case.least or sum(taken) * calls[contender.name] < budget_s:
                 taken.append(_turn(contender, calls[contender.name]))
     base = float(np.median(times[ours.name]))
     rows = []

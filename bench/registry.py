@@ -26,12 +26,14 @@ class Contender:
 
 @dataclass
 class Case:
-    """Contenders for the same work. `items` are done per run; `tolerance` is absolute; `absent` names who is missing."""
+    """Contenders for the same work. `items` are done per run; `tolerance` is absolute; `absent` names who is missing;
+    `least` repetitions are made however long they take."""
 
     contenders: list[Contender]
     items: int = 1
     tolerance: float = 1e-4
     repeats: int = 15
+    least: int = 3
     absent: list[str] = field(default_factory=list)
 
 

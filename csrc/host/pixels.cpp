@@ -13,17 +13,22 @@ namespace spurmix::host {
 namespace {
 
 #if defined(__x86_64__)
+constexpr int64_t kAhead = 3072;  // bytes
+
 #pragma GCC push_options
 #pragma GCC target("ssse3")
 
 // Four pixels at a time by a byte shuffle. A store writes four bytes too many, which the next one makes good: as many
-// pixels are left undone as that takes. Returns how many were done.
+// pixels are left undone as that takes. Returns how many were done. What is written to is seldom in a cache.
 int64_t by_shuffles(const uint8_t* pixels, int64_t count, uint8_t* to) {
   const __m128i three_of_four = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
   int64_t k = 0;
-  for (; k + 6 <= count; k += 4) {
-    const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pixels + 4 * k));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * k), _mm_shuffle_epi8(four, three_of_four));
+  for (; k + 18 <= count; k += 16) {
+    __builtin_prefetch(to + 3 * k + kAhead, 1);
+    for (int64_t j = k; j < k + 16; j += 4) {
+      const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pixels + 4 * j));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * j), _mm_shuffle_epi8(four, three_of_four));
+    }
   }
   return k;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import stat
@@ -59,6 +60,7 @@ def file_bytes(path: str) -> bytes:
     return stamped_bytes(path)[0]
 
 
+@functools.cache
 def pillow() -> tuple[Any, Any]:
     """PIL.Image and PIL.ImageOps, or an error that names the extra."""
     try:

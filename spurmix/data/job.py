@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -33,8 +34,11 @@ from spurmix.data.store import (
     write_metadata,
 )
 
+T = TypeVar("T")
 TODO, DONE, BROKEN = 0, 1, 2
 PLAN, LOCK = "plan.json", "lock"
+TICK = 0.1
+"""Seconds between two looks at what workers have done."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -276,25 +280,35 @@ def _lock(file: Any, folder: Path) -> None:
         raise ValueError(f"target: another process is packing into {folder}") from None
 
 
-def in_threads(
-    work: Callable[[NDArray[np.int64]], None], blocks: Iterable[NDArray[np.int64]], workers: int
-) -> Iterator[None]:
-    """Once for each block that is done, a few blocks ahead of the workers; an error ends it once the running blocks did."""
-    waiting: set[Future[None]] = set()
-    iterator = iter(blocks)
+def in_threads(work: Callable[[T], None], blocks: Iterable[T], workers: int) -> Iterator[None]:
+    """Once for each block that is done, some at a time; each worker takes the next when it is through with one.
+
+    The first error, of `work` or `blocks`, ends it once the running blocks did.
+    """
+    iterator, guard, done = iter(blocks), threading.Lock(), list[None]()
+    stop = False
+
+    def run() -> None:
+        while not stop:
+            with guard:
+                block = next(iterator, None)
+            if block is None:
+                return
+            work(block)
+            done.append(None)
+
     with ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(run) for _ in range(workers)}
         try:
-            while True:
-                while len(waiting) < 2 * workers and (block := next(iterator, None)) is not None:
-                    waiting.add(pool.submit(work, block))
-                if not waiting:
-                    return
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
+            while running:
+                # By the clock: to be woken by every block would take the interpreter from the workers each time.
+                ended, running = wait(running, timeout=TICK, return_when=FIRST_EXCEPTION)
+                for worker in ended:
+                    worker.result()
+                while done:
+                    yield done.pop()
         finally:
-            for future in waiting:
-                future.cancel()
+            stop = True
 
 
 def process_shard() -> tuple[int, int]:

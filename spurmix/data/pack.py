@@ -24,10 +24,10 @@ from spurmix.data.job import BROKEN, DONE, TODO, BrokenFiles, Job, PackReport, i
 from spurmix.data.leave_out import Moving
 from spurmix.data.listing import Listing, check_inside
 from spurmix.data.store import REPORT
-from spurmix.data.stripes import StripeWriter
+from spurmix.data.stripes import Part, StripeWriter
 
-BLOCK, STRIPE = 64, 1 << 24
-"""Files a worker takes at a time, as far as their images have not more bytes than that."""
+PART, STRIPE, KEPT = 16, 1 << 24, 256
+"""Files a worker takes at a time; bytes, and images, that are written at once at most: what a kill may cost."""
 WORKERS = (os.cpu_count() or 1) + 1
 """One more than cores: a worker waits at times, for a file or the interpreter."""
 
@@ -147,7 +147,7 @@ def _arrays(
 
 
 def _decode(
-    part: Listing,
+    source: Listing,
     file: Path,
     state: NDArray[Any],
     stamps: NDArray[np.int64] | None,
@@ -157,12 +157,15 @@ def _decode(
     progress: bool | None,
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Decode what is still to do; why rows could not be, and checksums of the file's chunks as far as they are known."""
-    read, stamped = part.reader(), part.stamped_reader()
+    read, stamped = source.reader(), source.stamped_reader()
     library, _ = pillow()
     reasons: dict[int, str] = {}
     guard = threading.Lock()
     begin, row_bytes = store.array_header(file)[2], 3 * size[0] * size[1]
-    per = max(1, min(BLOCK, STRIPE // row_bytes))
+    each = max(1, min(PART, STRIPE // row_bytes))
+    stripe = max(1, min(STRIPE // row_bytes, KEPT) // each) * each
+    stripes = 3 + -(-workers * each // stripe)  # being filled, waiting for their last parts, and written
+    target = StripeWriter(file, begin, row_bytes, stripe, stripes)
 
     def made(row: int) -> Any:
         """The image of a row, or None, and why, where there is none."""
@@ -185,35 +188,31 @@ def _decode(
                 reasons[row] = reason
             return None
 
-    def run(rows: NDArray[np.int64]) -> None:
-        stripe = target.take(int(rows[0]), rows.size)
+    def fill(part: Part) -> None:
         try:
             good = []
-            for k, row in enumerate(rows.tolist()):
-                image = made(row)
-                stripe.set(k, image)
+            for k in range(part.count):
+                image = made(part.first + k)
+                part.set(k, image)
                 if image is not None:
-                    good.append(row)
-        except BaseException:
-            target.give_back(stripe)
+                    good.append(part.first + k)
+        except BaseException as error:
+            target.fail(error)
             raise
 
         def written() -> None:
             state[good] = DONE
 
-        target.put(stripe, written)
-
-    def block(rows: NDArray[np.int64]) -> None:
-        for following in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-            run(following)
+        target.put(part, written)
 
     todo = np.flatnonzero(state == TODO)
-    blocks = (todo[r.start : r.stop] for r in chunks(todo.size, per))
-    finished = in_threads(block, blocks, workers)
-    done = (len(part) - int(todo.size)) // per
-    total = done - (-todo.size // per)
-    with warnings.catch_warnings(), StripeWriter(file, begin, row_bytes, per, workers + 3) as target:
+    runs = np.split(todo, np.flatnonzero(np.diff(todo) != 1) + 1) if todo.size else []
+    parts = (part for run in runs for part in target.parts(int(run[0]), run.size, each))
+    done = (len(source) - int(todo.size)) // each
+    total = done + sum(-(-run.size // each) for run in runs)
+    with target, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what cannot be read is an error
-        for _ in bar(finished, "packing", total=total, done=done, size=per, unit="images", shown=progress):
+        finished = in_threads(fill, parts, workers)
+        for _ in bar(finished, "packing", total=total, done=done, size=each, unit="images", shown=progress):
             pass
     return reasons, target.sums

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import queue
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from spurmix.core.cells import host_module
 from spurmix.core.memory import HAS_PAGES, pages
+from spurmix.core.ranges import chunks
 from spurmix.data import checksums
 
 PAGE = 4096
@@ -24,20 +26,21 @@ DIRECT_FROM = 1 << 18
 
 
 class StripeWriter:
-    """Writes rows of `row_bytes` bytes that begin at byte `begin` of a file, several at a time.
+    """Writes rows of `row_bytes` bytes that begin at byte `begin` of a file, a stripe of them at once.
 
     Copying into the page cache costs the CPU about as much as a tenth of a JPEG's decoding; the disk takes whole pages
-    from our own memory. What does not fill a page, and file systems that refuse this, go through the cache.
+    from our own memory. What does not fill a page, and file systems that refuse this, go through the cache. A write costs
+    the system some time whatever its size, so stripes are large; several workers fill one, a part each.
 
     Args:
         most: rows of a stripe, at most. stripes: how many may be in work or on their way.
 
     Raises:
-        OSError: on leaving, and in `take`, for the first write that failed.
+        OSError: on leaving, and in `parts`, for the first write that failed.
     """
 
     def __init__(self, path: Path, begin: int, row_bytes: int, most: int, stripes: int) -> None:
-        self._path, self._begin, self._row_bytes = path, begin, row_bytes
+        self._path, self._begin, self._row_bytes, self._most = path, begin, row_bytes, most
         self._plain = os.open(path, os.O_RDWR)
         self._direct = -1
         try:
@@ -45,43 +48,58 @@ class StripeWriter:
                 self._direct = os.open(path, os.O_RDWR | os.O_DIRECT)
         except OSError:
             pass
-        self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
-        size = most * row_bytes + PAGE
+        self._free: queue.LifoQueue[NDArray[np.uint8] | None] = queue.LifoQueue()  # what was used last is still near
         for _ in range(stripes):
-            self._free.put(pages(size) if HAS_PAGES else np.empty(size, dtype=np.uint8))
+            self._free.put(None)  # memory is made when it is first needed
         self._pool = ThreadPoolExecutor(2, "spurmix-stripes")
-        self._queued: list[Future[None]] = []
+        self._guard = threading.Lock()
         self._failed: BaseException | None = None
         self._pieces: dict[int, tuple[int, int]] = {}  # size and CRC-32 of what was written, by the byte it begins at
 
-    def take(self, first: int, count: int) -> Stripe:
-        """Memory for `count` rows from `first` on, as soon as there is some."""
-        memory = self._free.get()
-        if self._failed is not None:
-            self._free.put(memory)
-            raise self._failed
-        at = self._begin + first * self._row_bytes
-        return Stripe(memory, at, count, self._row_bytes)
+    def parts(self, first: int, count: int, each: int) -> Iterator[Part]:
+        """Memory for `count` rows from `first` on, by parts of `each` rows or less, as soon as there is some.
 
-    def put(self, stripe: Stripe, then: Callable[[], None]) -> None:
-        """Write a stripe in the background, and call `then`."""
+        Every part must come back, by `put` or `fail`.
+        """
+        for stripe_rows in chunks(count, self._most):
+            memory = self._free.get()
+            if self._failed is not None:
+                self._free.put(memory)  # for the next one who waits
+                raise self._failed
+            if memory is None:
+                size = self._most * self._row_bytes + PAGE
+                memory = pages(size) if HAS_PAGES else np.empty(size, dtype=np.uint8)
+            begin = first + stripe_rows.start
+            stripe = _Stripe(memory, self._begin + begin * self._row_bytes, len(stripe_rows), self._row_bytes)
+            for rows in chunks(len(stripe_rows), each):
+                yield Part(stripe, begin, rows, self._row_bytes)
 
-        def write() -> None:
-            try:
-                self._write(stripe.bytes, stripe.at)
-                self._pieces.update(stripe.pieces())
+    def put(self, part: Part, then: Callable[[], None]) -> None:
+        """A part is filled. Its stripe is written in the background once all its parts are, and `then` called."""
+        stripe = part.stripe
+        with self._guard:
+            stripe.filled.append((part, then))
+            stripe.left -= part.count
+            if stripe.left:
+                return
+        self._pool.submit(self._finish, stripe)
+
+    def fail(self, error: BaseException) -> None:
+        """A part cannot be filled: its stripe is not written, and who waits for memory gets the error."""
+        with self._guard:
+            self._failed = self._failed or error
+        self._free.put(None)
+
+    def _finish(self, stripe: _Stripe) -> None:
+        try:
+            self._write(stripe.bytes, stripe.at)
+            for part, then in stripe.filled:
+                self._pieces.update(part.pieces())
                 then()
-            except BaseException as error:
-                self._failed = self._failed or error
-            finally:
-                self._free.put(stripe.memory)
-
-        self._queued = [future for future in self._queued if not future.done()]
-        self._queued.append(self._pool.submit(write))
-
-    def give_back(self, stripe: Stripe) -> None:
-        """Take the memory of a stripe that is not to be written."""
-        self._free.put(stripe.memory)
+        except BaseException as error:
+            self.fail(error)
+        finally:
+            self._free.put(stripe.memory)
 
     def _write(self, data: NDArray[np.uint8], at: int) -> None:
         end = at + data.size
@@ -126,27 +144,38 @@ class StripeWriter:
             raise self._failed
 
 
-class Stripe:
-    """Rows in memory that lies in its pages as the rows lie in those of the file.
-
-    Attributes:
-        memory: what holds them. at: the byte of the file they begin at. bytes: their own.
-    """
+class _Stripe:
+    """Rows in memory that lies in its pages as the rows lie in those of the file: `bytes`, from byte `at` of it on."""
 
     def __init__(self, memory: NDArray[np.uint8], at: int, count: int, row_bytes: int) -> None:
         skip = at % PAGE
-        self.memory, self.at, self._row_bytes = memory, at, row_bytes
+        self.memory, self.at, self.left = memory, at, count
         self.bytes = memory[skip : skip + count * row_bytes]
+        self.filled: list[tuple[Part, Callable[[], None]]] = []
+
+
+class Part:
+    """Some rows of a stripe.
+
+    Attributes:
+        first, count: which rows of the file.
+    """
+
+    def __init__(self, stripe: _Stripe, begin: int, rows: range, row_bytes: int) -> None:
+        self.stripe, self.first, self.count, self._row_bytes = stripe, begin + rows.start, len(rows), row_bytes
+        self._bytes = stripe.bytes[rows.start * row_bytes : rows.stop * row_bytes]
+        self._at = stripe.at + rows.start * row_bytes
         self._sums: dict[int, int] = {}  # CRC-32 of what lies in a chunk of the file, by its number
+        self._host = host_module()
 
     def set(self, k: int, image: Any | None) -> None:
         """Row k, the one after the last one set, becomes an RGB image of Pillow's, or zeros."""
-        host, pack = host_module(), getattr(image, "__arrow_c_array__", None)
+        host, pack = self._host, getattr(image, "__arrow_c_array__", None)
         begin, end = k * self._row_bytes, (k + 1) * self._row_bytes
         if host is not None and pack is not None:
-            number, to = (self.at + begin) // checksums.CHUNK, (self.at + end - 1) // checksums.CHUNK
+            number, to = (self._at + begin) // checksums.CHUNK, (self._at + end - 1) // checksums.CHUNK
             try:
-                crc = host.pack_rgb(pack()[1], self._row_bytes // 3, self.bytes, begin, self._sums.get(number, 0))
+                crc = host.pack_rgb(pack()[1], self._row_bytes // 3, self._bytes, begin, self._sums.get(number, 0))
             except ValueError:
                 pass  # an image that Pillow holds in several pieces
             else:
@@ -155,23 +184,22 @@ class Stripe:
                 else:
                     self._sum(begin, end)
                 return
-        self.bytes[begin:end] = 0 if image is None else np.asarray(image).reshape(-1)
+        self._bytes[begin:end] = 0 if image is None else np.asarray(image).reshape(-1)
         self._sum(begin, end)
 
     def _sum(self, begin: int, end: int) -> None:
-        host = host_module()
-        if host is None:
+        if self._host is None:
             return
-        for number in range((self.at + begin) // checksums.CHUNK, (self.at + end - 1) // checksums.CHUNK + 1):
-            first, last = (max(0, (number + k) * checksums.CHUNK - self.at) for k in (0, 1))
-            part = self.bytes[max(begin, first) : min(end, last)]
-            self._sums[number] = host.crc32(part, self._sums.get(number, 0))
+        for number in range((self._at + begin) // checksums.CHUNK, (self._at + end - 1) // checksums.CHUNK + 1):
+            first, last = (max(0, (number + k) * checksums.CHUNK - self._at) for k in (0, 1))
+            part = self._bytes[max(begin, first) : min(end, last)]
+            self._sums[number] = self._host.crc32(part, self._sums.get(number, 0))
 
     def pieces(self) -> dict[int, tuple[int, int]]:
         """Size and CRC-32 of what lies in each chunk of the file, by the byte it begins at."""
-        end, found = self.at + self.bytes.size, {}
+        end, found = self._at + self._bytes.size, {}
         for number, crc in self._sums.items():
-            begin = max(self.at, number * checksums.CHUNK)
+            begin = max(self._at, number * checksums.CHUNK)
             found[begin] = (min(end, (number + 1) * checksums.CHUNK) - begin, crc)
         return found
 

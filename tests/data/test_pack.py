@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from PIL import Image
 from spurmix import ImageSource, MixLoader, policies
 from spurmix.core.cells import host_module
 from spurmix.data import checksums, listing, pack, store, stripes
-from spurmix.data.decode import ImageError, decode
+from spurmix.data.decode import ImageError, decode, decoded
 from spurmix.data.job import Job
 from spurmix.data.merge import merge
 from spurmix.data.store import DatasetError, PackedDataset
@@ -214,6 +215,7 @@ def test_shards_merge_to_what_one_process_packs(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from spurmix.data import listing, pack
+pack.KEPT = 32
 pack.pack_images(listing.waterbirds(sys.argv[1]), sys.argv[2], size=64, workers=2, broken="skip")
 """
 
@@ -291,6 +293,42 @@ def test_packing_without_compiled_helpers(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(stripes, "host_module", lambda: None)
     pack.pack_images(found, tmp_path / "b", size=5)
     assert (tmp_path / "a/images.npy").read_bytes() == (tmp_path / "b/images.npy").read_bytes()
+
+
+@pytest.mark.parametrize(("part", "kept"), [(1, 1), (3, 7), (5, 100)])
+def test_workers_share_stripes(part: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However rows are shared out, the file is the same; its checksums are known without a second look; an error of the disk
+    under one worker ends the others, keeps what was written, and is made good by the next start."""
+    found = listing.waterbirds(birds(tmp_path / "birds", 30))
+    pack.pack_images(found, tmp_path / "a", size=40, workers=1)
+    expected = (tmp_path / "a/images.npy").read_bytes()
+    for name, value in (("PART", part), ("KEPT", kept)):
+        monkeypatch.setattr(pack, name, value)
+    monkeypatch.setattr(stripes, "DIRECT_FROM", 1)
+    monkeypatch.setattr(checksums, "CHUNK", 9000)
+    with monkeypatch.context() as patch:
+        whole = checksums.of_file
+        patch.setattr(
+            checksums,
+            "of_file",
+            lambda path, known=None: list(known.values()) if path.name == "images.npy" else whole(path, known),
+        )
+        pack.pack_images(found, tmp_path / "b", size=40, workers=5)
+    assert (tmp_path / "b/images.npy").read_bytes() == expected and PackedDataset(tmp_path / "b").verify() == []
+    with monkeypatch.context() as patch:
+        reads = iter(range(100))
+
+        def dying(data: bytes, *options: Any) -> Any:
+            if next(reads) == 20:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return decoded(data, *options)
+
+        patch.setattr(pack, "decoded", dying)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            pack.pack_images(found, tmp_path / "c", size=40, workers=4)
+    report = pack.pack_images(found, tmp_path / "c", size=40, workers=4)
+    assert (tmp_path / "c/images.npy").read_bytes() == expected and PackedDataset(tmp_path / "c").verify() == []
+    assert report.resumed <= 29 and (report.resumed > 0 or part != 1)
 
 
 def test_verify_finds_a_flipped_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import threading
+import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 from PIL import Image
 
 from spurmix.core.cells import host_module
-from spurmix.data import checksums, stripes
+from spurmix.data import checksums, job, stripes
 
 
 def test_checksums_are_those_of_zlib() -> None:
@@ -66,19 +70,21 @@ def test_stripes_are_written_with_their_checksums(
     (tmp_path / "f").write_bytes(content[:100] + bytes(rows.size))
     done: list[int] = []
     with stripes.StripeWriter(tmp_path / "f", 100, row_bytes, 8, 3) as writer:
-        for first in (16, 0, 8, 24, 32, 40):
-            stripe = writer.take(first, min(8, 41 - first))
-            for k, row in enumerate(rows[first : first + 8]):
-                stripe.set(k, Image.fromarray(row.reshape(1, -1, 3)) if k % 3 else row)
-            writer.put(stripe, lambda first=first: done.append(first))
-    assert sorted(done) == [0, 8, 16, 24, 32, 40] and (tmp_path / "f").read_bytes() == content
+        for first, count in ((16, 25), (0, 16)):
+            parts = writer.parts(first, count, 3)
+            while batch := list(itertools.islice(parts, 3)):  # a stripe's parts, or what is left, the last one first
+                for part in reversed(batch):
+                    for k, row in enumerate(rows[part.first : part.first + part.count]):
+                        part.set(k, Image.fromarray(row.reshape(1, -1, 3)) if k % 3 else row)
+                    writer.put(part, lambda part=part: done.extend(range(part.first, part.first + part.count)))
+    assert sorted(done) == list(range(41)) and (tmp_path / "f").read_bytes() == content
     sums = checksums.of_file(tmp_path / "f")
     assert [writer.sums[k] for k in range(len(sums))] == sums
     with stripes.StripeWriter(tmp_path / "f", 100, row_bytes, 8, 1) as writer:
-        stripe = writer.take(8, 8)
+        (part,) = writer.parts(8, 8, 8)
         for k, row in enumerate(rows[8:16]):
-            stripe.set(k, row)
-        writer.put(stripe, lambda: None)
+            part.set(k, row)
+        writer.put(part, lambda: None)
     assert len(writer.sums) < len(sums) and all(sums[k] == v for k, v in writer.sums.items())
     assert checksums.of_file(tmp_path / "f", writer.sums) == sums
 
@@ -91,5 +97,57 @@ def test_a_stripe_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(stripes.os, "pwrite", full)
     with pytest.raises(OSError, match="full"), stripes.StripeWriter(tmp_path / "f", 0, 100, 2, 1) as writer:
-        writer.put(writer.take(0, 2), lambda: None)
-        writer.take(2, 2)
+        for part in writer.parts(0, 4, 2):
+            writer.put(part, lambda: None)
+
+
+def test_a_part_that_fails_wakes_who_waits_for_memory(tmp_path: Path) -> None:
+    """Its stripe is not written, nor said to be."""
+    (tmp_path / "f").write_bytes(bytes(1000))
+    done: list[int] = []
+    with pytest.raises(KeyError, match="lost"), stripes.StripeWriter(tmp_path / "f", 0, 100, 4, 1) as writer:
+        parts = writer.parts(0, 8, 2)
+        first, second = next(parts), next(parts)
+        first.set(0, np.full(100, 7, dtype=np.uint8))
+        writer.put(first, lambda: done.append(0))
+        threading.Timer(0.05, writer.fail, (KeyError("lost"),)).start()
+        with pytest.raises(KeyError, match="lost"):
+            next(parts)
+        assert second.count == 2
+    assert done == [] and (tmp_path / "f").read_bytes() == bytes(1000)
+
+
+def test_workers_take_what_is_next() -> None:
+    """Each block once, by as many workers as there are, none after an error; the error is the one that came first."""
+    seen: list[int] = []
+    assert len(list(job.in_threads(seen.append, iter(range(100)), 3))) == 100 and sorted(seen) == list(range(100))
+    assert list(job.in_threads(seen.append, iter(()), 2)) == []
+    both = threading.Barrier(2, timeout=10)
+
+    def meet(_: int) -> None:
+        both.wait()
+
+    assert len(list(job.in_threads(meet, range(4), 2))) == 4
+    taken: list[int] = []
+
+    def third(k: int) -> None:
+        taken.append(k)
+        if k == 3:
+            raise KeyError("third")
+
+    with pytest.raises(KeyError, match="third"):
+        list(job.in_threads(third, itertools.count(), 2))
+    assert sorted(taken) == list(range(len(taken)))
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(job.in_threads(seen.append, broken(), 3))
+    started = job.in_threads(seen.append, itertools.count(1000), 2)
+    next(started)
+    started.close()  # as when a progress bar is interrupted
+    count = len(seen)
+    time.sleep(0.02)
+    assert len(seen) == count
