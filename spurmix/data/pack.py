@@ -27,7 +27,7 @@ from spurmix.data.store import REPORT
 from spurmix.data.stripes import Part, StripeWriter
 
 PART, STRIPE, KEPT = 16, 1 << 24, 256
-"""Files a worker takes at a time; bytes, and images, that are written at once at most: what a kill may cost."""
+"""Files a worker takes at a time; bytes, and images, that are written at once at most. A kill costs what is not written."""
 WORKERS = (os.cpu_count() or 1) + 1
 """One more than cores: a worker waits at times, for a file or the interpreter."""
 
