@@ -77,14 +77,14 @@ def _packing(context: Context, height: int, width: int, repeats: int) -> Case:
     # Each turn has threads of its own, many turns are made: by where malloc puts Pillow's row of pixels, libjpeg-turbo
     # writes it past the caches or not, and Pillow, which reads it at once, takes a third longer or not.
 
-    def ours() -> float:
+    def ours(workers: int = workers) -> float:
         shutil.rmtree(target, ignore_errors=True)
         began = time.perf_counter()
         pack_images(found, target, size=SIDE, workers=workers, progress=False)
         return time.perf_counter() - began
 
-    def packed() -> Tensor:
-        ours()
+    def packed(workers: int = workers) -> Tensor:
+        ours(workers)
         return torch.from_numpy(PackedDataset(target).array[:CHECKED].copy())
 
     def decoded(path: Path) -> Any:
@@ -111,6 +111,12 @@ def _packing(context: Context, height: int, width: int, repeats: int) -> Case:
     return Case(
         [
             Contender("spurmix pack", packed, "ours", seconds=ours),
+            Contender(
+                "spurmix pack, one worker more",
+                lambda: packed(workers + 1),
+                note="the default of the command",
+                seconds=lambda: ours(workers + 1),
+            ),
             Contender(
                 "Pillow's decode and resize alone",
                 lambda: torch.from_numpy(np.stack([np.asarray(decoded(path)) for path in files[:CHECKED]])),

@@ -206,10 +206,12 @@ def _decode(
         target.put(part, written)
 
     todo = np.flatnonzero(state == TODO)
-    runs = np.split(todo, np.flatnonzero(np.diff(todo) != 1) + 1) if todo.size else []
-    parts = (part for run in runs for part in target.parts(int(run[0]), run.size, each))
+    starts = np.flatnonzero(np.diff(todo, prepend=-2) != 1)  # of runs of consecutive rows
+    sizes = np.diff(starts, append=todo.size)
+    runs = zip(todo[starts].tolist(), sizes.tolist(), strict=True)
+    parts = (part for first, count in runs for part in target.parts(first, count, each))
     done = (len(source) - int(todo.size)) // each
-    total = done + sum(-(-run.size // each) for run in runs)
+    total = done + int((-(-sizes // each)).sum())
     with target, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what cannot be read is an error
         finished = in_threads(fill, parts, workers)

@@ -40,7 +40,7 @@ class StripeWriter:
     """
 
     def __init__(self, path: Path, begin: int, row_bytes: int, most: int, stripes: int) -> None:
-        self._path, self._begin, self._row_bytes, self._most = path, begin, row_bytes, most
+        self._begin, self._row_bytes, self._most = begin, row_bytes, most
         self._plain = os.open(path, os.O_RDWR)
         self._direct = -1
         try:

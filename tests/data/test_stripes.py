@@ -110,9 +110,21 @@ def test_a_part_that_fails_wakes_who_waits_for_memory(tmp_path: Path) -> None:
         first, second = next(parts), next(parts)
         first.set(0, np.full(100, 7, dtype=np.uint8))
         writer.put(first, lambda: done.append(0))
-        threading.Timer(0.05, writer.fail, (KeyError("lost"),)).start()
-        with pytest.raises(KeyError, match="lost"):
-            next(parts)
+        raised: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                next(parts)
+            except KeyError as error:
+                raised.append(error)
+
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive()
+        writer.fail(KeyError("lost"))
+        waiting.join(10)
+        assert not waiting.is_alive() and str(raised[0]) == "'lost'"
         assert second.count == 2
     assert done == [] and (tmp_path / "f").read_bytes() == bytes(1000)
 
