@@ -39,7 +39,8 @@ bench-peers:
 	.venv-peers/bin/python -m pip install -q --no-deps -r bench/peers.txt
 
 # Kernels without torch, under the address and undefined-behaviour sanitizers: a driver's made-up inputs with every
-# instruction set the machine has, then the tests of _host. Leaks of Python itself are not looked for.
+# instruction set the machine has, then the tests of _host, then those of the emulated CUDA kernels (compiled before: a
+# compiler does not run with the sanitizers' libraries loaded). Leaks of Python itself are not looked for.
 SANITIZE := build/sanitize
 SANITIZE_FLAGS := -std=c++17 -O1 -g -Wall -pthread -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=all -Wno-maybe-uninitialized -Wno-uninitialized
@@ -74,6 +75,10 @@ sanitize:
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
 	$(BIN)/python -P -c 'from spurmix import _host; assert "$(SANITIZE)" in _host.__file__, _host.__file__' && \
 	$(BIN)/python -P -m pytest -p no:cacheprovider tests/core/test_groups.py tests/data/test_stripes.py
+	export EMULATED_SANITIZERS=address,undefined ASAN_OPTIONS=detect_leaks=0 OMP_WAIT_POLICY=passive; \
+	PYTHONPATH=tests/ops $(BIN)/python -c 'import emulated; emulated.compile_module(emulated.FOLDER)' && \
+	LD_PRELOAD="$$(for l in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$l.so; done | xargs)" \
+	$(BIN)/python -m pytest -p no:cacheprovider -k 'not nvcc and not devices_that' tests/ops/test_cuda.py tests/ops/test_cuda_text.py
 
 # `_cuda`, built beside a torch for CUDA (some 5 GB in an environment of its own); needs nvcc, but no GPU.
 check-cuda:

@@ -120,6 +120,12 @@ __device__ __forceinline__ void read_samples(const MixImages& m, int64_t first, 
   }
 }
 
+// An image of a pair, 0 or 1; any at all where the sample is not known and nothing is read.
+__device__ __forceinline__ const uint8_t* image_of(const MixImages& m, const Sample& s, int side) {
+  const int64_t at = side == 0 ? s.own : s.other;
+  return m.images + (s.known ? at : 0) * m.image_stride;
+}
+
 __device__ __forceinline__ Blend blend_at(const MixImages& m, const Sample& s, int channel) {
   if (!s.known) return {0.0f, 0.0f, nan_value()};
   return blend_of(s.lam, __ldg(m.mean + channel), __ldg(m.std + channel));
@@ -130,8 +136,7 @@ __device__ __forceinline__ Blend blend_at(const MixImages& m, const Sample& s, i
 template <Format kFormat, int kPeriod>
 __device__ __forceinline__ void mix_vectors(const MixImages& m, const Sample& s, int64_t at, int begin, int end) {
   const int64_t size = int64_t{m.height} * m.width * m.channels;
-  const uint8_t* own = m.images + s.own * m.image_stride;
-  const uint8_t* other = m.images + s.other * m.image_stride;
+  const uint8_t *own = image_of(m, s, 0), *other = image_of(m, s, 1);
   TypeOf<kFormat>* out = static_cast<TypeOf<kFormat>*>(m.out) + at * size;
   const bool paired = s.lam != 1.0f;
   int v = (begin & ~1) + static_cast<int>(threadIdx.x);  // lanes of a pair hold an even vector and the next
@@ -163,8 +168,7 @@ __device__ __forceinline__ void mix_vectors(const MixImages& m, const Sample& s,
 template <Format kFormat>
 __device__ __forceinline__ void mix_planes(const MixImages& m, const Sample& s, int64_t at, int begin, int end) {
   const int64_t pixels = int64_t{m.height} * m.width;
-  const uint8_t* own = m.images + s.own * m.image_stride;
-  const uint8_t* other = m.images + s.other * m.image_stride;
+  const uint8_t *own = image_of(m, s, 0), *other = image_of(m, s, 1);
   TypeOf<kFormat>* out = static_cast<TypeOf<kFormat>*>(m.out) + at * 3 * pixels;
   const bool paired = s.lam != 1.0f;
   const Blend k[3] = {blend_at(m, s, 0), blend_at(m, s, 1), blend_at(m, s, 2)};
@@ -297,7 +301,7 @@ __device__ __forceinline__ void mix_bytes(const MixImages& m, const Sample& s, i
                                           bool crops) {
   const int64_t pixels = int64_t{m.out_height} * m.out_width;
   const int64_t line = int64_t{m.width} * m.channels;
-  const uint8_t* image[2] = {m.images + s.own * m.image_stride, m.images + s.other * m.image_stride};
+  const uint8_t* image[2] = {image_of(m, s, 0), image_of(m, s, 1)};
   TypeOf<kFormat>* out = static_cast<TypeOf<kFormat>*>(m.out) + at * m.channels * pixels;
   for (int64_t i = threadIdx.x; i < int64_t{end - begin} * m.out_width; i += kThreads) {
     const int y = begin + static_cast<int>(i / m.out_width), x = static_cast<int>(i % m.out_width);

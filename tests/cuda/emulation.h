@@ -1,24 +1,24 @@
 // CUDA's thread model on a host, so that the kernels' own code runs in tests without a GPU: a block's threads are
-// fibers, run in turn from one barrier or shuffle to the next; blocks follow each other. Barriers that not all threads
-// of a block reach, and shuffles that not all lanes of a warp reach, end the launch with an error.
+// fibers, run in turn from one barrier or shuffle to the next; blocks follow each other (emulation.cpp). Barriers that
+// not all threads of a block reach, and shuffles that not all lanes of a warp reach, end the launch with an error, and
+// so do two accesses to the same memory that nothing orders (races.cpp).
 #pragma once
-
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <vector>
 
 #include "cuda_runtime.h"
+#include "races.h"
 
 #define __global__
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __shared__ static
+#define __shared__ static thread_local  // so that races.cpp can tell it from the rest
 #define __launch_bounds__(...)
+#define UNWATCHED __attribute__((noinline, no_sanitize("thread")))
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -34,114 +34,42 @@ struct Dim {
 
 namespace spurmix::cuda::emulation {
 
-struct Fiber {
-  ucontext_t context;
-  std::vector<char> stack;
-  bool done;
-  int64_t barriers, shuffles;  // that it has come to
+struct Position {
+  Dim thread, block, grid, threads;
 };
+extern Position position;
 
-struct Warp {
-  int64_t arrived;        // lanes, over all shuffles so far
-  uint64_t value[2][32];  // of this shuffle and the one before
-};
-
-struct Block {
-  std::vector<Fiber> fibers;
-  std::vector<Warp> warps;
-  ucontext_t scheduler;
-  std::function<void()> body;
-  std::vector<unsigned char> shared;
-  int64_t at_barrier;  // threads, over all barriers so far
-  int count, current;
-};
-
-inline Block block;
-inline Dim thread_index, block_index, grid_size, block_size;
-
-inline void yield() { swapcontext(&block.fibers[block.current].context, &block.scheduler); }
-
-inline void enter() {
-  block.body();
-  block.fibers[block.current].done = true;
-  yield();
-}
-
-inline void barrier() {
-  Fiber& fiber = block.fibers[block.current];
-  ++block.at_barrier;
-  ++fiber.barriers;
-  while (block.at_barrier < fiber.barriers * block.count) yield();
-}
-
-template <class T>
-T exchange(T value, int mask) {
-  static_assert(sizeof(T) <= 8);
-  const int lane = block.current % 32;
-  Fiber& fiber = block.fibers[block.current];
-  Warp& warp = block.warps[block.current / 32];
-  uint64_t (&slots)[32] = warp.value[fiber.shuffles % 2];
-  slots[lane] = 0;
-  std::memcpy(&slots[lane], &value, sizeof value);
-  ++warp.arrived;
-  ++fiber.shuffles;
-  while (warp.arrived < fiber.shuffles * 32) yield();
-  std::memcpy(&value, &slots[lane ^ mask], sizeof value);
-  return value;
-}
-
-// Runs one block; whether all its threads ended.
-inline bool run_block(int threads) {
-  block.count = threads;
-  block.at_barrier = 0;
-  if (static_cast<int>(block.fibers.size()) < threads) block.fibers.resize(threads);
-  block.warps.assign((threads + 31) / 32, {});
-  for (int i = 0; i < threads; ++i) {
-    Fiber& fiber = block.fibers[i];
-    fiber.stack.resize(64 << 10);
-    fiber.done = false;
-    fiber.barriers = fiber.shuffles = 0;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = &block.scheduler;
-    makecontext(&fiber.context, enter, 0);
-  }
-  int left = threads;
-  while (left > 0) {
-    int64_t before = block.at_barrier;
-    for (const Warp& warp : block.warps) before += warp.arrived;
-    const int had = left;
-    left = 0;
-    for (int i = 0; i < threads; ++i) {
-      if (block.fibers[i].done) continue;
-      block.current = i;
-      thread_index.x = static_cast<unsigned>(i);
-      swapcontext(&block.scheduler, &block.fibers[i].context);
-      left += !block.fibers[i].done;
-    }
-    int64_t after = block.at_barrier;
-    for (const Warp& warp : block.warps) after += warp.arrived;
-    if (left == had && after == before) return false;
-  }
-  return true;
-}
+void barrier();
+void warp_barrier();
+// `value` of the lane whose number differs by `mask`.
+uint64_t exchange(uint64_t value, int mask);
+// Runs a kernel, block by block; whether all its threads ended and nothing raced.
+bool run(int64_t blocks, int threads, size_t shared, std::function<void()> kernel);
+unsigned char* shared_memory();
 
 }  // namespace spurmix::cuda::emulation
 
-#define threadIdx spurmix::cuda::emulation::thread_index
-#define blockIdx spurmix::cuda::emulation::block_index
-#define gridDim spurmix::cuda::emulation::grid_size
-#define blockDim spurmix::cuda::emulation::block_size
+#define threadIdx spurmix::cuda::emulation::position.thread
+#define blockIdx spurmix::cuda::emulation::position.block
+#define gridDim spurmix::cuda::emulation::position.grid
+#define blockDim spurmix::cuda::emulation::position.threads
+
+namespace races = spurmix::cuda::races;
 
 inline void __syncthreads() { spurmix::cuda::emulation::barrier(); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-  return spurmix::cuda::emulation::exchange(value, mask);
+  static_assert(sizeof(T) <= 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = spurmix::cuda::emulation::exchange(bits, mask);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
-inline void __syncwarp() { spurmix::cuda::emulation::exchange(0, 0); }
+inline void __syncwarp() { spurmix::cuda::emulation::warp_barrier(); }
 template <class T>
-T __ldg(const T* at) {
+UNWATCHED T __ldg(const T* at) {
+  races::saw(at, sizeof(T), races::Kind::constant, __builtin_return_address(0));
   return *at;
 }
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
@@ -155,12 +83,14 @@ inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
   return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> (shift & 31));
 }
 template <class T>
-T atomicAdd(T* at, T value) {
+UNWATCHED T atomicAdd(T* at, T value) {
+  races::saw(at, sizeof(T), races::Kind::atomic, __builtin_return_address(0));
   const T before = *at;
   *at += value;
   return before;
 }
-inline uint32_t atomicOr(uint32_t* at, uint32_t bits) {
+UNWATCHED inline uint32_t atomicOr(uint32_t* at, uint32_t bits) {
+  races::saw(at, sizeof(uint32_t), races::Kind::atomic, __builtin_return_address(0));
   const uint32_t before = *at;
   *at |= bits;
   return before;
@@ -169,21 +99,13 @@ using std::min;
 
 namespace spurmix::cuda {
 
-inline unsigned char* dynamic_shared() { return emulation::block.shared.data(); }
+inline unsigned char* dynamic_shared() { return emulation::shared_memory(); }
 
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, void*,
            const Arguments&... arguments) {
-  using namespace emulation;
-  block.shared.assign(shared + 16, 0xff);
-  block.body = [&] { kernel(arguments...); };
-  grid_size.x = static_cast<unsigned>(blocks);
-  block_size.x = static_cast<unsigned>(threads);
-  for (int64_t b = 0; b < blocks; ++b) {
-    block_index.x = static_cast<unsigned>(b);
-    if (!run_block(threads)) return cudaErrorInvalidValue;
-  }
-  return cudaSuccess;
+  const bool ran = emulation::run(blocks, threads, shared, [&] { kernel(arguments...); });
+  return ran ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 }  // namespace spurmix::cuda

@@ -1,6 +1,7 @@
 """The CUDA kernels and their operators, run on the host: `tests/cuda/emulation.h` stands in for the GPU.
 
-The same sources as of `spurmix._cuda` are compiled by g++ and register for CPU tensors, in a library of their own.
+The same sources as of `spurmix._cuda` are compiled by g++ and register for CPU tensors, in a library of their own. Every
+launch is searched for races, which fail it (`tests/cuda/races.h`).
 """
 
 from __future__ import annotations
@@ -27,18 +28,21 @@ from spurmix.ops import functional as F
 from spurmix.ops.schema import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "emulated"
 LIBRARY = "spurmix_emulated"
+# As `make sanitize` sets it: "address,undefined" instead of the search for races.
+SANITIZERS = os.environ.get("EMULATED_SANITIZERS")
 
 
 def sources() -> list[Path]:
-    """What `_cuda` is made of."""
-    return sorted([*ROOT.glob("csrc/*cuda*.cpp"), *ROOT.glob("kernels/cuda/*.cu")])
+    """What `_cuda` is made of, and what stands in for the GPU."""
+    return sorted([*ROOT.glob("csrc/*cuda*.cpp"), *ROOT.glob("kernels/cuda/*.cu"), *ROOT.glob("tests/cuda/*.cpp")])
 
 
 def compile_module(folder: Path) -> Path:
     """The emulated module, compiled into `folder` unless one of these sources is there already."""
     headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("kernels/cuda/*.*h"), *ROOT.glob("tests/cuda/*.h")]
-    texts = [p.read_bytes() for p in sorted([*sources(), *headers])] + [torch.__version__.encode()]
+    texts = [p.read_bytes() for p in sorted([*sources(), *headers])] + [f"{torch.__version__} {SANITIZERS}".encode()]
     key = hashlib.sha256(b"".join(texts)).hexdigest()[:16]
     module = folder / f"_emulated-{key}.so"
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,13 +67,18 @@ def _compile(module: Path) -> None:
 
     def build(source: Path) -> str:
         target = folder / f"{source.name}.{os.getpid()}.o"
-        subprocess.run(["g++", "-x", "c++", *flags, "-c", str(source), "-o", str(target)], check=True)
+        watched = ["-fsanitize=thread"] if source.suffix == ".cu" else []  # by races.cpp, not by the sanitizer
+        if SANITIZERS:
+            watched = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
+        subprocess.run(["g++", "-x", "c++", *flags, *watched, "-c", str(source), "-o", str(target)], check=True)
         return str(target)
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(build, sources()))
     temporary = folder / f"{module.name}.{os.getpid()}"
     libraries = [f"-L{package / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    if SANITIZERS:
+        libraries.append(f"-fsanitize={SANITIZERS}")
     subprocess.run(["g++", "-shared", *objects, *libraries, "-o", str(temporary)], check=True)
     for name in objects:
         os.unlink(name)
@@ -79,7 +88,7 @@ def _compile(module: Path) -> None:
 @functools.cache
 def load() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
     """The module, for its flag, and the kernels by name."""
-    path = compile_module(ROOT / "build" / "emulated")
+    path = compile_module(FOLDER)
     defined = torch.library.Library(LIBRARY, "DEF")
     for schema in SCHEMAS:
         defined.define(schema)
