@@ -460,7 +460,11 @@ print(len(rows))
 
 
 def test_data_of_four_times_the_memory(tmp_path: Path) -> None:
-    """The limit is set by the child on itself: address space for a quarter of the images beyond what it uses at first."""
+    """The limit is set by the child on itself: address space for a quarter of the images beyond what it uses at first.
+
+    Threads reserve address space they never touch, 8 MB of stack and 64 MB of heap each, at moments of their own: as
+    little of it as can be.
+    """
     root, target = birds(tmp_path / "birds", 8), tmp_path / "t"
     pack.pack_images(listing.waterbirds(root), tmp_path / "small", size=256)
     small = PackedDataset(tmp_path / "small")
@@ -472,6 +476,8 @@ def test_data_of_four_times_the_memory(tmp_path: Path) -> None:
     store.write_metadata(target, metadata)
     store.describe(target, "images", metadata, small.made)
     limit = images.nbytes // 4
-    done = subprocess.run([sys.executable, "-c", SCARCE, str(target), str(limit)], capture_output=True, text=True)
+    child = ["sh", "-c", 'ulimit -s 1024; exec "$@"', "sh", sys.executable, "-c", SCARCE, str(target), str(limit)]
+    few = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(child, capture_output=True, text=True, env=few)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 700
