@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import subprocess
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +54,29 @@ def poisoned_memory() -> Any:
 def vectors() -> dict[str, Any]:
     """Known answers of the draw specification."""
     return json.loads((Path(__file__).parent / "draw_vectors.json").read_text())  # type: ignore[no-any-return]
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """command(*arguments, main=...): what a command prints and its exit code, in this process: one of its own takes
+    two seconds to import torch. main: its entry point, `spurmix` if not given."""
+
+    def run(*arguments: Any, main: Callable[[], Any] | None = None) -> subprocess.CompletedProcess[str]:
+        if main is None:
+            from spurmix.cli.app import main
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setattr(sys, "argv", ["spurmix", *map(str, arguments)])
+            try:
+                code = main() or 0
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
+
+    return run
 
 
 @pytest.fixture

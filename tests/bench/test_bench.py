@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import bench.cases  # noqa: E402, F401
 from bench import limits, measure, report  # noqa: E402
+from bench.__main__ import main  # noqa: E402
 from bench.context import Context  # noqa: E402
 from bench.peers.client import Peers  # noqa: E402
 from bench.registry import CASES, Case, Contender, selected  # noqa: E402
@@ -25,10 +25,6 @@ from bench.registry import CASES, Case, Contender, selected  # noqa: E402
 
 def row(case: str = "images_256", contender: str = "spurmix", kind: str = "ours", ratio: float = 1.0) -> measure.Row:
     return measure.Row(case, contender, kind, 2.0 * ratio, 1.0, 3.0, 10.0, ratio, "")
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_contender_that_computes_something_else_gets_no_figure() -> None:
@@ -167,8 +163,8 @@ def test_a_run_that_is_killed_leaves_no_files_of_two_runs(tmp_path: Path, monkey
         (("--json", "/proc/nowhere/x.json"), "results cannot be written to /proc/nowhere/x.json"),
     ],
 )
-def test_bad_arguments_give_one_message(arguments: tuple[str, ...], message: str) -> None:
-    done = command(*arguments)
+def test_bad_arguments_give_one_message(arguments: tuple[str, ...], message: str, command: Any) -> None:
+    done = command(*arguments, main=main)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 

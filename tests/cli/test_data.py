@@ -20,11 +20,6 @@ from spurmix.data.civilcomments import FILE, IDENTITIES
 from spurmix.data.store import PackedDataset
 
 
-def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "spurmix", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
@@ -41,32 +36,33 @@ datasets: Any = importlib.import_module("datasets")
 OPTIONS = ["--layout", "table", "--path-column", "file", "--label", "animal", "--attribute", "place", "--split", "part", "--size", 8]  # fmt: skip
 
 
-def test_pack_inspect_audit_verify(table: Path, tmp_path: Path) -> None:
+def test_pack_inspect_audit_verify(table: Path, tmp_path: Path, command: Any) -> None:
     target = tmp_path / "packed"
-    done = run("pack", table, target, *OPTIONS)
+    pack = [sys.executable, "-m", "spurmix", "pack", *map(str, (table, target, *OPTIONS))]
+    done = subprocess.run(pack, capture_output=True, text=True)
     assert done.returncode == 0 and "40 examples" in done.stdout and done.stderr == "", done.stderr
-    shown = run("inspect", target, "--sheet", tmp_path / "sheet.png")
+    shown = command("inspect", target, "--sheet", tmp_path / "sheet.png")
     assert shown.returncode == 0, shown.stderr
     for text in ("train 30, test 10", "cat", "out", "correlation in the data: 0.", "balance_attributes", "mixpro"):
         assert text in shown.stdout
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 96, 4 * (96 + 18))
-    told = run("audit", target, "--json")
+    told = command("audit", target, "--json")
     found = json.loads(told.stdout)
     assert found["residual"] < 1e-6 < found["raw"]
-    assert "0.6000 in the data, 0.6000 after mixi" in run("audit", target, "--policy", "erm").stdout
-    assert "every byte is as it was written" in run("verify", target).stdout
+    assert "0.6000 in the data, 0.6000 after mixi" in command("audit", target, "--policy", "erm").stdout
+    assert "every byte is as it was written" in command("verify", target).stdout
     data = bytearray((target / "images.npy").read_bytes())
     data[-1] ^= 255
     (target / "images.npy").write_bytes(data)
-    bad = run("verify", target)
+    bad = command("verify", target)
     assert bad.returncode == 2 and "images.npy: bytes" in bad.stdout and "is damaged in 1 place;" in bad.stderr
 
 
-def test_shards_and_merge(table: Path, tmp_path: Path) -> None:
+def test_shards_and_merge(table: Path, tmp_path: Path, command: Any) -> None:
     for number in range(2):
-        assert run("pack", table, tmp_path / "p", *OPTIONS, "--shard", f"{number}/2").returncode == 0
-    done = run("merge", tmp_path / "p.shard-0-of-2", tmp_path / "p.shard-1-of-2", "--target", tmp_path / "whole")
+        assert command("pack", table, tmp_path / "p", *OPTIONS, "--shard", f"{number}/2").returncode == 0
+    done = command("merge", tmp_path / "p.shard-0-of-2", tmp_path / "p.shard-1-of-2", "--target", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     assert PackedDataset(tmp_path / "whole").splits == {"train": 30, "test": 10}
 
@@ -91,7 +87,9 @@ def test_ranks_pack_shards_and_merge_finds_them(
     assert "40 examples" in told and "merge" not in told
 
 
-def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layouts_of_texts_and_others(
+    table: Path, tmp_path: Path, command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = tmp_path / "words"
     words.mkdir()
     inner = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "cat": 2}, unk_token="[UNK]"))
@@ -114,7 +112,7 @@ def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest
     assert "1 comment without any text left out: rows 8" in told
     cells = PackedDataset(tmp_path / "c").cells()
     assert cells is not None and cells[0].sum() == 8
-    shown = run("inspect", tmp_path / "c")
+    shown = command("inspect", tmp_path / "c")
     assert shown.returncode == 0 and "any identity" in shown.stdout, shown.stderr
 
     image = np.arange(24, dtype=np.uint8).reshape(1, 4, 6)
@@ -154,8 +152,11 @@ def test_layouts_of_texts_and_others(table: Path, tmp_path: Path, capsys: pytest
         (("merge", "nowhere", "--target", "t"), "nowhere is no folder"),
     ],
 )
-def test_errors_are_one_line(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "spurmix", *arguments], capture_output=True, text=True, cwd=tmp_path)
+def test_errors_are_one_line(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command(*arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
