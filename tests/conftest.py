@@ -59,6 +59,21 @@ def vectors() -> dict[str, Any]:
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(scope="session")
+def scarce() -> Command:
+    """scarce(script, *arguments): runs a script that limits its own address space.
+
+    Threads reserve space they never touch, 8 MB of stack and 64 MB of heap each, at moments of their own: here as
+    little of it as can be, or the limit would be met by chance.
+    """
+
+    def run(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+        child = ["sh", "-c", 'ulimit -s 1024; exec "$@"', "sh", sys.executable, "-c", script, *map(str, arguments)]
+        return subprocess.run(child, capture_output=True, text=True, env=os.environ | {"MALLOC_ARENA_MAX": "1"})
+
+    return run
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     """command(*arguments, main=...): what a command prints and its exit code, in this process: one of its own takes

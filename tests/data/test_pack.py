@@ -459,12 +459,8 @@ print(len(rows))
 """
 
 
-def test_data_of_four_times_the_memory(tmp_path: Path) -> None:
-    """The limit is set by the child on itself: address space for a quarter of the images beyond what it uses at first.
-
-    Threads reserve address space they never touch, 8 MB of stack and 64 MB of heap each, at moments of their own: as
-    little of it as can be.
-    """
+def test_data_of_four_times_the_memory(tmp_path: Path, scarce: Any) -> None:
+    """The limit is set by the child on itself: address space for a quarter of the images beyond what it uses at first."""
     root, target = birds(tmp_path / "birds", 8), tmp_path / "t"
     pack.pack_images(listing.waterbirds(root), tmp_path / "small", size=256)
     small = PackedDataset(tmp_path / "small")
@@ -475,9 +471,6 @@ def test_data_of_four_times_the_memory(tmp_path: Path) -> None:
     metadata = small.metadata.take(rows)
     store.write_metadata(target, metadata)
     store.describe(target, "images", metadata, small.made)
-    limit = images.nbytes // 4
-    child = ["sh", "-c", 'ulimit -s 1024; exec "$@"', "sh", sys.executable, "-c", SCARCE, str(target), str(limit)]
-    few = os.environ | {"MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(child, capture_output=True, text=True, env=few)
+    done = scarce(SCARCE, target, images.nbytes // 4)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 700
