@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import re
@@ -16,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from triton.runtime import interpreter
 
 from spurmix import Beta, GroupIndex, MixPolicy
 from spurmix.ops import backends, library, reference
@@ -31,13 +29,6 @@ TOLERANCE: dict[torch.dtype, dict[str, float]] = {
     torch.float16: dict(rtol=2.0**-10, atol=2.0**-10),
     torch.bfloat16: dict(rtol=2.0**-7, atol=2.0**-7),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_overflow_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter computes in 64 bits whether sums overflow, a third of its time, and tells only when debugging."""
-    builder = interpreter.interpreter_builder
-    monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
 
 
 def close(actual: Any, expected: Any) -> None:

@@ -1,0 +1,14 @@
+"""Triton kernels that the interpreter runs are watched: see `watched.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import watched
+
+
+@pytest.fixture(autouse=True, scope="session")
+def watched_kernels() -> Iterator[None]:
+    with watched.watching():
+        yield
