@@ -16,6 +16,7 @@ from torch import nn
 import spurmix
 from spurmix import GroupIndex, ImageSource, Predictor, export_onnx
 from spurmix.deploy.export import ExportError
+from spurmix.ops import library
 
 RNG = np.random.default_rng(2)
 IMAGES = RNG.integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
@@ -134,7 +135,8 @@ def test_version_and_info(command: Any) -> None:
     assert run("--version").stdout == f"spurmix {spurmix.__version__}\n"
     done = command("info")
     assert done.returncode == 0, done.stderr
-    assert "op mix_image_batch" in done.stdout and "CPU: cpu, GPU: triton" in done.stdout
+    on_gpu = "cuda" if library.COMPILED_CUDA == "ok" else "triton"
+    assert "op mix_image_batch" in done.stdout and f"CPU: cpu, GPU: {on_gpu}" in done.stdout
 
 
 @pytest.mark.parametrize(

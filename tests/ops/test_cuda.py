@@ -380,7 +380,8 @@ except RuntimeError as error:
     assert done.returncode == 0 and message in done.stdout, done
 
 
-def test_where_cuda_serves() -> None:
+def test_where_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "COMPILED_CUDA", "missing")
     rows, index, lam = torch.zeros(2, 3), torch.tensor([0]), torch.ones(1)
     with pytest.raises(RuntimeError, match="backend='cuda': the compiled kernels are not in use"):
         F.mix_rows(rows, index, index, lam, backend="cuda")

@@ -288,6 +288,7 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
 def test_where_triton_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, index, lam = torch.zeros(2, 3), torch.tensor([0]), torch.ones(1)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(library, "COMPILED_CUDA", "missing")
     with pytest.raises(ValueError, match="needs tensors on a GPU"):
         F.mix_rows(rows, index, index, lam, backend="triton")
     assert backends.serving("cuda") == "triton" and backends.serving("cpu") == "cpu"
