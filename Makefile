@@ -9,7 +9,8 @@ SOURCES := $(shell find csrc kernels -type f) setup.py pyproject.toml constraint
 
 .PHONY: demo test lint bench bench-peers format sanitize check-cuda clean
 
-# torch first and pinned: an unpinned one would bring gigabytes of CUDA packages. No build isolation for the same reason.
+# torch first and pinned, and no build isolation: the extensions are built against the torch that will run them, and another
+# version, in this environment or one for the build, may bring gigabytes of CUDA packages.
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel pybind11
