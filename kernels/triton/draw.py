@@ -133,14 +133,19 @@ def uniform_below(high, low, m):
 
 
 @triton.jit
-def tables_are_valid(tables, length):
-    """Whether `length` int64 at `tables` are packed tables of this version: what the header says fills them exactly."""
+def tables_are_valid(tables, length, member_count, HAS_MEMBERS: tl.constexpr):
+    """Whether `length` int64 at `tables` are packed tables of this version: what the header says fills them exactly.
+
+    There are at least as many as a header; members are for each example, or there are none.
+    """
     n, g, s = tl.load(tables + 2), tl.load(tables + 3), tl.load(tables + 4)
     w, r = tl.load(tables + 5), tl.load(tables + 6)
     limit = 1 << 31
     counts = (n >= 1) & (g >= 1) & (s >= 1) & (w >= 1) & (r >= 0) & (r <= g)
     counts = counts & (g <= limit) & (s <= limit) & (w <= limit)
     ends = HEADER + w + 3 * s + g + 1 + g + r * g + QUANTILES
+    if HAS_MEMBERS:
+        counts = counts & (n == member_count)
     return (tl.load(tables) == MAGIC) & (tl.load(tables + 1) == length) & counts & (ends == length)
 
 
@@ -214,16 +219,16 @@ def draw_samples(tables, members, seed, n, mask, HAS_MEMBERS: tl.constexpr, LANE
     return index, partner, group, lam, b3
 
 
-@triton.jit(do_not_specialize=["length", "seed", "start", "count"])
+@triton.jit(do_not_specialize=["length", "member_count", "seed", "start", "count"])
 def draw_kernel(
-    tables, length: tl.int64, members, seed: tl.int64, start: tl.int64, counter, index, partner, lam, group, flag, count,
-    HAS_MEMBERS: tl.constexpr, HAS_COUNTER: tl.constexpr, BLOCK: tl.constexpr,
+    tables, length: tl.int64, members, member_count: tl.int64, seed: tl.int64, start: tl.int64, counter, index, partner,
+    lam, group, flag, count, HAS_MEMBERS: tl.constexpr, HAS_COUNTER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Samples start to start + count; BLOCK of them a program. Bad tables set `flag` and are not followed."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = start + i.to(tl.int64)
     inside = i < count
-    known = tables_are_valid(tables, length)
+    known = tables_are_valid(tables, length, member_count, HAS_MEMBERS)
     if HAS_COUNTER:
         n += tl.load(counter)
         known = known & (tl.load(counter) >= 0) & (tl.min(n, 0) >= 0)

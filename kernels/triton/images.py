@@ -231,18 +231,19 @@ def _whole(x):
     return tl.sum(x, 0)
 
 
-@triton.jit(do_not_specialize=["length", "seed", "start", "height", "out_height"])
+@triton.jit(do_not_specialize=["total", "length", "member_count", "seed", "start", "height", "out_height"])
 def mix_image_batch_kernel(
-    images, image_stride: tl.int64, labels, tables, length: tl.int64, members, mean, std, scale_min, scale_max, log_min,
-    log_max, seed: tl.int64, start: tl.int64, counter, out, label, partner_label, lam, index, partner, group, flag,
-    height, width, out_height, out_width, size, HAS_MEMBERS: tl.constexpr, HAS_COUNTER: tl.constexpr,
-    KEEP_LABELS: tl.constexpr, CROP: tl.constexpr, FLIP: tl.constexpr, LAST: tl.constexpr, CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr, VECTOR: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    images, image_stride: tl.int64, total: tl.int64, labels, tables, length: tl.int64, members, member_count: tl.int64,
+    mean, std, scale_min, scale_max, log_min, log_max, seed: tl.int64, start: tl.int64, counter, out, label,
+    partner_label, lam, index, partner, group, flag, height, width, out_height, out_width, size,
+    HAS_MEMBERS: tl.constexpr, HAS_COUNTER: tl.constexpr, KEEP_LABELS: tl.constexpr, CROP: tl.constexpr,
+    FLIP: tl.constexpr, LAST: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+    STEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Draws its sample and mixes its part of it; the first program of a sample writes its six small outputs."""
     sample = tl.program_id(0).to(tl.int64)
     n = start + sample + tl.arange(0, 1)
-    known = tables_are_valid(tables, length)
+    known = tables_are_valid(tables, length, member_count, HAS_MEMBERS)
     if HAS_COUNTER:
         n += tl.load(counter)
         known = known & (tl.load(counter) >= 0) & (_whole(n) >= 0)
@@ -252,7 +253,8 @@ def mix_image_batch_kernel(
         drawn, mate, groups, lams, words = draw_samples(tables, members, seed, n, n >= 0, HAS_MEMBERS, 128)
         own, other, of, weight = _whole(drawn), _whole(mate), _whole(groups), _whole(lams)
         bits = _whole(words)
-    else:
+        known = (own >= 0) & (own < total) & (other >= 0) & (other < total)  # there may be fewer images than examples
+    if not known:
         tl.store(flag, 1)
     if tl.program_id(1) == 0:
         own_label = tl.load(labels + own, mask=known, other=0).to(tl.int64)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from spurmix.kernels import inputs
 from spurmix.kernels.draw import draw_kernel
 from spurmix.kernels.images import mix_image_batch_kernel, mix_images_kernel
 from spurmix.kernels.loss import cross_entropy_backward_kernel, cross_entropy_kernel, group_counts_kernel
@@ -121,10 +122,13 @@ def _check_columns(columns: int, name: str) -> None:
 def draw_out(tables: Tensor, members: Tensor, seed: int, start: int, counter: Tensor | None, *out: Tensor) -> None:
     index, partner, lam, group = out
     count, device = index.numel(), tables.device
+    inputs.outputs("draw", tables, count, index=index, partner=partner, lam=lam, group=group)
+    inputs.sequence("draw", tables, members, seed, start, count, counter)
     if count:
         _DRAW(
             device, (size_class(count), members.dtype, members.numel() > 0), lambda c: (triton.cdiv(count, c["BLOCK"]),),
-            tables, tables.numel(), members, seed, start, counter, index, partner, lam, group, flag_of(device), count,
+            tables, tables.numel(), members, members.numel(), seed, start, counter, index, partner, lam, group,
+            flag_of(device), count,
             HAS_MEMBERS=members.numel() > 0, HAS_COUNTER=counter is not None,
         )  # fmt: skip
     _finish(device, "draw")
@@ -151,6 +155,9 @@ def mix_images_out(
     images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, mean: Tensor, std: Tensor, boxes: Tensor | None,
     flips: Tensor | None, out: Tensor,
 ) -> None:  # fmt: skip
+    inputs.images("mix_images", index, images, mean, std, out, index.numel(), boxes is not None)
+    inputs.pairs("mix_images", index, index.numel(), index=index, partner=partner, lam=lam)
+    inputs.crops("mix_images", index, index.numel(), boxes, flips)
     total, height, width, channels = images.shape
     batch, _, out_height, out_width = out.shape
     _check_size(images, out_height, out_width)
@@ -191,34 +198,42 @@ def mix_image_batch_out(
     scale_min: float, scale_max: float, ratio_min: float, ratio_max: float, flip: bool, seed: int, start: int,
     counter: Tensor | None, *out: Tensor,
 ) -> None:  # fmt: skip
-    mixed, device, channels = out[0], labels.device, images.shape[3]
-    batch, _, out_height, out_width = mixed.shape
+    op, mixed, device, count = "mix_image_batch", out[0], labels.device, out[1].numel()
+    inputs.images(op, tables, images, mean, std, mixed, count, crop)
+    inputs.sequence(op, tables, members, seed, start, count, counter)
+    inputs.check(op, "labels", labels, tables, inputs.LABELS, images.shape[0])
+    names = ("label", "partner_label", "lam", "index", "partner", "group")
+    inputs.outputs(op, tables, count, **dict(zip(names, out[1:], strict=True)))
+    batch, channels, out_height, out_width = mixed.shape
     _check_size(images, out_height, out_width)
     if batch:
         flat, grid = _parts(mixed, crop, channels)
         size = out_height * out_width * channels
         _IMAGE_BATCH[flat](
             device, (size_class(batch), size_class(size), channels, crop, flip, _last(mixed), mixed.dtype), grid,
-            images, images.stride(0), labels, tables, tables.numel(), members, mean, std, scale_min, scale_max,
-            math.log(ratio_min), math.log(ratio_max), seed, start, counter, *out, flag_of(device), images.shape[1],
-            images.shape[2], out_height, out_width, size, HAS_MEMBERS=members.numel() > 0,
+            images, images.stride(0), images.shape[0], labels, tables, tables.numel(), members, members.numel(), mean,
+            std, scale_min, scale_max, math.log(ratio_min), math.log(ratio_max), seed, start, counter, *out,
+            flag_of(device), images.shape[1], images.shape[2], out_height, out_width, size, HAS_MEMBERS=members.numel() > 0,
             HAS_COUNTER=counter is not None, KEEP_LABELS=KEEP_LABELS, CROP=crop, FLIP=flip, LAST=_last(mixed),
             CHANNELS=channels,
         )  # fmt: skip
-    _finish(device, "mix_image_batch")
+    _finish(device, op)
 
 
-def mix_image_batch(*inputs: Any, counter: Tensor | None = None) -> tuple[Tensor, ...]:
-    images, labels, batch = inputs[0], inputs[1], inputs[14]
+def mix_image_batch(*given: Any, counter: Tensor | None = None) -> tuple[Tensor, ...]:
+    images, labels, batch = given[0], given[1], given[14]
     kinds = (torch.int64, torch.int64, torch.float32, torch.int64, torch.int64, torch.int64)
-    out = [_images(labels, images.shape[3], *inputs[14:19])]
+    out = [_images(labels, images.shape[3], *given[14:19])]
     out += [torch.empty(batch, dtype=kind, device=labels.device) for kind in kinds]
-    mix_image_batch_out(*inputs[:14], inputs[19] if len(inputs) > 19 else counter, *out)
+    mix_image_batch_out(*given[:14], given[19] if len(given) > 19 else counter, *out)
     return tuple(out)
 
 
 def mix_rows_out(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, out: Tensor) -> None:
-    batch, columns = out.shape
+    inputs.rows("mix_rows", "rows", rows, rows)
+    batch, columns = index.numel(), rows.shape[1]
+    inputs.pairs("mix_rows", rows, batch, index=index, partner=partner, lam=lam)
+    inputs.check("mix_rows", "out", out, rows, inputs.FLOATS, batch, columns)
     _check_columns(columns, "columns")
     if batch and columns:
         _ROWS(
@@ -236,7 +251,10 @@ def mix_rows(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: t
 
 
 def mix_labels_out(label: Tensor, partner_label: Tensor, lam: Tensor, out: Tensor) -> None:
-    batch, classes = out.shape
+    inputs.rows("mix_labels", "out", out, label)
+    batch, classes = label.numel(), out.shape[1]
+    inputs.pairs("mix_labels", label, batch, label=label, partner_label=partner_label, lam=lam)
+    inputs.check("mix_labels", "out", out, label, inputs.FLOATS, batch, classes)
     _check_columns(classes, "classes")
     if batch:
         _LABELS(
@@ -253,11 +271,19 @@ def mix_labels(label: Tensor, partner_label: Tensor, lam: Tensor, num_classes: i
     return out
 
 
+def _check_loss(logits: Tensor, label: Tensor, partner_label: Tensor, lam: Tensor) -> None:
+    op = "mixed_cross_entropy"
+    inputs.rows(op, "logits", logits, logits)
+    inputs.need(logits.shape[1] >= 1, op, "logits", "of one class or more")
+    inputs.pairs(op, logits, logits.shape[0], label=label, partner_label=partner_label, lam=lam)
+
+
 def _losses(
     logits: Tensor, label: Tensor, partner_label: Tensor, lam: Tensor, reduction: int, label_smoothing: float,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The reduced loss, and logsumexp or the gradient for an upstream gradient of 1."""
+    _check_loss(logits, label, partner_label, lam)
     batch, classes = logits.shape
     wide = torch.promote_types(logits.dtype, torch.float32)
     loss = torch.empty(batch, dtype=wide, device=logits.device)
@@ -273,18 +299,20 @@ def _losses(
     return (loss if reduction == NONE else loss.mean() if reduction == MEAN else loss.sum()), other
 
 
-def mixed_cross_entropy(*inputs: Any) -> tuple[Tensor, Tensor]:
-    return _losses(*inputs, with_grad=False)
+def mixed_cross_entropy(*given: Any) -> tuple[Tensor, Tensor]:
+    return _losses(*given, with_grad=False)
 
 
-def mixed_cross_entropy_with_grad(*inputs: Any) -> tuple[Tensor, Tensor]:
-    return _losses(*inputs, with_grad=True)
+def mixed_cross_entropy_with_grad(*given: Any) -> tuple[Tensor, Tensor]:
+    return _losses(*given, with_grad=True)
 
 
 def mixed_cross_entropy_backward(
     grad: Tensor, logits: Tensor, logsumexp: Tensor, label: Tensor, partner_label: Tensor, lam: Tensor, reduction: int,
     label_smoothing: float,
 ) -> Tensor:  # fmt: skip
+    _check_loss(logits, label, partner_label, lam)
+    inputs.loss_gradient("mixed_cross_entropy", grad, logits, logsumexp, reduction != NONE)
     batch, classes = logits.shape
     _check_columns(classes, "classes")
     out = torch.empty(batch, classes, dtype=logits.dtype, device=logits.device)
@@ -301,6 +329,9 @@ def mixed_cross_entropy_backward(
 
 
 def group_counts(logits: Tensor, label: Tensor, group: Tensor, counts: Tensor) -> None:
+    inputs.rows("group_counts", "logits", logits, logits)
+    inputs.need(logits.shape[1] >= 1, "group_counts", "logits", "of one class or more")
+    inputs.counts("group_counts", logits, label, group, counts)
     batch, classes = logits.shape
     if batch:
         membership = group.dtype == torch.bool

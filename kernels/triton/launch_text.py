@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from spurmix.kernels import inputs
 from spurmix.kernels.launch import _COLUMNS, _bytes, _configs, _finish, _wide, flag_of
 from spurmix.kernels.text import bert_backward_kernel, bert_embeddings_kernel, mix_embeddings_kernel, sum_rows_kernel
 from spurmix.kernels.tuned import Tuned, size_class
@@ -26,7 +27,10 @@ def mix_embeddings_out(
     weight: Tensor, ids: Tensor, partner_ids: Tensor, lam: Tensor, mask: Tensor | None, partner_mask: Tensor | None,
     out: Tensor,
 ) -> None:  # fmt: skip
+    inputs.rows("mix_embeddings", "weight", weight, weight)
+    inputs.lookups("mix_embeddings", weight, ids, partner_ids, lam, mask, partner_mask)
     columns = weight.shape[1]
+    inputs.check("mix_embeddings", "out", out, weight, inputs.FLOATS, *ids.shape, columns)
     if out.numel():
         tokens = ids.numel()
         _MIX(
@@ -38,8 +42,9 @@ def mix_embeddings_out(
     _finish(weight.device, "mix_embeddings")
 
 
-def mix_embeddings(weight: Tensor, ids: Tensor, *inputs: Any) -> Tensor:
-    *lookups, _, dtype = inputs
+def mix_embeddings(weight: Tensor, ids: Tensor, *given: Any) -> Tensor:
+    *lookups, _, dtype = given
+    inputs.rows("mix_embeddings", "weight", weight, weight)
     out = torch.empty((*ids.shape, weight.shape[1]), dtype=dtype, device=weight.device)
     mix_embeddings_out(weight, ids, *lookups, out)
     return out
@@ -75,22 +80,32 @@ def _starts(row: Tensor, rows: int) -> Tensor:
     return torch.searchsorted(row, torch.arange(rows + 1, device=row.device))
 
 
-def mix_embeddings_backward_out(*inputs: Any) -> None:
-    grad, *lookups, padding_idx, out = inputs
+def _check_backward(grad: Tensor, ids: Tensor, *others: Tensor | None) -> None:
+    inputs.lookups("mix_embeddings", grad, ids, *others)  # type: ignore[arg-type]
+    inputs.need(grad.dim() == 3, "mix_embeddings", "grad", "[B, S, D]")
+    inputs.check("mix_embeddings", "grad", grad, grad, inputs.FLOATS, *ids.shape, grad.shape[2])
+
+
+def mix_embeddings_backward_out(*given: Any) -> None:
+    grad, *lookups, padding_idx, out = given
+    _check_backward(grad, *lookups)
+    inputs.check("mix_embeddings", "grad_weight", out, grad, inputs.FLOATS, out.shape[0], grad.shape[2])
     row, token, weight = _entries(grad, *lookups, padding_idx, out.shape[0], out.dtype)
     _sum_rows(grad, token, weight, _starts(row, out.shape[0]), out)
 
 
-def mix_embeddings_backward(*inputs: Any) -> Tensor:
-    grad, *lookups, padding_idx, rows, dtype = inputs
+def mix_embeddings_backward(*given: Any) -> Tensor:
+    grad, *lookups, padding_idx, rows, dtype = given
+    _check_backward(grad, *lookups)
     out = torch.empty(rows, grad.shape[2], dtype=dtype, device=grad.device)
     mix_embeddings_backward_out(grad, *lookups, padding_idx, out)
     return out
 
 
-def mix_embeddings_backward_rows(*inputs: Any) -> tuple[Tensor, Tensor]:
-    grad, *_, rows, dtype = inputs
-    row, token, weight = _entries(*inputs)
+def mix_embeddings_backward_rows(*given: Any) -> tuple[Tensor, Tensor]:
+    grad, *lookups, _, rows, dtype = given
+    _check_backward(grad, *lookups)
+    row, token, weight = _entries(*given)
     found, counts = torch.unique_consecutive(row[row < rows], return_counts=True)
     values = torch.empty(found.shape[0], grad.shape[2], dtype=dtype, device=grad.device)
     _sum_rows(grad, token, weight, torch.nn.functional.pad(counts.cumsum(0), (1, 0)), values)
@@ -101,7 +116,12 @@ def _bert_inputs(
     weight: Tensor, position_weight: Tensor, type_weight: Tensor | None, *rest: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What both kernels take of the tables and lookups, without LayerNorm's: the leading ones, and the constants."""
-    ids, partner_ids, lam, mask, partner_mask, position_ids, token_type_ids = rest
+    norm_weight, *lookups, position_ids, token_type_ids = rest
+    ids, partner_ids, lam, mask, partner_mask = lookups
+    inputs.lookups("mix_bert_embeddings", weight, *lookups)
+    inputs.bert(
+        "mix_bert_embeddings", weight, position_weight, type_weight, norm_weight, ids, position_ids, token_type_ids
+    )
     tables = (weight, weight.stride(0), weight.shape[0], position_weight, position_weight.shape[0], type_weight)
     types = 0 if type_weight is None else type_weight.shape[0]
     lookups = (ids, partner_ids, lam, _bytes(mask), _bytes(partner_mask), position_ids, token_type_ids)
@@ -112,12 +132,13 @@ def _bert_inputs(
     return (*tables, types, *lookups), constants
 
 
-def mix_bert_embeddings(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tables, norm_weight, norm_bias = inputs[:5]
-    *lookups, eps, _, dtype = inputs[5:]
+def mix_bert_embeddings(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tables, norm_weight, norm_bias = given[:5]
+    *lookups, eps, _, dtype = given[5:]
     weight, ids = tables[0], lookups[0]
-    (*found, a, b, lam, mask, partner_mask, positions, types), constants = _bert_inputs(*tables, *lookups)
+    (*found, a, b, lam, mask, partner_mask, positions, types), constants = _bert_inputs(*tables, norm_weight, *lookups)
     columns, wide = weight.shape[1], torch.promote_types(weight.dtype, torch.float32)
+    inputs.check("mix_bert_embeddings", "norm_bias", norm_bias, weight, weight.dtype, columns)
     out = torch.empty((*ids.shape, columns), dtype=dtype, device=weight.device)
     mean, rstd = (torch.empty(ids.shape, dtype=wide, device=weight.device) for _ in range(2))
     if ids.numel():
@@ -139,13 +160,16 @@ def _by_id(grad_mixed: Tensor, ids: Tensor, table: Tensor) -> Tensor:
     return out
 
 
-def mix_bert_embeddings_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad, *tables, norm_weight = inputs[:5]
-    *lookups, mean, rstd = inputs[5:]
+def mix_bert_embeddings_backward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad, *tables, norm_weight = given[:5]
+    *lookups, mean, rstd = given[5:]
     weight, position_weight, type_weight = tables
     ids, position_ids, token_type_ids = lookups[0], lookups[5], lookups[6]
-    (*found, a, b, lam, mask, partner_mask, positions, types), constants = _bert_inputs(*tables, *lookups)
-    tokens, columns, wide = ids.numel(), weight.shape[1], mean.dtype
+    (*found, a, b, lam, mask, partner_mask, positions, types), constants = _bert_inputs(*tables, norm_weight, *lookups)
+    tokens, columns, wide = ids.numel(), weight.shape[1], torch.promote_types(weight.dtype, torch.float32)
+    inputs.check("mix_bert_embeddings", "grad", grad, weight, inputs.FLOATS, *ids.shape, columns)
+    for name, value in (("mean", mean), ("rstd", rstd)):
+        inputs.check("mix_bert_embeddings", name, value, weight, wide, *ids.shape)
     grad_mixed = torch.empty(grad.shape, dtype=wide, device=grad.device)
     chunks = triton.cdiv(tokens, TOKEN_CHUNK)
     partial = torch.empty(chunks, 2, columns, dtype=wide, device=grad.device)

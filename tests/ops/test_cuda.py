@@ -30,6 +30,7 @@ from spurmix.ops.tables import draw_tables
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated
 from emulated import built_fixture, cuda_fixture  # noqa: F401
+from samples import NAMES, SAMPLES, call_with_wrong_tensors
 from test_triton import FLOATS, TOLERANCE, close, pairs
 
 WIDE = [*FLOATS, torch.float64]
@@ -378,6 +379,13 @@ except RuntimeError as error:
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and message in done.stdout, done
+
+
+@pytest.mark.parametrize(("name", "arguments"), SAMPLES, ids=NAMES)
+def test_wrong_tensors_are_refused_or_harmless(name: str, arguments: tuple[Any, ...], built: Any) -> None:
+    """Past the checks of the public functions. `make sanitize` would tell of a kernel that reaches beyond a tensor."""
+    call_with_wrong_tensors(built[1][name], arguments)
+    built[0].take_flag(0)
 
 
 def test_where_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:

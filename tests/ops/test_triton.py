@@ -261,11 +261,22 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
         ):
             with pytest.raises(IndexError, match="out of range"):
                 call(index)
-    tables = draw_tables(GroupIndex([0, 1, 1]), MixPolicy())
+    tables = draw_tables(GroupIndex([1, 0, 1]), MixPolicy())
     for damage in (lambda t: t[:-1], lambda t: torch.cat([t, t[:1]]), lambda t: t + 1):
         kernel = F.implementation("draw", "triton", torch.device("cpu"))
         with pytest.raises(IndexError, match="tables are damaged"):
             kernel(damage(tables.packed.clone()), tables.members, 0, 0, 4)
+    for length in (0, 1, 15):
+        with pytest.raises(ValueError, match="tables must be packed draw tables"):
+            kernel(tables.packed[:length].clone(), tables.members, 0, 0, 4)
+    with pytest.raises(IndexError, match="out of range"):  # members of other examples
+        kernel(tables.packed, tables.members[:-1], 0, 0, 4)
+    few = torch.zeros(2, 2, 2, 3, dtype=torch.uint8), torch.zeros(2).long()
+    with pytest.raises(IndexError, match="out of range"):
+        F.implementation("mix_image_batch", "triton", torch.device("cpu"))(
+            *few, tables.packed, tables.members, torch.ones(3), torch.ones(3), False, 0.1, 1.0, 0.7, 1.3, False, 0, 0, 8, 2, 2,
+            torch.float32, False,
+        )  # fmt: skip
     images, labels, norm = torch.zeros(3, 2, 2, 3, dtype=torch.uint8), torch.zeros(3).long(), torch.ones(3)
     for start, counter in ((0, -1), (2**63 - 4, 5)):  # sample numbers that do not exist
         number = torch.tensor([counter])
