@@ -123,4 +123,6 @@ def run(out: Path, *, policy: str, model_name: str, seed: int, epochs: Epochs = 
     exported = export_onnx(model, out / "model.onnx", source=held_out, groups=test_groups, train_groups=train_groups)
     sample = next(iter(MixLoader(source, groups, candidates[policy], 16, seed=seed + 1, copy=True, prefetch=0)))
     settings = {"task": "images", "policy": policy, "model": model_name, "seed": seed}
-    return report.finish(out, STORY, settings, before, after, audits, exported, (source, sample), began)
+    return report.finish(
+        out, STORY, settings, before, after, audits, exported, (source, sample, groups.class_names), began
+    )

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def finish(
     after: Evaluation,
     audits: dict[str, Audit],
     exported: ExportReport,
-    samples: tuple[ImageSource, Batch] | list[MixedText],
+    samples: tuple[ImageSource, Batch, Sequence[str] | None] | list[MixedText],
     began: float,
 ) -> dict[str, Any]:
     """Write pictures, report.html and report.json into `out` and print the table; returns the contents of the latter.
@@ -184,8 +185,8 @@ def draw_curves(out: Path, losses: list[float], evaluations: list[dict[str, Any]
     return out / "curves.png"
 
 
-def draw_samples(out: Path, source: ImageSource, sample: Batch) -> Path:
-    """Write samples.png, sixteen mixed images, into `out`."""
+def draw_samples(out: Path, source: ImageSource, sample: Batch, names: Sequence[str] | None) -> Path:
+    """Write samples.png, sixteen mixed images, into `out`; names: of the classes, None for numbers."""
     figure = _figure(9, 3.5, layout="constrained")
     mean, std = source.mean.view(1, -1, 1, 1), source.std.view(1, -1, 1, 1)
     assert isinstance(sample.input, Tensor)
@@ -193,7 +194,9 @@ def draw_samples(out: Path, source: ImageSource, sample: Batch) -> Path:
     for k, axes in enumerate(figure.subplots(2, 8).flat):
         lam, y, z = float(sample.lam[k]), int(sample.label[k]), int(sample.partner_label[k])
         axes.imshow(pixels[k])
-        axes.set_title(f"{lam:.2f} of class {y}\n{1 - lam:.2f} of class {z}", fontsize=8)
+        parts = ((lam, y), (1 - lam, z))
+        title = [f"{share:.2f} {names[n] if names else f'of class {n}'}"[:22] for share, n in parts]
+        axes.set_title("\n".join(title), fontsize=8, parse_math=False)
         axes.axis("off")
     _save(figure, out / "samples.png")
     return out / "samples.png"

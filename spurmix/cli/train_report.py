@@ -65,7 +65,7 @@ def _page(job: Job, outcome: Outcome, audit: Audit, result: dict[str, Any]) -> N
         pictures.append(report.draw_accuracy(out, [(n, e, c) for (n, e), c in zip(evaluations, colours, strict=False)]))
     if isinstance(source, ImageSource):  # sixteen samples as they were trained on, but for crops and flips
         sample = MixLoader(source, groups, job.policy, 16, seed=job.config.seed, steps=1, device="cpu", prefetch=0)
-        pictures.append(report.draw_samples(out, source, sample.batch(0)))
+        pictures.append(report.draw_samples(out, source, sample.batch(0), groups.class_names))
     changed = {k: v for k, v in result["config"].items() if v != getattr(DEFAULT, k)}
     report.render(
         out, "run.html.j2", pictures, result=result, changed=changed, audit=str(audit), evaluations=evaluations
