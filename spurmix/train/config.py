@@ -78,7 +78,9 @@ class RunConfig:
     accumulate: int = _option(1, "Batches of an optimizer step.", low=1)
     label_smoothing: float = _option(0.0, "Label smoothing.", low=0, high=0.9999)
     freeze: str = _option("none", '"backbone" trains the head alone.', ("none", "backbone"))
-    mixed_precision: str = _option("no", "Precision of the model's arithmetic.", ("no", "bf16", "fp16"))
+    mixed_precision: str = _option(
+        "no", "Precision of the model's arithmetic; fp16 on a GPU only.", ("no", "bf16", "fp16")
+    )
     channels_last: bool = _option(False, "Images: memory format channels last.")
     deterministic: bool = _option(False, "Let torch use deterministic algorithms alone.")
     evaluate_every: float = _option(1.0, "Passes between evaluations on the validation split; 0: at the end.", low=0)

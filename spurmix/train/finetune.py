@@ -22,7 +22,7 @@ from spurmix.data.text import TokenSource
 from spurmix.ops import functional
 from spurmix.train import checkpoint
 from spurmix.train.models import head_of, logits_of, modes_kept, parameter_groups
-from spurmix.train.process import accelerated
+from spurmix.train.process import accelerated, check_precision
 from spurmix.train.schedule import SCHEDULES, factor
 from spurmix.train.text import apply
 
@@ -72,7 +72,7 @@ def finetune(
         optimizer: "adamw", "sgd", or a function of parameter groups. decay_all: biases and norms decay as well.
         schedule: "cosine", "one_cycle", "linear", "step" (`stages` equal parts, each at a tenth of the rate before) or
             "constant", stepped on optimizer steps; warmup is a share of them.
-        mixed_precision: "no", "bf16" or "fp16".
+        mixed_precision: "no", "bf16" or, on a GPU, "fp16".
         accumulate: batches per optimizer step; an incomplete last group makes a step of its own, scaled correctly.
         clip: largest gradient norm.
         freeze: "backbone" trains the head only (see `models.head_of`), the rest stays in evaluation mode.
@@ -109,6 +109,7 @@ def finetune(
         checks.flag(progress, "progress")
     if after_step is not None and not callable(after_step):
         raise TypeError(f"after_step must be a function of a number of batches, got {type(after_step).__name__}")
+    check_precision(mixed_precision, loader.device)
     if isinstance(loader.source, TokenSource):
         loader.source.check_model(model)
     folder = checks.path(output, "output") if output is not None else None

@@ -9,6 +9,12 @@ from typing import Any
 import torch
 
 
+def check_precision(mixed_precision: str, device: torch.device) -> None:
+    """Check that arithmetic of a precision exists on a device."""
+    if mixed_precision == "fp16" and device.type == "cpu":
+        raise ValueError("mixed_precision: fp16 needs a GPU; on a CPU there are bf16 and no")
+
+
 @contextmanager
 def accelerated(device: torch.device, mixed_precision: str) -> Iterator[Any]:
     """An Accelerator for batches on `device`; precision, device and accumulation of others in this process do not matter,

@@ -33,6 +33,7 @@ from spurmix.train.config import MODELS, SPLIT_NAMES, RunConfig, build_policy, r
 from spurmix.train.evaluate import evaluate
 from spurmix.train.finetune import TrainResult, finetune
 from spurmix.train.metrics import Evaluation, check_options
+from spurmix.train.process import check_precision
 from spurmix.train.run_files import ABOUT, CONFIG, MODEL, read_evaluations, read_weights, write_text, write_weights
 from spurmix.train.run_model import build_model, describe, rebuild
 
@@ -170,6 +171,7 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
     """
     dataset = PackedDataset(config.dataset)
     config = complete(config, dataset)
+    check_precision(config.mixed_precision, processes.device)
     policy = build_policy(config)
     _check_folder(folder, config, dataset, resume)
     before = files.read_about(folder) if resume and files.has_progress(folder) else None
@@ -365,7 +367,7 @@ class _Watch:
         summary = {"step": step, **{k: getattr(found, k) for k in ("worst_group", "average", "adjusted_average")}}
         if job.config.select == "best" and found.worst_group > best:
             write_weights(files.best_path(job.folder, step), job.model, summary, job.config)
-            files.prune_bests(job.folder)
+        files.prune_bests(job.folder)  # which the checkpoints since may allow
         rows.append({**summary, "worst_name": found.worst_name})
         files.write_evaluations(job.folder, rows)
 

@@ -138,6 +138,7 @@ def test_schedules() -> None:
         (dict(accumulate=0), "accumulate"),
         (dict(freeze="head"), "freeze"),
         (dict(clip=0.0), "clip"),
+        (dict(mixed_precision="fp16"), "fp16 needs a GPU"),
         (dict(resume=True), "output"),
     ],
 )
