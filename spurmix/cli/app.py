@@ -175,6 +175,8 @@ def main() -> None:
         expected = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)
         if os.environ.get("SPURMIX_TRACEBACK") or not isinstance(error, expected):
             raise
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            error = ImportError("this command needs the package 'torch': pip install 'spurmix[train]'")
         tell(error)
         sys.exit(2 if isinstance(error, (ValueError, TypeError)) else 1)
 

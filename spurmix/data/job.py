@@ -101,6 +101,8 @@ class Job:
         first = self.final.parts[0] if self.final.parts else ""
         if first.endswith(":") and not Path(first).is_dir():  # a URL, of which a path keeps one slash
             raise ValueError(f"target must be a folder of this machine, got the URL {final}")
+        if not self.final.name:
+            raise ValueError(f"target must name a folder that is made, got {str(final)!r}")
         if self.final.name.endswith(PACKING):
             raise ValueError(f"target: a name that ends in {PACKING} is that of a folder in the making, got {final}")
         self.folder = self.final.with_name(self.final.name + PACKING)

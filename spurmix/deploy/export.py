@@ -145,6 +145,8 @@ def export_onnx(
     check_options(groups, **options)
     _check_names(class_names, groups)
     target = checks.path(path, "path")
+    if not target.name or target.is_dir():
+        raise ValueError(f"path must name a file, got {'' if not target.name else 'the folder '}{str(path)!r}")
     text = None
     if isinstance(data, TokenSource):
         text = StoredTokenizer(tokenizer, data, model, target)

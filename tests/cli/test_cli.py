@@ -106,6 +106,9 @@ def test_bad_exports(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write into"):
         export_onnx(Network(), tmp_path / "file" / "m.onnx", source=IMAGES, groups=GROUPS)
+    for folder in (tmp_path, "."):
+        with pytest.raises(ValueError, match="path must name a file"):
+            export_onnx(Network(), folder, source=IMAGES, groups=GROUPS)
     with pytest.raises(ValueError, match="class_names: 1 names"):
         export_onnx(Network(), tmp_path / "m.onnx", source=IMAGES, groups=GROUPS, class_names=["a"])
     with pytest.raises(ValueError, match="there is no file"):

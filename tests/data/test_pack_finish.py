@@ -215,6 +215,7 @@ def test_targets(tmp_path: Path) -> None:
     assert len(PackedDataset(pack.pack_images(found, tmp_path / "we:ird", size=4).path)) == 12
     for target, message in (
         ("s3://b/t", "must be a folder of this machine, got the URL"),
+        (".", "must name a folder that is made"),
         (tmp_path / "x.packing", "in the making"),
     ):
         with pytest.raises(ValueError, match=message):
