@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from spurmix.train.checkpoint import synchronise
@@ -62,12 +64,28 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A file to write that gets its name when it is whole; where it fails, nothing is left of it.
+
+    Raises:
+        OSError: where it cannot be written, naming `path`.
+    """
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        yield temporary
+        synchronise(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file by rename."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    synchronise(temporary)
-    temporary.replace(path)
+    with appearing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -144,14 +162,12 @@ def write_weights(path: Path, model: nn.Module, about: dict[str, Any], config: R
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.touch()
-    mode = temporary.stat().st_mode
     described = {**about, "architecture": describe(model, config), "digest": _digest(state)}
-    save_file(state, str(temporary), metadata={"spurmix": json.dumps(described)})
-    temporary.chmod(mode)  # safetensors lets nobody else read its files
-    synchronise(temporary)
-    temporary.replace(path)
+    with appearing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(state, str(temporary), metadata={"spurmix": json.dumps(described)})
+        temporary.chmod(mode)  # safetensors lets nobody else read its files
 
 
 def read_weights(path: Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -160,7 +176,7 @@ def read_weights(path: Path, model: nn.Module | None = None) -> tuple[nn.Module,
     Raises:
         ValueError: for a file that is missing, damaged or of another model.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:

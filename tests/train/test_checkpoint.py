@@ -20,7 +20,8 @@ from torch import nn
 
 from spurmix import GroupIndex, MixLoader, finetune, policies
 from spurmix.ops.augment import Augment
-from spurmix.train import checkpoint
+from spurmix.train import checkpoint, run_files
+from spurmix.train.config import RunConfig
 
 RNG = np.random.default_rng(8)
 LABELS = RNG.integers(0, 2, 120)
@@ -168,6 +169,28 @@ def test_a_full_disk_leaves_the_older_ones(room: int, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert names(tmp_path) == ["step-00000004", "step-00000008"]
+
+
+@pytest.mark.parametrize("room", [0, 100])
+def test_a_full_disk_leaves_the_weights_and_texts_of_a_run(room: int, tmp_path: Path) -> None:
+    weights, text = tmp_path / "model.safetensors", tmp_path / "run.json"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (hard, room):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            for path, save in (
+                (weights, lambda: run_files.write_weights(weights, nn.Linear(9, 9), {}, RunConfig(model="linear"))),
+                (text, lambda: run_files.write_text(text, "x" * 200)),
+            ):
+                if limit == hard:
+                    save()
+                    continue
+                before = path.read_bytes()
+                with pytest.raises(OSError, match=rf"{path.name} cannot be written: "):
+                    save()
+                assert path.read_bytes() == before and names(tmp_path) == ["model.safetensors", "run.json"]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])
