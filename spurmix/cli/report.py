@@ -113,12 +113,18 @@ def draw(
 
 
 def draw_accuracy(out: Path, evaluations: list[tuple[str, Evaluation, str]]) -> Path:
-    """Write accuracy.png into `out`: a bar for each group (or cell, where cells decide) and (name, evaluation, colour)."""
+    """Write accuracy.png into `out`: a bar for each group (or cell, where cells decide) and (name, evaluation, colour).
+
+    Bars lie where names would not fit below them.
+    """
     rows = [e.cells or e.groups for _, e, _ in evaluations]
     names = [row.name for row in rows[0]]
-    figure = _figure(max(7.0, 0.9 * len(names)), 3.6)
+    lying = len(names) > 8 or max(len(part) for name in names for part in name.split(", ")) > 14
+    size = (7.0, 1.2 + 0.2 * len(names) * (1 + len(evaluations))) if lying else (max(7.0, 0.9 * len(names)), 3.6)
+    figure = _figure(*size)
     axes = figure.subplots()
     x, width = np.arange(len(names)), 0.8 / len(evaluations)
+    bars, error = (axes.barh, "xerr") if lying else (axes.bar, "yerr")
     for k, ((label, _, colour), own) in enumerate(zip(evaluations, rows, strict=True)):
         found = {row.name: row for row in own}
         place = np.array([n for n, name in enumerate(names) if name in found])
@@ -127,12 +133,18 @@ def draw_accuracy(out: Path, evaluations: list[tuple[str, Evaluation, str]]) -> 
         low, high = (np.array([getattr(g, side) for g in shown]) for side in ("low", "high"))
         whiskers = np.maximum(0, [value - low, high - value])
         shift = (k - (len(evaluations) - 1) / 2) * width
-        axes.bar(
-            x[place] + shift, value, 0.95 * width, color=colour, label=label, yerr=whiskers, capsize=3, ecolor="#444444"
-        )
-    axes.set_xticks(x, [name.replace(", ", "\n") for name in names], fontsize=9 if len(names) < 9 else 7)
-    axes.set_ylim(0, 1.05)
-    axes.set_ylabel("accuracy (95% interval)")
+        options = {"color": colour, "label": label, error: whiskers, "capsize": 3, "ecolor": "#444444"}
+        bars(x[place] + shift, value, 0.95 * width, **options)
+    named = "accuracy (95% interval)"
+    if lying:
+        axes.set_yticks(x, [n if len(n) <= 50 else n[:49] + "…" for n in names], fontsize=8, parse_math=False)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(0, 1.05)
+        axes.set_xlabel(named)
+    else:
+        axes.set_xticks(x, [name.replace(", ", "\n") for name in names], fontsize=9, parse_math=False)
+        axes.set_ylim(0, 1.05)
+        axes.set_ylabel(named)
     axes.legend(loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "accuracy.png")
@@ -150,7 +162,7 @@ def draw_audit(out: Path, residuals: dict[str, float], raw: float, attribute: st
         axes.text(v + 0.01, k, f"{v:.3f}", va="center", fontsize=8)
     axes.axvline(raw, color=GREY, linestyle="--", label=f"raw data: {raw:.3f}")
     axes.set_xlim(0, 1.1)
-    axes.set_xlabel(f"correlation of class and {attribute} left after mixing")
+    axes.set_xlabel(f"correlation of class and {attribute} left after mixing", parse_math=False)
     axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "audit.png")

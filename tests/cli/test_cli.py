@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import spurmix
 from spurmix import GroupIndex, ImageSource, Predictor, export_onnx
+from spurmix.cli.report import GREY, draw_accuracy, draw_audit
 from spurmix.deploy.export import ExportError
 from spurmix.ops import library
 
@@ -157,6 +159,19 @@ def test_errors_are_one_line(arguments: tuple[str, ...], tmp_path: Path, command
     done = command("demo", *(arguments if "--out" in arguments else (*arguments, "--out", tmp_path)))
     assert done.returncode == 2
     assert done.stderr.startswith("spurmix: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("classes", "name", "tall"), [
+    (2, "cat", False), (2, r"$\frac{a}$, of a long name", False), (9, "x", True),
+])  # fmt: skip
+def test_pictures_of_any_names(classes: int, name: str, tall: bool, tmp_path: Path) -> None:
+    names = [f"{name}{k}" for k in range(classes)]
+    groups = GroupIndex(np.arange(50) % classes, class_names=names)
+    found = spurmix.evaluate(nn.Linear(4, classes), RNG.standard_normal((50, 4)).astype(np.float32), groups)
+    drawn = [draw_accuracy(tmp_path, [("ERM", found, GREY)]), draw_audit(tmp_path, {"erm": 0.5}, 0.5, r"$\co$")]
+    with Image.open(drawn[0]) as bars, Image.open(drawn[1]) as audit:
+        assert (bars.height > 0.65 * bars.width) == tall
+        assert max(bars.size + audit.size) < 1500
 
 
 def check_demo(out: Path, seed: int) -> Any:
