@@ -28,7 +28,7 @@ def pages(size: int) -> NDArray[np.uint8]:
         # Private: Python's default, a shared mapping, gets no huge pages. One more huge page than needed lets the array
         # start on a huge-page boundary; a page that is never touched takes no memory.
         mapping = mmap.mmap(-1, max(1, size) + HUGE_PAGE * huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise MemoryError(f"no room for {size:,} bytes ({error})") from None
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         try:

@@ -139,6 +139,19 @@ def poison(batch: Batch) -> None:
     torch.autograd.graph.increment_version(batch.tensors())
 
 
+def _check_room(size: int, count: int) -> None:
+    """Check that `count` batches of `size` bytes fit into memory: the system hands out more than it has, then kills.
+
+    Raises:
+        MemoryError: where they do not.
+    """
+    if size * count > (free := memory.available()):
+        raise MemoryError(
+            f"batch_size, prefetch: {count} batches of {size / 2**30:,.1f} GiB are held at a time, {free / 2**30:,.1f} GiB are "
+            "available; take smaller batches, or fewer ahead"
+        )
+
+
 class Ring:
     """2 P + 1 buffers for `prefetch` = P: P that the consumer may still use, P that are ready, one that is being filled.
 
@@ -149,7 +162,11 @@ class Ring:
 
     def __init__(self, make: Callable[[], Batch | None], prefetch: int, ahead: bool = True) -> None:
         self._make = make
-        self._buffers = [make() for _ in range(2 * prefetch + 1 if ahead else max(1, prefetch))]
+        count = 2 * prefetch + 1 if ahead else max(1, prefetch)
+        first = make()
+        if isinstance(first, Batch) and first.lam.is_cpu:
+            _check_room(sum(t.nbytes for t in first.tensors()), count)
+        self._buffers = [first, *(make() for _ in range(count - 1))]
         self._size, self._lifetime = len(self._buffers), max(1, prefetch)
         self._reused = self._buffers[0] is not None
         self._held: deque[Batch | None] = deque(self._buffers[: self._lifetime])  # the consumer's, oldest first

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from spurmix import GroupIndex, MixLoader, policies
+from spurmix.core import memory
 from spurmix.data import ring
 from spurmix.data.batch import Batch
 
@@ -192,6 +193,15 @@ def test_debug_ring_spares_batches_held_from_an_earlier_iteration_until_their_ti
 def test_debug_ring_leaves_copies_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPURMIX_DEBUG_RING", "1")
     assert not any(b.input.isnan().any() for b in list(loader(copy=True)))
+
+
+def test_buffers_beyond_memory_are_refused_before_any_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 5 * 12 * 4 * 4)
+    with pytest.raises(MemoryError, match=r"batch_size, prefetch: 5 batches of 0\.0 GiB are held at a time"):
+        next(iter(loader()))
+    assert next(iter(loader(prefetch=0))).input.shape == (12, 4)
+    with pytest.raises(MemoryError, match="no room for"):
+        ring.buffer((1 << 62,), torch.uint8)
 
 
 # ---- pinned memory
