@@ -147,8 +147,8 @@ def _check_room(size: int, count: int) -> None:
     """
     if size * count > (free := memory.available()):
         raise MemoryError(
-            f"batch_size, prefetch: {count} batches of {size / 2**30:,.1f} GiB are held at a time, {free / 2**30:,.1f} GiB are "
-            "available; take smaller batches, or fewer ahead"
+            f"batch_size, prefetch: {count} batches of {size / 2**30:,.1f} GiB are held at a time, {free / 2**30:,.1f} GiB "
+            "are available; take smaller batches, or fewer ahead"
         )
 
 
