@@ -33,14 +33,10 @@ def check(op: str, name: str, value: Tensor, like: Tensor, dtype: Any, *shape: i
     need(False, op, name, f"contiguous {names} {list(shape)} on {like.device}, got {got}")
 
 
-def outputs(op: str, like: Tensor, count: int, **named: Tensor) -> None:
+def vectors(op: str, like: Tensor, count: int, **named: Tensor) -> None:
     """Vectors `[count]`: float32 if called lam, else int64."""
     for name, value in named.items():
         check(op, name, value, like, torch.float32 if name == "lam" else torch.int64, count)
-
-
-pairs = outputs
-"""Two vectors of indices and lam: index and partner, or labels."""
 
 
 def rows(op: str, name: str, value: Tensor, like: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:

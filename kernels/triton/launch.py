@@ -122,7 +122,7 @@ def _check_columns(columns: int, name: str) -> None:
 def draw_out(tables: Tensor, members: Tensor, seed: int, start: int, counter: Tensor | None, *out: Tensor) -> None:
     index, partner, lam, group = out
     count, device = index.numel(), tables.device
-    inputs.outputs("draw", tables, count, index=index, partner=partner, lam=lam, group=group)
+    inputs.vectors("draw", tables, count, index=index, partner=partner, lam=lam, group=group)
     inputs.sequence("draw", tables, members, seed, start, count, counter)
     if count:
         _DRAW(
@@ -156,7 +156,7 @@ def mix_images_out(
     flips: Tensor | None, out: Tensor,
 ) -> None:  # fmt: skip
     inputs.images("mix_images", index, images, mean, std, out, index.numel(), boxes is not None)
-    inputs.pairs("mix_images", index, index.numel(), index=index, partner=partner, lam=lam)
+    inputs.vectors("mix_images", index, index.numel(), index=index, partner=partner, lam=lam)
     inputs.crops("mix_images", index, index.numel(), boxes, flips)
     total, height, width, channels = images.shape
     batch, _, out_height, out_width = out.shape
@@ -203,7 +203,7 @@ def mix_image_batch_out(
     inputs.sequence(op, tables, members, seed, start, count, counter)
     inputs.check(op, "labels", labels, tables, inputs.LABELS, images.shape[0])
     names = ("label", "partner_label", "lam", "index", "partner", "group")
-    inputs.outputs(op, tables, count, **dict(zip(names, out[1:], strict=True)))
+    inputs.vectors(op, tables, count, **dict(zip(names, out[1:], strict=True)))
     batch, channels, out_height, out_width = mixed.shape
     _check_size(images, out_height, out_width)
     if batch:
@@ -232,7 +232,7 @@ def mix_image_batch(*given: Any, counter: Tensor | None = None) -> tuple[Tensor,
 def mix_rows_out(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, out: Tensor) -> None:
     inputs.rows("mix_rows", "rows", rows, rows)
     batch, columns = index.numel(), rows.shape[1]
-    inputs.pairs("mix_rows", rows, batch, index=index, partner=partner, lam=lam)
+    inputs.vectors("mix_rows", rows, batch, index=index, partner=partner, lam=lam)
     inputs.check("mix_rows", "out", out, rows, inputs.FLOATS, batch, columns)
     _check_columns(columns, "columns")
     if batch and columns:
@@ -253,7 +253,7 @@ def mix_rows(rows: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: t
 def mix_labels_out(label: Tensor, partner_label: Tensor, lam: Tensor, out: Tensor) -> None:
     inputs.rows("mix_labels", "out", out, label)
     batch, classes = label.numel(), out.shape[1]
-    inputs.pairs("mix_labels", label, batch, label=label, partner_label=partner_label, lam=lam)
+    inputs.vectors("mix_labels", label, batch, label=label, partner_label=partner_label, lam=lam)
     inputs.check("mix_labels", "out", out, label, inputs.FLOATS, batch, classes)
     _check_columns(classes, "classes")
     if batch:
@@ -275,7 +275,7 @@ def _check_loss(logits: Tensor, label: Tensor, partner_label: Tensor, lam: Tenso
     op = "mixed_cross_entropy"
     inputs.rows(op, "logits", logits, logits)
     inputs.need(logits.shape[1] >= 1, op, "logits", "of one class or more")
-    inputs.pairs(op, logits, logits.shape[0], label=label, partner_label=partner_label, lam=lam)
+    inputs.vectors(op, logits, logits.shape[0], label=label, partner_label=partner_label, lam=lam)
 
 
 def _losses(

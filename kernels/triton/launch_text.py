@@ -80,8 +80,8 @@ def _starts(row: Tensor, rows: int) -> Tensor:
     return torch.searchsorted(row, torch.arange(rows + 1, device=row.device))
 
 
-def _check_backward(grad: Tensor, ids: Tensor, *others: Tensor | None) -> None:
-    inputs.lookups("mix_embeddings", grad, ids, *others)  # type: ignore[arg-type]
+def _check_backward(grad: Tensor, ids: Tensor, *others: Any) -> None:
+    inputs.lookups("mix_embeddings", grad, ids, *others)
     inputs.need(grad.dim() == 3, "mix_embeddings", "grad", "[B, S, D]")
     inputs.check("mix_embeddings", "grad", grad, grad, inputs.FLOATS, *ids.shape, grad.shape[2])
 
