@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from spurmix import GroupIndex, MixLoader, TokenSource, policies
-from spurmix.data.sources import ImageSource, Source
-from spurmix.data.window import WindowedImages
+from spurmix.data.sources.arrays import ImageSource, Source
+from spurmix.data.sources.windowed import WindowedImages
 
 EXAMPLES, BATCH = 500, 8
 KINDS = ("map", "window", "direct", "tokens")

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from spurmix.core.lam import Beta, Fixed, InverseCDF, Uniform
     from spurmix.core.policy import MixPolicy
     from spurmix.data.batch import Batch, TokenPairs, Tokens
-    from spurmix.data.civilcomments import read_civilcomments
-    from spurmix.data.loader import MixLoader
-    from spurmix.data.sources import FeatureSource, ImageSource
-    from spurmix.data.store import PackedDataset
-    from spurmix.data.text import TokenSource
+    from spurmix.data.dataset.packed import PackedDataset
+    from spurmix.data.loader.mix_loader import MixLoader
+    from spurmix.data.pack.layouts.civilcomments import read_civilcomments
+    from spurmix.data.sources.arrays import FeatureSource, ImageSource
+    from spurmix.data.sources.tokens import TokenSource
     from spurmix.deploy.export import export_onnx
     from spurmix.deploy.predictor import Predictor
     from spurmix.ops import functional
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Batch": ("spurmix.data.batch", "Batch"),
     "Beta": ("spurmix.core.lam", "Beta"),
-    "FeatureSource": ("spurmix.data.sources", "FeatureSource"),
+    "FeatureSource": ("spurmix.data.sources.arrays", "FeatureSource"),
     "Fixed": ("spurmix.core.lam", "Fixed"),
     "GroupIndex": ("spurmix.core.groups", "GroupIndex"),
-    "ImageSource": ("spurmix.data.sources", "ImageSource"),
+    "ImageSource": ("spurmix.data.sources.arrays", "ImageSource"),
     "InverseCDF": ("spurmix.core.lam", "InverseCDF"),
-    "MixLoader": ("spurmix.data.loader", "MixLoader"),
+    "MixLoader": ("spurmix.data.loader.mix_loader", "MixLoader"),
     "MixedInputs": ("spurmix.train.text", "MixedInputs"),
     "MixTrainer": ("spurmix.train.hf_trainer", "MixTrainer"),
     "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
-    "PackedDataset": ("spurmix.data.store", "PackedDataset"),
+    "PackedDataset": ("spurmix.data.dataset.packed", "PackedDataset"),
     "Predictor": ("spurmix.deploy.predictor", "Predictor"),
     "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
-    "TokenSource": ("spurmix.data.text", "TokenSource"),
+    "TokenSource": ("spurmix.data.sources.tokens", "TokenSource"),
     "Tokens": ("spurmix.data.batch", "Tokens"),
     "Uniform": ("spurmix.core.lam", "Uniform"),
     "draw": ("spurmix.ops.functional", "draw"),
@@ -55,7 +55,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "finetune": ("spurmix.train.finetune", "finetune"),
     "functional": ("spurmix.ops.functional", None),
     "models": ("spurmix.train.models", None),
-    "read_civilcomments": ("spurmix.data.civilcomments", "read_civilcomments"),
+    "read_civilcomments": ("spurmix.data.pack.layouts.civilcomments", "read_civilcomments"),
     "policies": ("spurmix.core.policies", None),
     "retrain_head": ("spurmix.train.head", "retrain_head"),
 }

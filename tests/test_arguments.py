@@ -14,7 +14,7 @@ from torch import nn
 
 import spurmix
 from spurmix import Beta, Fixed, GroupIndex, ImageSource, MixLoader, MixPolicy, TokenSource, Uniform, policies
-from spurmix.data.store import Metadata, describe, write_metadata
+from spurmix.data.dataset.packed import Metadata, describe, write_metadata
 from spurmix.ops import functional as F
 from spurmix.train import models
 

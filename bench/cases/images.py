@@ -13,7 +13,7 @@ from bench import limits
 from bench.context import Context
 from bench.registry import Case, Contender, case
 from spurmix import functional
-from spurmix.data.ring import buffer
+from spurmix.data.loader.buffers import buffer
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 SCALE, BIAS = 1 / (255 * STD), -MEAN / STD

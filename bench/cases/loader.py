@@ -14,7 +14,7 @@ from bench.cases.images import BIAS, MEAN, SCALE, STD
 from bench.context import Context
 from bench.registry import Case, Contender, case
 from spurmix import GroupIndex, ImageSource, MixLoader, functional, policies
-from spurmix.data.ring import batch_buffers
+from spurmix.data.loader.buffers import batch_buffers
 
 BATCH, STORE, BATCHES = 256, 2048, 24
 

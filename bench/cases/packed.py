@@ -23,9 +23,10 @@ from bench.context import Context
 from bench.registry import Case, Contender, case
 from spurmix import ImageSource, MixLoader, PackedDataset, policies
 from spurmix.core.memory import pages
-from spurmix.data import listing, store
-from spurmix.data.pack import pack_images
-from spurmix.data.window import WindowedImages
+from spurmix.data.dataset import packed as store
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack.images import pack_images
+from spurmix.data.sources.windowed import WindowedImages
 
 IMAGES, SIDE, BATCH, BATCHES = 9900, 224, 256, 40
 FILES, CHECKED = 8000, 64

@@ -17,7 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 from bench.context import Context
 from bench.registry import Case, Contender, case
 from spurmix import GroupIndex, MixLoader, TokenSource, policies
-from spurmix.data import tokenise
+from spurmix.data.dataset import tokenize as tokenise
 
 COMMENTS, VOCABULARY, MAX_LENGTH = 100_000, 30_522, 300
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

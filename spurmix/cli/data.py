@@ -51,7 +51,8 @@ def listing_of(
     drop_empty: bool = False,
 ) -> Any:
     """The listing that the options of `spurmix pack` name."""
-    from spurmix.data import listing, published
+    from spurmix.data.pack import manifest as listing
+    from spurmix.data.pack.layouts import published
 
     if layout is Layout.table:
         return listing.from_table(source, root, attributes=attributes, **columns)
@@ -65,7 +66,7 @@ def listing_of(
     if layout is Layout.civilcomments:
         return published.civilcomments(source, attribute=attributes[0] if attributes else "any", drop_empty=drop_empty)
     if layout is Layout.huggingface:
-        from spurmix.data.huggingface import from_datasets
+        from spurmix.data.pack.huggingface import from_datasets
 
         image = columns["path"] if columns["path"] != "path" else None
         columns = {name: columns[name] for name in ("text", "label", "split")}
@@ -148,17 +149,17 @@ def pack(
     found = listing_of(source, layout, root, columns, attribute or [], broken == "skip")
     for note in found.notes:
         print(note)
-    from spurmix.data.job import BrokenFiles
+    from spurmix.data.pack.job import BrokenFiles
 
     try:
         if texts:
-            from spurmix.data.pack_texts import pack_texts
+            from spurmix.data.pack.texts import pack_texts
 
             report = pack_texts(
                 found, target, tokenizer, max_length=max_length, limit=limit, broken=broken, shard=part
             )  # fmt: skip
         else:
-            from spurmix.data.pack import pack_images
+            from spurmix.data.pack.images import pack_images
 
             pixels = size if size is not None else 28 if layout is Layout.mnist else 224
             report = pack_images(
@@ -178,7 +179,7 @@ def tell_merge(target: Path, shard: tuple[int, int]) -> None:
 
 def shard_of(text: str | None) -> tuple[int, int]:
     """The shard that an option names; default: that of this process."""
-    from spurmix.data.job import process_shard
+    from spurmix.data.pack.job import process_shard
 
     if text is None:
         return process_shard()
@@ -196,16 +197,16 @@ def merge(
     ] = None,
 ) -> None:
     """Put packed datasets, such as shards, behind one another."""
-    from spurmix.data.merge import merge as merge_datasets
-    from spurmix.data.merge import shards_of
+    from spurmix.data.pack.merge import merge as merge_datasets
+    from spurmix.data.pack.merge import shards_of
 
     print(merge_datasets(parts or shards_of(target), target))
 
 
 def verify(dataset: Dataset) -> None:
     """Compare every byte of a packed dataset with its checksums."""
-    from spurmix.data.job import counted
-    from spurmix.data.store import PackedDataset
+    from spurmix.data.dataset.packed import PackedDataset
+    from spurmix.data.pack.job import counted
 
     opened = PackedDataset(dataset)
     damaged = opened.verify()
@@ -247,7 +248,7 @@ def inspect(
     from rich.markup import escape
     from rich.table import Table
 
-    from spurmix.data.store import PackedDataset
+    from spurmix.data.dataset.packed import PackedDataset
 
     opened = PackedDataset(dataset)
     console = Console()
@@ -277,7 +278,7 @@ def inspect(
 
 def contact_sheet(part: Any, groups: GroupIndex, path: Path, columns: int = 8, side: int = 96) -> None:
     """A PNG with a row of images for each group, its name above them."""
-    from spurmix.data.decode import pillow
+    from spurmix.data.pack.decode import pillow
 
     if part.kind != "images":
         raise ValueError(f"--sheet is for images; this dataset holds {part.kind}")
@@ -312,7 +313,7 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say how much of the correlation between class and attribute a policy leaves, before any training."""
-    from spurmix.data.store import PackedDataset
+    from spurmix.data.dataset.packed import PackedDataset
 
     known = every_policy()
     if policy not in known:

@@ -15,8 +15,8 @@ from spurmix.cli import demo_data, report
 from spurmix.core import policies
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
-from spurmix.data.loader import MixLoader
-from spurmix.data.sources import ImageSource
+from spurmix.data.loader.mix_loader import MixLoader
+from spurmix.data.sources.arrays import ImageSource
 from spurmix.deploy.export import export_onnx
 from spurmix.train import models
 from spurmix.train.checkpoint import check_writable

@@ -15,8 +15,8 @@ from spurmix.cli.demo import Epochs, all_policies, check, partly_known
 from spurmix.core import policies
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
-from spurmix.data.loader import MixLoader
-from spurmix.data.text import TokenSource
+from spurmix.data.loader.mix_loader import MixLoader
+from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.export import export_onnx
 from spurmix.train import models
 from spurmix.train.evaluate import evaluate

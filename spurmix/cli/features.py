@@ -10,14 +10,14 @@ import typer
 from spurmix.cli.data import Dataset, Shard, shard_of, tell_merge
 
 if TYPE_CHECKING:
-    from spurmix.data.store import PackedDataset
+    from spurmix.data.dataset.packed import PackedDataset
 
 
 def encoder(name: str | None, weights: str | None, dataset: PackedDataset) -> Any:
     """A model with its weights that reads `dataset`: of that name, or of the run in the folder `weights`."""
-    from spurmix.train.config import MODELS
-    from spurmix.train.run_files import CONFIG, MODEL, read_weights
-    from spurmix.train.run_model import make_model
+    from spurmix.train.runs.config import MODELS
+    from spurmix.train.runs.files import CONFIG, MODEL, read_weights
+    from spurmix.train.runs.model import make_model
 
     if weights is not None and (Path(weights) / CONFIG).is_file() and name is None:
         return read_weights(Path(weights) / MODEL)[0]
@@ -49,7 +49,7 @@ def features(
 
     import torch
 
-    from spurmix.data.store import PackedDataset
+    from spurmix.data.dataset.packed import PackedDataset
     from spurmix.train.pack_features import pack_features
 
     part = shard_of(shard)

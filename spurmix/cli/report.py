@@ -17,10 +17,10 @@ from torch import Tensor
 from spurmix.cli.app import versions
 from spurmix.core.audit import Audit
 from spurmix.data.batch import Batch
-from spurmix.data.sources import ImageSource
+from spurmix.data.sources.arrays import ImageSource
 from spurmix.deploy.export import ExportReport
 from spurmix.train.metrics import Evaluation
-from spurmix.train.run_files import write_text
+from spurmix.train.runs.files import write_text
 
 GREY, BLUE = "#9aa5b1", "#2563eb"
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spurmix.train.config import DEFAULT, FIELDS, option, resolve
-from spurmix.train.recipes import RECIPES
+from spurmix.train.runs.config import DEFAULT, FIELDS, option, resolve
+from spurmix.train.runs.recipes import RECIPES
 
 PANELS = {
     "attribute": "Data",
@@ -34,8 +34,8 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
     Settings are those of the flags, over those of --config, over those of --recipe. Several processes:
     torchrun --nproc-per-node 4 -m spurmix train ..., or accelerate launch -m spurmix train ...
     """
-    from spurmix.train import run
-    from spurmix.train.run_files import CONFIG
+    from spurmix.train.runs import run
+    from spurmix.train.runs.files import CONFIG
 
     began = time.perf_counter()
     if not out.name:
@@ -108,7 +108,7 @@ train.__annotations__ = {n: p.annotation for n, p in _signature().parameters.ite
 
 
 def _open(folder: Path, dataset: str | None, main: bool = True) -> Any:
-    from spurmix.train import run
+    from spurmix.train.runs import run
 
     opened = run.open_run(folder, dataset)
     if main and dataset is None and not opened.same_data:
@@ -126,7 +126,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Accuracy of a run's model in every group of a split, with intervals. Several processes share the work."""
-    from spurmix.train import run
+    from spurmix.train.runs import run
 
     processes = run.Processes(device)
     opened = _open(folder, dataset, processes.main)

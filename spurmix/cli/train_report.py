@@ -10,11 +10,11 @@ from spurmix.cli import report
 from spurmix.cli.app import versions
 from spurmix.cli.data import residuals
 from spurmix.core.audit import Audit
-from spurmix.data.loader import MixLoader
-from spurmix.data.sources import ImageSource
-from spurmix.train.config import DEFAULT
-from spurmix.train.run import Job, Outcome
-from spurmix.train.run_files import read_evaluations, write_text
+from spurmix.data.loader.mix_loader import MixLoader
+from spurmix.data.sources.arrays import ImageSource
+from spurmix.train.runs.config import DEFAULT
+from spurmix.train.runs.files import read_evaluations, write_text
+from spurmix.train.runs.run import Job, Outcome
 
 
 def write(job: Job, outcome: Outcome, audit: Audit, seconds: float) -> None:

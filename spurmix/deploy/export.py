@@ -23,8 +23,8 @@ from spurmix._version import __version__
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.data.batch import Tokens
-from spurmix.data.sources import ImageSource, Source, as_source
-from spurmix.data.text import TokenSource
+from spurmix.data.sources.arrays import ImageSource, Source, as_source
+from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.export_text import ExportError, StoredTokenizer
 from spurmix.deploy.predictor import Predictor
 from spurmix.train.evaluate import predict, reading_order

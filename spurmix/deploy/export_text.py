@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from spurmix.data import tokenise
-from spurmix.data.text import TokenSource
-from spurmix.data.tokenizer import FILE, backend_of, files
+from spurmix.data.dataset import tokenize as tokenise
+from spurmix.data.dataset.tokenizer_files import FILE, backend_of, files
+from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.predictor import Predictor
 from spurmix.deploy.tokenizer import TextInput
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core import checks
-from spurmix.data.tokenizer import FILE
+from spurmix.data.dataset.tokenizer_files import FILE
 from spurmix.deploy.tokenizer import TextInput
 
 

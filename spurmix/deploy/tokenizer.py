@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.data.tokenise import named, tokenizer_fingerprint
-from spurmix.data.tokenizer import configure
+from spurmix.data.dataset.tokenize import named, tokenizer_fingerprint
+from spurmix.data.dataset.tokenizer_files import configure
 
 CHUNK = 64
 """Texts that are padded together."""

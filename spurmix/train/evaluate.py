@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.progress import bar
-from spurmix.data.sources import Source, as_source
-from spurmix.data.text import TokenSource
-from spurmix.data.window import WindowedImages
+from spurmix.data.sources.arrays import Source, as_source
+from spurmix.data.sources.tokens import TokenSource
+from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops import validate
 from spurmix.ops.flags import check
 from spurmix.train.metrics import Evaluation, check_options, evaluate_logits

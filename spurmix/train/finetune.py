@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from spurmix.core import checks
 from spurmix.core.progress import bar
 from spurmix.data.batch import Batch
-from spurmix.data.loader import MixLoader
-from spurmix.data.text import TokenSource
+from spurmix.data.loader.mix_loader import MixLoader
+from spurmix.data.sources.tokens import TokenSource
 from spurmix.ops import functional
 from spurmix.train import checkpoint
 from spurmix.train.models import head_of, logits_of, modes_kept, parameter_groups

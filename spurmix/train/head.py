@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
-from spurmix.data.loader import MixLoader
-from spurmix.data.sources import FeatureSource
+from spurmix.data.loader.mix_loader import MixLoader
+from spurmix.data.sources.arrays import FeatureSource
 from spurmix.train.evaluate import over_batches
 from spurmix.train.finetune import TrainResult, finetune
 from spurmix.train.models import head_layer

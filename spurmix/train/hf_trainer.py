@@ -14,8 +14,8 @@ from transformers import Trainer
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import TokenPairs
-from spurmix.data.loader import MixLoader
-from spurmix.data.text import TokenSource
+from spurmix.data.loader.mix_loader import MixLoader
+from spurmix.data.sources.tokens import TokenSource
 from spurmix.ops import functional
 from spurmix.train.models import logits_of
 from spurmix.train.text import MixedInputs, Where

@@ -14,11 +14,11 @@ from torch import nn
 from spurmix._version import __version__
 from spurmix.core.progress import bar
 from spurmix.core.ranges import chunks
-from spurmix.data import job as jobs
-from spurmix.data.job import DONE, Job, PackReport
-from spurmix.data.sources import ImageSource, Source
-from spurmix.data.store import PackedDataset
-from spurmix.data.text import TokenSource
+from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.pack import job as jobs
+from spurmix.data.pack.job import DONE, Job, PackReport
+from spurmix.data.sources.arrays import ImageSource, Source
+from spurmix.data.sources.tokens import TokenSource
 from spurmix.train.head import extract_features
 from spurmix.train.models import head_layer
 

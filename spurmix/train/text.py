@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spurmix.data.batch import TokenPairs, Tokens
-from spurmix.data.text import positions
+from spurmix.data.sources.tokens import positions
 from spurmix.ops import functional, validate
 from spurmix.train.models import HEAD_NAMES, head_layer
 

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from spurmix.cli import app
 from spurmix.cli.data import every_policy
-from spurmix.data.civilcomments import FILE, IDENTITIES
-from spurmix.data.store import PackedDataset
+from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.pack.layouts.civilcomments import FILE, IDENTITIES
 
 
 @pytest.fixture(scope="module")

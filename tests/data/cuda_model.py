@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spurmix.data import ring
+from spurmix.data.loader import buffers as ring
 from spurmix.ops import flags
 
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from spurmix import MixLoader, TokenSource, policies
-from spurmix.data.civilcomments import FILE, IDENTITIES, SPLITS, read_civilcomments
+from spurmix.data.pack.layouts.civilcomments import FILE, IDENTITIES, SPLITS, read_civilcomments
 from spurmix.train.metrics import evaluate_logits
 
 COLUMNS = ["", "id", "split", "comment_text", "toxicity", *IDENTITIES, "asian", "identity_any"]

@@ -13,8 +13,8 @@ import torch
 from cuda_model import Device, model_of_a_gpu
 
 from spurmix import GroupIndex, ImageSource, MixLoader, TokenSource, policies
-from spurmix.data import gather
-from spurmix.data.window import WindowedImages
+from spurmix.data.loader import host_gather as gather
+from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops.augment import NO_AUGMENT, Augment
 
 RNG = np.random.default_rng(5)

@@ -12,7 +12,9 @@ from cuda_model import Stream, Streams
 from torch._subclasses import FakeTensorMode
 
 from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, TokenSource, policies
-from spurmix.data import gpu, ring, sources
+from spurmix.data.loader import buffers as ring
+from spurmix.data.loader import cuda_stream as gpu
+from spurmix.data.sources import arrays as sources
 from spurmix.ops import flags, validate
 from spurmix.ops import functional as F
 from spurmix.ops.augment import Augment

@@ -18,9 +18,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spurmix.data import huggingface, listing, published, remote
-from spurmix.data.pack import BrokenFiles, pack_images
-from spurmix.data.store import PackedDataset
+from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.pack import huggingface, remote
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack.images import BrokenFiles, pack_images
+from spurmix.data.pack.layouts import published
 
 RNG = np.random.default_rng(3)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, TokenSource, policies
-from spurmix.data.window import WindowedImages
+from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops import functional as F
 
 RNG = np.random.default_rng(3)

@@ -19,8 +19,8 @@ import torch
 
 from spurmix import GroupIndex, MixLoader, policies
 from spurmix.core import memory
-from spurmix.data import ring
 from spurmix.data.batch import Batch
+from spurmix.data.loader import buffers as ring
 
 RNG = np.random.default_rng(5)
 GROUPS = GroupIndex(RNG.integers(0, 3, 60), RNG.integers(0, 2, 60))

@@ -22,11 +22,15 @@ from PIL import Image
 
 from spurmix import ImageSource, MixLoader, policies
 from spurmix.core.cells import host_module
-from spurmix.data import checksums, listing, pack, store, stripes
-from spurmix.data.decode import ImageError, decode, decoded
-from spurmix.data.job import Job
-from spurmix.data.merge import merge
-from spurmix.data.store import DatasetError, PackedDataset
+from spurmix.data.dataset import checksums
+from spurmix.data.dataset import packed as store
+from spurmix.data.dataset.packed import DatasetError, PackedDataset
+from spurmix.data.pack import images as pack
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack import writer as stripes
+from spurmix.data.pack.decode import ImageError, decode, decoded
+from spurmix.data.pack.job import Job
+from spurmix.data.pack.merge import merge
 from spurmix.ops.augment import Augment
 
 RNG = np.random.default_rng(5)
@@ -214,7 +218,8 @@ def test_shards_merge_to_what_one_process_packs(tmp_path: Path) -> None:
 
 CHILD = """
 import sys
-from spurmix.data import listing, pack
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack import images as pack
 pack.KEPT = 32
 pack.pack_images(listing.waterbirds(sys.argv[1]), sys.argv[2], size=64, workers=2, broken="skip")
 """
@@ -408,7 +413,7 @@ def test_windowed_images_are_a_source_like_any_other(packed: PackedDataset, monk
     index = torch.tensor([5, 0, 5, 3])
     for host in (True, False):
         if not host:
-            monkeypatch.setattr("spurmix.data.window.host_module", lambda: None)
+            monkeypatch.setattr("spurmix.data.sources.windowed.host_module", lambda: None)
         assert torch.equal(mapped.gather(index), read.gather(index)) and torch.equal(mapped.raw(index), read.raw(index))
     batch = next(iter(loaders(data, 2, augment=Augment(size=5))))
     assert torch.allclose(batch.input, loaders(data, 0, augment=Augment(size=5)).batch(0).input, atol=1e-2)
@@ -430,7 +435,7 @@ def test_a_file_that_shrinks_is_an_error_of_the_batch(tmp_path: Path) -> None:
         next(iter(loader))
     for host in (host_module(), None):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=r"images\.npy: ends before row 5"):
-            patch.setattr("spurmix.data.window.host_module", lambda host=host: host)
+            patch.setattr("spurmix.data.sources.windowed.host_module", lambda host=host: host)
             read.raw(torch.tensor([0, 5]))  # type: ignore[union-attr]
 
 
@@ -443,7 +448,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
 
 SCARCE = """
 import resource, sys, torch, spurmix
-from spurmix.data.store import PackedDataset
+from spurmix.data.dataset.packed import PackedDataset
 from spurmix import MixLoader, policies
 torch.set_num_threads(1)
 data = PackedDataset(sys.argv[1])

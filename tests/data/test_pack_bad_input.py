@@ -19,8 +19,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spurmix.data import job, listing, pack, store, stripes
-from spurmix.data.store import DatasetError, PackedDataset
+from spurmix.data.dataset import packed as store
+from spurmix.data.dataset.packed import DatasetError, PackedDataset
+from spurmix.data.pack import images as pack
+from spurmix.data.pack import job
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack import writer as stripes
 
 
 def png(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -69,7 +73,8 @@ def test_every_broken_kind_of_image_is_reported_and_the_odd_ones_are_read(tmp_pa
 
 PLAIN_USER = """
 import os, sys
-from spurmix.data import listing, pack
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack import images as pack
 found = listing.from_folder(sys.argv[1] + "/images")
 pack.pack_images(found, sys.argv[1] + "/first", size=4)  # imports what root alone may be able to read
 if os.getuid() == 0:

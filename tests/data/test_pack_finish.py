@@ -16,10 +16,15 @@ import pytest
 from PIL import Image
 
 from spurmix.cli.data import contact_sheet, inspect
-from spurmix.data import decode, job, leave_out, listing, pack, published, store
-from spurmix.data.decode import ImageError
-from spurmix.data.merge import merge
-from spurmix.data.store import DatasetError, PackedDataset
+from spurmix.data.dataset import packed as store
+from spurmix.data.dataset.packed import DatasetError, PackedDataset
+from spurmix.data.pack import compaction as leave_out
+from spurmix.data.pack import decode, job
+from spurmix.data.pack import images as pack
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack.decode import ImageError
+from spurmix.data.pack.layouts import published
+from spurmix.data.pack.merge import merge
 
 
 def png(image: Image.Image, kind: str = "PNG") -> bytes:

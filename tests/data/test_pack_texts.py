@@ -18,13 +18,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from spurmix import MixLoader, TokenSource, policies, read_civilcomments
-from spurmix.data import job, listing, published, tokenise
-from spurmix.data import tokenizer as tokenizers
-from spurmix.data.civilcomments import FILE, IDENTITIES, SPLITS
-from spurmix.data.merge import merge, shards_of
-from spurmix.data.pack import pack_images
-from spurmix.data.pack_texts import pack_texts
-from spurmix.data.store import DatasetError, PackedDataset, sealed
+from spurmix.data.dataset import tokenize as tokenise
+from spurmix.data.dataset import tokenizer_files as tokenizers
+from spurmix.data.dataset.packed import DatasetError, PackedDataset, sealed
+from spurmix.data.pack import job
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack.images import pack_images
+from spurmix.data.pack.layouts import published
+from spurmix.data.pack.layouts.civilcomments import FILE, IDENTITIES, SPLITS
+from spurmix.data.pack.merge import merge, shards_of
+from spurmix.data.pack.texts import pack_texts
 
 RNG = np.random.default_rng(7)
 WORDS = [f"w{k}" for k in range(30)]
@@ -219,7 +222,10 @@ def test_shards_merge_to_what_one_process_packs(tmp_path: Path) -> None:
 
 CHILD = """
 import os, signal, sys
-from spurmix.data import listing, pack_texts, store, tokenise
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack import texts as pack_texts
+from spurmix.data.dataset import packed as store
+from spurmix.data.dataset import tokenize as tokenise
 tokenise.CHUNK = 16
 calls = 0
 def dying(function):
@@ -252,7 +258,7 @@ def opened(self, mode="r", *arguments, **options):
 pack_texts.Path.open = opened
 pack_texts.Job.begin, pack_texts.Job.clear = dying(pack_texts.Job.begin), dying(pack_texts.Job.clear)
 os.rename, os.replace = dying(os.rename), dying(os.replace)
-from spurmix.data import job
+from spurmix.data.pack import job
 job.describe, job.write_metadata = dying(job.describe), dying(job.write_metadata)
 report = pack_texts.pack_texts(listing.from_table(sys.argv[1], text="text"), sys.argv[2], sys.argv[3])
 print(report.resumed, calls)
@@ -302,7 +308,9 @@ def test_a_changed_table_is_begun_anew(tmp_path: Path, monkeypatch: pytest.Monke
 
 FULL = """
 import resource, sys
-from spurmix.data import listing, pack_texts, tokenise
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack import texts as pack_texts
+from spurmix.data.dataset import tokenize as tokenise
 tokenise.CHUNK = 64
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)  # a disk that takes no more
 pack_texts.pack_texts(listing.from_table(sys.argv[1], text="text"), sys.argv[2], sys.argv[3])

@@ -20,9 +20,11 @@ import torch
 
 from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, evaluate, policies
 from spurmix.core import memory
-from spurmix.data import sources, store, tiers
-from spurmix.data.store import Metadata, PackedDataset
-from spurmix.data.window import WindowedImages
+from spurmix.data.dataset import packed as store
+from spurmix.data.dataset.packed import Metadata, PackedDataset
+from spurmix.data.sources import arrays as sources
+from spurmix.data.sources import placement as tiers
+from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops.augment import Augment
 
 GIB = 1 << 30
@@ -172,7 +174,7 @@ def test_memory_is_what_system_groups_and_limits_leave(tmp_path: Path) -> None:
 LIMITED = """
 import resource, sys
 import spurmix, torch
-from spurmix.data.store import PackedDataset
+from spurmix.data.dataset.packed import PackedDataset
 data = PackedDataset(sys.argv[1])
 data.split("test").source(tier="auto")  # what is imported once
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -21,9 +21,9 @@ from PIL import Image
 
 from spurmix import PackedDataset
 from spurmix.cli.app import app
-from spurmix.data import listing
-from spurmix.data.job import BrokenFiles
-from spurmix.data.pack import pack_images
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack.images import pack_images
+from spurmix.data.pack.job import BrokenFiles
 
 NAMES = ("plain.png", "a b.png", "ü.png", "50%41.png", "h#1.png", "q?x=1.png", "s;t&u=v+w.png")
 

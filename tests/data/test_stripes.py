@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from spurmix.core.cells import host_module
-from spurmix.data import checksums, job, stripes
+from spurmix.data.dataset import checksums
+from spurmix.data.pack import job
+from spurmix.data.pack import writer as stripes
 
 
 def test_checksums_are_those_of_zlib() -> None:

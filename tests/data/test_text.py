@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, BertTokenizerFast, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from spurmix import GroupIndex, MixLoader, TokenPairs, TokenSource, policies
-from spurmix.data import text as text_module
-from spurmix.data import tokenise
+from spurmix.data.dataset import tokenize as tokenise
+from spurmix.data.sources import tokens as text_module
 from spurmix.ops import functional as F
 
 RNG = np.random.default_rng(8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spurmix.data.store import Metadata, describe, write_metadata
+from spurmix.data.dataset.packed import Metadata, describe, write_metadata
 
 SPLITS = {"train": (240, 0.9), "val": (80, 0.5), "test": (120, 0.5)}
 """Examples, and how many of them have the attribute of their class."""

@@ -20,8 +20,9 @@ from torch import nn
 
 from spurmix import GroupIndex, MixLoader, finetune, policies
 from spurmix.ops.augment import Augment
-from spurmix.train import checkpoint, run_files
-from spurmix.train.config import RunConfig
+from spurmix.train import checkpoint
+from spurmix.train.runs import files as run_files
+from spurmix.train.runs.config import RunConfig
 
 RNG = np.random.default_rng(8)
 LABELS = RNG.integers(0, 2, 120)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from spurmix import policies
 from spurmix.core.lam import Beta, Fixed
-from spurmix.train.config import DEFAULT, FIELDS, RunConfig, build_policy, option, resolve, to_toml
-from spurmix.train.recipes import RECIPES
+from spurmix.train.runs.config import DEFAULT, FIELDS, RunConfig, build_policy, option, resolve, to_toml
+from spurmix.train.runs.recipes import RECIPES
 from spurmix.train.schedule import factor
 
 

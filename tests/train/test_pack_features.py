@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 from spurmix import FeatureSource, ImageSource, policies, retrain_head
 from spurmix.cli.features import encoder, features
-from spurmix.data import listing
-from spurmix.data.merge import merge, shards_of
-from spurmix.data.pack import pack_images
-from spurmix.data.pack_texts import pack_texts
-from spurmix.data.store import PackedDataset
+from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.pack import manifest as listing
+from spurmix.data.pack.images import pack_images
+from spurmix.data.pack.merge import merge, shards_of
+from spurmix.data.pack.texts import pack_texts
 from spurmix.train import models, pack_features
 from spurmix.train.head import extract_features
 

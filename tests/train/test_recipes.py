@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import BertConfig, BertForSequenceClassification
 
 from spurmix import MixedInputs, MixLoader, TokenSource, evaluate, finetune, policies
-from spurmix.data.civilcomments import IDENTITIES, read_civilcomments
-from spurmix.train.recipes import CIVILCOMMENTS
+from spurmix.data.pack.layouts.civilcomments import IDENTITIES, read_civilcomments
+from spurmix.train.runs.recipes import CIVILCOMMENTS
 from spurmix.train.schedule import factor
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "nice", "good", "awful", "hateful", *IDENTITIES, "people", "the"]

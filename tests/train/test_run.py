@@ -26,13 +26,13 @@ from typer.testing import CliRunner
 
 from spurmix import PackedDataset, Predictor
 from spurmix.cli.app import app
-from spurmix.data import published
-from spurmix.data.pack_texts import pack_texts
-from spurmix.train import models, run
-from spurmix.train import run_files as files
-from spurmix.train.config import DEFAULT, RunConfig, resolve
+from spurmix.data.pack.layouts import published
+from spurmix.data.pack.texts import pack_texts
+from spurmix.train import models
 from spurmix.train.models import head_layer
-from spurmix.train.run_files import read_evaluations
+from spurmix.train.runs import files, run
+from spurmix.train.runs.config import DEFAULT, RunConfig, resolve
+from spurmix.train.runs.files import read_evaluations
 
 IMAGES: dict[str, Any] = dict(
     model="small", batch_size=24, steps=40, crop=True, crop_area=0.5, flip=True, save_every=6, evaluate_every=0.8,

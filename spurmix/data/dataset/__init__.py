@@ -1,0 +1,1 @@
+"""The packed format and reading it."""

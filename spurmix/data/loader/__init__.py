@@ -1,0 +1,1 @@
+"""MixLoader: draws, labels and mixes batches ahead of the consumer."""

@@ -1,0 +1,1 @@
+"""Packing images and texts into datasets."""

@@ -1,0 +1,1 @@
+"""Source layouts that packing reads."""

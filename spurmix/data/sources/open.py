@@ -1,0 +1,70 @@
+"""Sources of a packed dataset: each tier's way to read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from spurmix.data.dataset.packed import PackedDataset
+    from spurmix.data.sources.arrays import Source
+
+
+def open_source(
+    data: PackedDataset, window: int | None, tier: str | None, device: Any, memory: int | None, room: int | None
+) -> Source:
+    """See `PackedDataset.source`."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ImportError("sources need the package 'torch': pip install 'spurmix[train]'") from error
+
+    from spurmix.core import checks
+    from spurmix.core.memory import available
+    from spurmix.data.sources import arrays as sources
+    from spurmix.data.sources import placement as tiers
+    from spurmix.data.sources.tokens import TokenSource
+    from spurmix.data.sources.windowed import MEMORY, WindowedImages
+    from spurmix.ops import validate
+
+    for name, value in (("memory", memory), ("room", room)):
+        if value is not None and checks.integer(value, name) < 0:
+            raise ValueError(f"{name} must be 0 or more bytes, got {value}")
+    window = None if window is None else checks.integer(window, "window")
+    if window and data.kind != "images":
+        raise ValueError(f"window is for images; this dataset holds {data.kind}")
+    if window and tier not in (None, "auto", "disk"):
+        raise ValueError(f'window is for tier "disk", got {tier!r}')
+    wanted = "disk" if window else tier if tier is not None else "cache"
+    target = validate.device(device if device is not None else "cpu")
+    free = None
+    if target.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device: {target} was asked for, but CUDA is not available here")
+        free = sources.free_on(target)[0]
+    left = room if room is not None else free // 2 if free is not None and wanted == "auto" else 0
+    host = memory if memory is not None else available()
+    chosen = tiers.choose(tiers.Sizes(data.nbytes, host, free, left), wanted, data.kind)
+    source: Source
+    if chosen.name == "disk":
+        path = data.path / "images.npy"
+        most = memory if window else min(host // 2, MEMORY)
+        source = WindowedImages(path, data.begin, len(data), window or None, memory=most)
+    elif data.kind == "tokens":
+        ids, offsets = data.mapped(0), data.mapped(1)
+        offsets = np.asarray(offsets[data.begin : data.begin + len(data) + 1])
+        source = TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **data.made["tokens"])
+    elif data.kind == "features":
+        source = sources.FeatureSource(data.array)
+    else:
+        source = sources.ImageSource(data.array)
+    if chosen.name == "device":
+        assert not isinstance(source, TokenSource)
+        source = source.to(target)
+    elif chosen.name == "pinned":
+        assert isinstance(source, sources.ImageSource)
+        source = source.pinned()
+    if tier is not None:
+        source.tier = chosen
+    return source
