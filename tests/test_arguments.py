@@ -14,7 +14,7 @@ from torch import nn
 
 import spurmix
 from spurmix import Beta, Fixed, GroupIndex, ImageSource, MixLoader, MixPolicy, TokenSource, Uniform, policies
-from spurmix.data.dataset.packed import Metadata, describe, write_metadata
+from spurmix.data.dataset.format import Metadata, write_description, write_metadata
 from spurmix.ops import functional as F
 from spurmix.train import models
 
@@ -218,7 +218,7 @@ def test_wrong_values_of_what_reads_files(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", IMAGES.numpy())
     metadata = Metadata(np.array(LABELS), ["train"] * 6, list("abcdef"), {}, ("x", "y"), {})
     write_metadata(tmp_path, metadata)
-    describe(tmp_path, "images", metadata, {})
+    write_description(tmp_path, "images", metadata, {})
     packed = spurmix.PackedDataset(tmp_path)
     model = export(path=tmp_path / "model.onnx").path
     table: list[tuple[Callable[..., Any], dict[str, list[Any]]]] = [

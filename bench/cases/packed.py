@@ -23,9 +23,9 @@ from bench.context import Context
 from bench.registry import Case, Contender, case
 from spurmix import ImageSource, MixLoader, PackedDataset, policies
 from spurmix.core.memory import pages
-from spurmix.data.dataset import packed as store
-from spurmix.data.pack import manifest as listing
+from spurmix.data.dataset import format as store
 from spurmix.data.pack.images import pack_images
+from spurmix.data.pack.layouts.folder import from_folder
 from spurmix.data.sources.windowed import WindowedImages
 
 IMAGES, SIDE, BATCH, BATCHES = 9900, 224, 256, 40
@@ -72,7 +72,7 @@ def _packing(context: Context, height: int, width: int, repeats: int) -> Case:
     from PIL import Image
 
     root = _photos(height, width)
-    found = listing.from_folder(root)
+    found = from_folder(root)
     files = [root / source for source in found.metadata.sources]
     target, workers = limits.FOLDER / "packing", context.threads
     # Each turn has threads of its own, many turns are made: by where malloc puts Pillow's row of pixels, libjpeg-turbo
@@ -161,7 +161,7 @@ def _dataset() -> PackedDataset:
             {"a": ("0", "1")},
         )
         store.write_metadata(making, metadata)
-        store.describe(making, "images", metadata, {})
+        store.write_description(making, "images", metadata, {})
         making.replace(folder)
     return PackedDataset(folder)
 
@@ -213,7 +213,7 @@ def packed_disk(context: Context) -> Case:
     """
     data = _dataset()
     path = data.path / "images.npy"
-    row, begin = SIDE * SIDE * 3, store.array_header(path)[2]
+    row, begin = SIDE * SIDE * 3, store.read_array_header(path)[2]
     window = data.source(tier="disk")
     assert isinstance(window, WindowedImages)
     size = window.batches(BATCH, 10**6)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spurmix.core import policies
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
+
+if TYPE_CHECKING:
+    from spurmix.data.pack.manifest import Manifest
 
 
 class Layout(StrEnum):
@@ -42,36 +45,45 @@ Shard = Annotated[
 ]
 
 
-def listing_of(
+def manifest_of(
     source: str,
     layout: Layout,
     root: str | None,
     columns: dict[str, Any],
     attributes: list[str],
     drop_empty: bool = False,
-) -> Any:
-    """The listing that the options of `spurmix pack` name."""
-    from spurmix.data.pack import manifest as listing
-    from spurmix.data.pack.layouts import published
-
+) -> Manifest:
+    """Return the manifest that the options of `spurmix pack` select."""
     if layout is Layout.table:
-        return listing.from_table(source, root, attributes=attributes, **columns)
+        from spurmix.data.pack.layouts.table import from_table
+
+        return from_table(source, root, attributes=attributes, **columns)
     if layout is Layout.waterbirds:
-        return listing.waterbirds(source)
+        from spurmix.data.pack.layouts.waterbirds import from_waterbirds
+
+        return from_waterbirds(source)
     if layout is Layout.celeba:
+        from spurmix.data.pack.layouts.celeba import from_celeba
+
         label = columns["label"] if columns["label"] != "label" else "Blond_Hair"
-        return listing.celeba(source, target=label, attributes=attributes or ["Male"])
+        return from_celeba(source, target=label, attributes=attributes or ["Male"])
     if layout is Layout.mnist:
-        return published.mnist(source)
+        from spurmix.data.pack.layouts.mnist import from_mnist
+
+        return from_mnist(source)
     if layout is Layout.civilcomments:
-        return published.civilcomments(source, attribute=attributes[0] if attributes else "any", drop_empty=drop_empty)
+        from spurmix.data.pack.layouts.civilcomments import from_civilcomments
+
+        return from_civilcomments(source, attribute=attributes[0] if attributes else "any", drop_empty=drop_empty)
     if layout is Layout.huggingface:
-        from spurmix.data.pack.huggingface import from_datasets
+        from spurmix.data.pack.huggingface import from_huggingface
 
         image = columns["path"] if columns["path"] != "path" else None
         columns = {name: columns[name] for name in ("text", "label", "split")}
-        return from_datasets(source, image=image, attributes=attributes, **columns)
-    return listing.from_folder(source)
+        return from_huggingface(source, image=image, attributes=attributes, **columns)
+    from spurmix.data.pack.layouts.folder import from_folder
+
+    return from_folder(source)
 
 
 _COLUMNS = {"path-column", "text", "label", "attribute", "split"}
@@ -146,7 +158,7 @@ def pack(
         raise ValueError("--tokenizer and --max-length are for texts; name their column with --text")
     part = shard_of(shard)
     columns = {"path": path_column, "text": text, "label": label, "split": split}
-    found = listing_of(source, layout, root, columns, attribute or [], broken == "skip")
+    found = manifest_of(source, layout, root, columns, attribute or [], broken == "skip")
     for note in found.notes:
         print(note)
     from spurmix.data.pack.job import BrokenFiles
@@ -278,13 +290,13 @@ def inspect(
 
 def contact_sheet(part: Any, groups: GroupIndex, path: Path, columns: int = 8, side: int = 96) -> None:
     """A PNG with a row of images for each group, its name above them."""
-    from spurmix.data.pack.decode import pillow
+    from spurmix.data.pack.decode import import_pillow
 
     if part.kind != "images":
         raise ValueError(f"--sheet is for images; this dataset holds {part.kind}")
     if path.is_dir() or not path.name:
         raise ValueError(f"--sheet: {path} is a folder; name the PNG file to write")
-    library, _ = pillow()
+    library, _ = import_pillow()
     from PIL import ImageDraw
 
     head = 18

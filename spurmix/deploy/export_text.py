@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from spurmix.data.dataset import tokenize as tokenise
-from spurmix.data.dataset.tokenizer_files import FILE, backend_of, files
+from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE, require_fast, tokenizer_files
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.predictor import Predictor
 from spurmix.deploy.tokenizer import TextInput
@@ -35,7 +35,7 @@ class StoredTokenizer:
     def __init__(self, tokenizer: Any, source: TokenSource, model: nn.Module, target: Path) -> None:
         if tokenizer is None:
             raise ValueError("tokenizer: a text model travels with its tokenizer; give the one that made the ids")
-        backend_of(tokenizer)
+        require_fast(tokenizer)
         source.check_tokenizer(tokenizer)
         source.check_model(model)
         size = tokenise.vocabulary_size(tokenizer)
@@ -62,8 +62,8 @@ class StoredTokenizer:
         }
         self.folder = target.parent
         others = [p.name for p in self.folder.glob("*.onnx") if p.name != target.name and not p.name.startswith(".")]
-        beside = self.folder / FILE
-        self.files = files(tokenizer, limit)
+        beside = self.folder / TOKENIZER_FILE
+        self.files = tokenizer_files(tokenizer, limit)
         ours_alone = target.exists() and not others  # an earlier export of this model, which is replaced
         if beside.is_file() and not ours_alone and not self._same(beside):
             needs = f", which {', '.join(sorted(others))} may need" if others else ""
@@ -79,8 +79,8 @@ class StoredTokenizer:
         return True
 
     def _stored(self, folder: Path) -> TextInput:
-        (folder / FILE).write_text(self.files[FILE], encoding="utf-8")
-        return TextInput(folder / FILE, self.settings)
+        (folder / TOKENIZER_FILE).write_text(self.files[TOKENIZER_FILE], encoding="utf-8")
+        return TextInput(folder / TOKENIZER_FILE, self.settings)
 
     def _prove(self, tokenizer: Any, limit: int | None) -> None:
         """The stored file gives the ids that the tokenizer gives."""

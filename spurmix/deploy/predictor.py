@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core import checks
-from spurmix.data.dataset.tokenizer_files import FILE
+from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE
 from spurmix.deploy.tokenizer import TextInput
 
 
@@ -61,7 +61,7 @@ class Predictor:
         self.report: dict[str, Any] = self.metadata["spurmix.report"]
         self._input = self.session.get_inputs()[0]
         settings = self.metadata.get("spurmix.text")
-        self.text = TextInput(Path(path).parent / FILE, settings) if settings is not None else None
+        self.text = TextInput(Path(path).parent / TOKENIZER_FILE, settings) if settings is not None else None
         self.shape: tuple[int, ...] = tuple(self._input.shape[1:]) if self.text is None else ()
         self._dtype = np.uint8 if "uint8" in self._input.type else np.float32
 

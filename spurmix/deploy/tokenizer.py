@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.data.dataset.tokenize import named, tokenizer_fingerprint
-from spurmix.data.dataset.tokenizer_files import configure
+from spurmix.data.dataset.tokenize import name_invalid_text, tokenizer_fingerprint
+from spurmix.data.dataset.tokenizer_files import set_truncation
 
 CHUNK = 64
 """Texts that are padded together."""
@@ -60,7 +60,7 @@ class TextInput:
         self.pad_id: int = settings["pad_id"]
         self.vocab_size: int = settings["vocab_size"]
         self.max_length: int | None = settings["max_length"]
-        configure(self.tokenizer, self.max_length, settings.get("direction", "right"))
+        set_truncation(self.tokenizer, self.max_length, settings.get("direction", "right"))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included.
@@ -71,7 +71,7 @@ class TextInput:
         for n, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{n}] must be a string, got {type(text).__name__}")
-        with named(texts):
+        with name_invalid_text(texts):
             rows: list[list[int]] = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
         for n, row in enumerate(rows):
             if not row:

@@ -99,7 +99,7 @@ def test_layouts_of_texts_and_others(
     (tmp_path / "t.csv").write_text('text,kind,part\n"a cat, a cat",x,train\ncat,y,test\n,y,test\n')
     rows = ("--layout", "table", "--text", "text", "--label", "kind", "--split", "part", *options)
     told = packed(capsys, tmp_path / "t.csv", tmp_path / "t", *rows, "--broken", "skip")
-    assert "1 broken one left out" in told
+    assert "skipped 1 unreadable example" in told
     data = PackedDataset(tmp_path / "t")
     assert data.splits == {"train": 1, "test": 1} and data.source().longest == 3  # type: ignore[union-attr]
 
@@ -144,12 +144,12 @@ def test_layouts_of_texts_and_others(
         (("pack", "a", "t", "--layout", "table", "--text", "x", "--fit", "exact"), "--fit is for images"),
         (("pack", "a", "t", "--layout", "civilcomments"), "--tokenizer: texts need the folder of a tokenizer"),
         (("pack", "a", "t", "--max-length", "3"), "--tokenizer and --max-length are for texts"),
-        (("features", "nowhere", "t", "--model", "small"), "nowhere is no folder"),
+        (("features", "nowhere", "t", "--model", "small"), "nowhere is not a folder"),
         (("merge", "--target", "t"), "there are no shards t.shard-i-of-n"),
-        (("inspect", "nowhere"), "nowhere is no folder"),
-        (("verify", "nowhere"), "nowhere is no folder"),
+        (("inspect", "nowhere"), "nowhere is not a folder"),
+        (("verify", "nowhere"), "nowhere is not a folder"),
         (("audit", "nowhere", "--policy", "magic"), "--policy must be one of erm,"),
-        (("merge", "nowhere", "--target", "t"), "nowhere is no folder"),
+        (("merge", "nowhere", "--target", "t"), "nowhere is not a folder"),
     ],
 )
 def test_errors_are_one_line(

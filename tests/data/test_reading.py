@@ -20,8 +20,9 @@ import torch
 
 from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, evaluate, policies
 from spurmix.core import memory
-from spurmix.data.dataset import packed as store
-from spurmix.data.dataset.packed import Metadata, PackedDataset
+from spurmix.data.dataset import format as store
+from spurmix.data.dataset.format import Metadata
+from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.sources import arrays as sources
 from spurmix.data.sources import placement as tiers
 from spurmix.data.sources.windowed import WindowedImages
@@ -33,14 +34,14 @@ GIB = 1 << 30
 def make(folder: Path, array: np.ndarray[Any, Any], kind: str = "images") -> PackedDataset:
     """A dataset of an array, two thirds of it training, without attributes."""
     folder.mkdir()
-    np.save(folder / store.ARRAYS[kind][0], array)
+    np.save(folder / store.ARRAY_FILES[kind][0], array)
     count = len(array)
     metadata = Metadata(
         np.arange(count) % 2, ["train"] * (2 * count // 3) + ["test"] * (count - 2 * count // 3),
         [str(n) for n in range(count)], {}, ("a", "b"), {},
     )  # fmt: skip
     store.write_metadata(folder, metadata)
-    store.describe(folder, kind, metadata, {})
+    store.write_description(folder, kind, metadata, {})
     return PackedDataset(folder)
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, BertTokenizerFast, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from spurmix import GroupIndex, MixLoader, TokenPairs, TokenSource, policies
-from spurmix.data.dataset import tokenize as tokenise
+from spurmix.data.dataset import tokenize
 from spurmix.data.sources import tokens as text_module
 from spurmix.ops import functional as F
 
@@ -316,7 +316,7 @@ def bert_tokenizer(words: list[str] = WORDS, **options: Any) -> BertTokenizerFas
 @pytest.mark.parametrize("limit", [None, 6])
 @pytest.mark.parametrize("chunk", [1, 4, 4096])
 def test_texts_are_what_the_tokenizer_says(monkeypatch: pytest.MonkeyPatch, limit: int | None, chunk: int) -> None:
-    monkeypatch.setattr(tokenise, "CHUNK", chunk)
+    monkeypatch.setattr(tokenize, "CHUNK", chunk)
     tokenizer = bert_tokenizer()
     cut = dict(truncation=True, max_length=limit) if limit else {}
     expected = tokenizer(SENTENCES, **cut)["input_ids"]
@@ -417,15 +417,15 @@ def test_progress_is_shown_when_asked(capfd: pytest.CaptureFixture[str]) -> None
         (lambda: TokenSource([1], [0, 1], pad_id=-1), ValueError, "pad_id must be 0"),
         (lambda: TokenSource([1], [0, 1], max_length=0), ValueError, "max_length must be 1"),
         (lambda: TokenSource([1], [0, 1], pad_multiple=8.0), TypeError, "pad_multiple must be an integer"),
-        (lambda: TokenSource([1], [0, 1], tokenizer=3), TypeError, "tokenizer must be one of transformers"),
-        (lambda: TokenSource.from_lists([]), ValueError, "texts: the dataset is empty"),
+        (lambda: TokenSource([1], [0, 1], tokenizer=3), TypeError, "tokenizer must be a tokenizer of transformers"),
+        (lambda: TokenSource.from_lists([]), ValueError, "texts must not be empty"),
         (lambda: TokenSource.from_lists([[1], []]), ValueError, "offsets: text 1 has no tokens"),
         (lambda: TokenSource.from_lists([[1], [2.5]]), TypeError, "texts[1] must be integers"),
         (lambda: TokenSource.from_lists([[1], [[2]]]), ValueError, "texts[1] must have shape [N]"),
-        (lambda: TokenSource.from_texts([], bert_tokenizer()), ValueError, "texts: the dataset is empty"),
+        (lambda: TokenSource.from_texts([], bert_tokenizer()), ValueError, "texts must not be empty"),
         (lambda: TokenSource.from_texts("text", bert_tokenizer()), TypeError, "texts must be a sequence of strings"),
         (lambda: TokenSource.from_texts(["a", None], bert_tokenizer()), TypeError, "texts[1] must be a string, got NoneType"),
-        (lambda: TokenSource.from_texts(["a"], lambda texts: texts), TypeError, "tokenizer must be one of transformers"),
+        (lambda: TokenSource.from_texts(["a"], lambda texts: texts), TypeError, "tokenizer must be a tokenizer of transformers"),
         (lambda: loader(dtype=torch.bfloat16), ValueError, "dtype is for images and features"),
         (lambda: loader(augment=F.Augment()), ValueError, "augment is for images; this source holds texts"),
         (lambda: loader(bucket=0), ValueError, "bucket must be 1"),
@@ -442,7 +442,7 @@ def test_bad_input(call: Any, error: type, text: str) -> None:
 def test_a_text_without_tokens_names_its_row() -> None:
     tokenizer = bert_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    with pytest.raises(ValueError, match=r"texts\[1\]: has no tokens"):
+    with pytest.raises(ValueError, match=r"texts\[1\] has no tokens"):
         TokenSource.from_texts(SENTENCES, tokenizer)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spurmix.data.dataset.packed import Metadata, describe, write_metadata
+from spurmix.data.dataset.format import Metadata, write_description, write_metadata
 
 SPLITS = {"train": (240, 0.9), "val": (80, 0.5), "test": (120, 0.5)}
 """Examples, and how many of them have the attribute of their class."""
@@ -36,5 +36,5 @@ def pack(folder: Path, kind: str, seed: int = 0) -> Path:
         {"colour": ("dark", "red")},
     )  # fmt: skip
     write_metadata(folder, metadata)
-    describe(folder, kind, metadata, {})
+    write_description(folder, kind, metadata, {})
     return folder

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from spurmix import FeatureSource, ImageSource, policies, retrain_head
 from spurmix.cli.features import encoder, features
 from spurmix.data.dataset.packed import PackedDataset
-from spurmix.data.pack import manifest as listing
 from spurmix.data.pack.images import pack_images
+from spurmix.data.pack.layouts.table import from_table
 from spurmix.data.pack.merge import merge, shards_of
 from spurmix.data.pack.texts import pack_texts
 from spurmix.train import models, pack_features
@@ -35,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / f"{n}.png")
         rows.append(f"{n}.png,{n % 2},{n // 2 % 2},{'train' if n < 30 else 'test'}")
     (root / "list.csv").write_text("\n".join(rows))
-    pack_images(listing.from_table(root / "list.csv", attributes=["place"], split="part"), root / "packed", size=8)
+    pack_images(from_table(root / "list.csv", attributes=["place"], split="part"), root / "packed", size=8)
     return PackedDataset(root / "packed")
 
 
@@ -109,9 +109,7 @@ def test_features_of_texts(tmp_path: Path) -> None:
     rows = [f"{'good ' * (n % 9)}day {n},{n % 2}" for n in range(20)]
     (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(rows))
     model = models.minilm(2)
-    pack_texts(
-        listing.from_table(tmp_path / "t.csv", text="text"), tmp_path / "t", models.minilm_folder(), max_length=16
-    )
+    pack_texts(from_table(tmp_path / "t.csv", text="text"), tmp_path / "t", models.minilm_folder(), max_length=16)
     texts = PackedDataset(tmp_path / "t")
     data = PackedDataset(pack_features.pack_features(model, texts, tmp_path / "f", batch_size=8).path)
     np.testing.assert_allclose(data.array, extract_features(model, texts.source()).numpy(), rtol=1e-3, atol=1e-5)
@@ -128,7 +126,7 @@ def test_bad_input(images: PackedDataset, network: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             pack_features.pack_features(network, images, tmp_path / "f", **options)  # type: ignore[arg-type]
     pack_features.pack_features(network, images, tmp_path / "done")
-    with pytest.raises(ValueError, match="holds features already"):
+    with pytest.raises(ValueError, match="holds features"):
         pack_features.pack_features(network, PackedDataset(tmp_path / "done"), tmp_path / "f")
     with pytest.raises(ValueError, match="exists already"):
         pack_features.pack_features(network, images, tmp_path / "done")
@@ -171,7 +169,7 @@ def test_each_process_packs_its_share(
         assert f"when all 2 shards are packed: spurmix merge --target {tmp_path / 'f'}" in capsys.readouterr().out
     check_merged(images, weights[0], tmp_path / "f")
     monkeypatch.setenv("RANK", "x")
-    with pytest.raises(ValueError, match="RANK and WORLD_SIZE must be numbers"):
+    with pytest.raises(ValueError, match="RANK and WORLD_SIZE must be integers"):
         features(images.path, tmp_path / "g", "small", weights[1])
 
 

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from spurmix import PackedDataset, Predictor
 from spurmix.cli.app import app
-from spurmix.data.pack.layouts import published
+from spurmix.data.pack.layouts.civilcomments import from_civilcomments
 from spurmix.data.pack.texts import pack_texts
 from spurmix.train import models
 from spurmix.train.models import head_layer
@@ -417,7 +417,7 @@ def comments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("comments")
     test_recipes.write(root)
     test_recipes.tokenizer().save(str(root / "tokenizer.json"))
-    listed = published.civilcomments(str(root), attribute="black")
+    listed = from_civilcomments(str(root), attribute="black")
     pack_texts(listed, root / "packed", tokenizer=root, max_length=24)
     config = BertConfig(vocab_size=len(test_recipes.WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=16, max_position_embeddings=32)  # fmt: skip

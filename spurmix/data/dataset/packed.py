@@ -1,18 +1,11 @@
-"""PackedDataset: a dataset on disk as standard files, memory-mapped, described by `dataset.json` and checked by it.
-
-A folder holds `images.npy` (uint8 `[N, H, W, C]`), or `tokens.npy` and `token_offsets.npy` (int32, int64 `[N + 1]`) and
-the tokenizer's files, or `features.npy` (floats `[N, D]`); `metadata.parquet` with label, split, source and a column for
-each attribute; and `dataset.json`, which is written last.
-"""
+"""`PackedDataset`: reads a packed dataset from disk. `format.py` describes the files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,173 +14,104 @@ from numpy.typing import NDArray
 
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
-from spurmix.data.dataset import checksums
-from spurmix.data.dataset.checksums import Damage, damages
+from spurmix.data.dataset.checksums import Damage, find_damage
+from spurmix.data.dataset.format import (
+    ARRAY_FILES,
+    METADATA_FILE,
+    UNREADABLE_FILE,
+    DatasetError,
+    Metadata,
+    Provenance,
+    check_arrays,
+    check_provenance,
+    check_size,
+    read_array_header,
+    read_description,
+    read_metadata,
+)
 
 if TYPE_CHECKING:
+    import torch
+
+    from spurmix.data.dataset.tokenize import TokenizerLike
     from spurmix.data.sources.arrays import Source
-
-FORMAT = 1
-DESCRIPTION, METADATA, REPORT = "dataset.json", "metadata.parquet", "broken.jsonl"
-PACKING = ".packing"
-"""How the name of a folder ends whose dataset is being made."""
-ARRAYS = {"images": ("images.npy",), "tokens": ("tokens.npy", "token_offsets.npy"), "features": ("features.npy",)}
-"""Array files of each kind of dataset."""
-OWN_COLUMNS = ("label", "split", "source")
-
-
-class DatasetError(ValueError):
-    """A folder that is no packed dataset, is damaged, or was written by a newer version."""
-
-
-def parquet() -> Any:
-    """pyarrow.parquet, or an error that names the extra."""
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ImportError("packed datasets need the package 'pyarrow': pip install 'spurmix[data]'") from error
-    return pyarrow.parquet
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What is known of each example besides its pixels or tokens.
-
-    Attributes:
-        labels: int64 `[N]`. splits: name of each example's split. sources: where it came from.
-        attributes: int64 `[N]` by name, -1 where unknown.
-        class_names: by label. attribute_names: names of an attribute's values, by attribute.
-    """
-
-    labels: NDArray[np.int64]
-    splits: list[str]
-    sources: list[str]
-    attributes: dict[str, NDArray[np.int64]]
-    class_names: tuple[str, ...]
-    attribute_names: dict[str, tuple[str, ...]]
-
-    def __len__(self) -> int:
-        return int(self.labels.size)
-
-    def take(self, rows: NDArray[np.int64]) -> Metadata:
-        """The examples `rows`, in that order."""
-        return Metadata(
-            self.labels[rows],
-            [self.splits[n] for n in rows],
-            [self.sources[n] for n in rows],
-            {name: values[rows] for name, values in self.attributes.items()},
-            self.class_names,
-            self.attribute_names,
-        )
-
-
-def write_metadata(folder: Path, metadata: Metadata) -> None:
-    """Write `metadata.parquet` into a folder that is being made."""
-    written = parquet()
-    import pyarrow
-
-    columns: dict[str, Any] = {
-        "label": metadata.labels,
-        "split": pyarrow.array(metadata.splits, pyarrow.string()).dictionary_encode(),
-        "source": pyarrow.array(metadata.sources, pyarrow.string()),
-        **metadata.attributes,
-    }
-    with (folder / METADATA).open("wb") as file:  # a path with a colon would be taken for a URL
-        written.write_table(pyarrow.table(columns), file)
-
-
-def describe(
-    folder: Path,
-    kind: str,
-    metadata: Metadata,
-    made: dict[str, Any],
-    others: Iterable[str] = (),
-    known: Mapping[str, Mapping[int, str]] | None = None,
-) -> None:
-    """Write `dataset.json` for the files that lie in `folder`: from then on it opens as a dataset; others: further files
-    that belong to it, such as the tokenizer's. known: checksums of some chunks, by file and number of the chunk."""
-    sums = known or {}
-    files = {
-        name: {
-            "size": (folder / name).stat().st_size,
-            "checksums": checksums.of_file(folder / name, sums.get(name, {})),
-        }
-        for name in (*ARRAYS[kind], METADATA, *others, *([REPORT] if (folder / REPORT).is_file() else []))
-    }
-    description = {
-        "format": FORMAT,
-        "kind": kind,
-        "count": len(metadata),
-        "classes": list(metadata.class_names),
-        "attributes": {name: list(values) for name, values in metadata.attribute_names.items()},
-        "chunk": checksums.CHUNK,
-        "files": files,
-        "made": made,
-    }
-    temporary = folder / f".{DESCRIPTION}"
-    temporary.write_text(json.dumps(sealed(description), indent=1))
-    temporary.replace(folder / DESCRIPTION)
-
-
-def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description with the checksum of itself."""
-    rest = {key: value for key, value in description.items() if key != "checksum"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return {**rest, "checksum": f"{zlib.crc32(text.encode()):08x}"}
 
 
 class PackedDataset:
-    """A packed dataset, opened: its arrays memory-mapped, its metadata read.
+    """A packed dataset: memory-mapped arrays and the metadata of each example.
+
+    Opening checks version, file sizes, array shapes and metadata. `verify` also checks the contents.
 
     Args:
-        path: the folder. Version, sizes, shapes and metadata are checked; `verify` checks the contents too.
+        path: Folder of the dataset.
 
     Attributes:
-        kind: "images", "tokens" or "features". metadata: of the examples of this split.
-        made: how the dataset was made. path: the folder.
+        path: Folder of the dataset.
+        kind: "images", "tokens" or "features".
+        metadata: Label, split, source and attributes of each example.
+        provenance: How the dataset was made: version, root, settings and notes.
+        begin: Row of the array files at which this dataset or split begins.
 
     Raises:
-        DatasetError: naming the file and what is wrong. ImportError: without pyarrow.
+        DatasetError: If the folder is not a packed dataset, is damaged, or has a newer format.
+        ImportError: If pyarrow is missing.
+
+    Example:
+        >>> data = PackedDataset("packed/waterbirds")  # doctest: +SKIP
+        >>> train = data.split("train")  # doctest: +SKIP
+        >>> loader = MixLoader(train.source(), train.groups(), policies.group_balanced(), 64)  # doctest: +SKIP
     """
 
     def __init__(self, path: str | Path) -> None:
         self._open(checks.path(path, "path"))
 
     @classmethod
-    def unfinished(cls, folder: Path) -> PackedDataset:
-        """What lies in a folder whose packing may not have ended: for who packs."""
+    def open_incomplete(cls, folder: Path) -> PackedDataset:
+        """Open a folder in which a dataset is being packed, for the packing code only."""
         opened = object.__new__(cls)
-        opened._open(folder, unfinished=True)
+        opened._open(folder, incomplete=True)
         return opened
 
-    def _open(self, path: Path, unfinished: bool = False) -> None:
+    def _open(self, path: Path, incomplete: bool = False) -> None:
         self.path = path
-        self._description = _read_description(self.path, unfinished)
-        self.kind: str = self._description["kind"]
-        self.made: dict[str, Any] = self._description["made"]
+        self._description = read_description(path, incomplete)
+        self.kind = self._description["kind"]
+        self.provenance: Provenance = self._description["made"]
         for name, record in self._description["files"].items():
-            _check_size(self.path / name, record["size"])
-        self.metadata = _read_metadata(self.path, self._description)
-        _check_made(self.path, self.kind, self.made, self.metadata)
-        _check_arrays(self.path, self.kind, len(self.metadata))
+            check_size(path / name, record["size"])
+        self.metadata: Metadata = read_metadata(path, self._description)
+        check_provenance(path, self.kind, self.provenance, self.metadata)
+        check_arrays(path, self.kind, len(self.metadata))
         self.begin = 0
 
     def __len__(self) -> int:
         return len(self.metadata)
 
     @property
+    def made(self) -> Provenance:
+        """Deprecated name of `provenance`."""
+        warnings.warn("PackedDataset.made is deprecated, use provenance", DeprecationWarning, stacklevel=2)
+        return self.provenance
+
+    @property
     def splits(self) -> dict[str, int]:
-        """Number of examples of each split, in the order they lie in."""
+        """Number of examples of each split, in the order of the files."""
         counts: dict[str, int] = {}
         for name in self.metadata.splits:
             counts[name] = counts.get(name, 0) + 1
         return counts
 
     def split(self, name: str) -> PackedDataset:
-        """The examples of one split, which lie together.
+        """Return the examples of one split.
+
+        Args:
+            name: Name of the split.
+
+        Returns:
+            A view of the dataset. No data is copied.
 
         Raises:
-            ValueError: for a split the dataset does not have.
+            ValueError: If the dataset has no such split.
         """
         splits = self.splits
         checks.choice(name, "split", splits)
@@ -195,122 +119,161 @@ class PackedDataset:
         return self.part(begin, begin + splits[name])
 
     def part(self, begin: int, end: int) -> PackedDataset:
-        """The examples [begin, end)."""
+        """Return the examples [begin, end).
+
+        Args:
+            begin: First example, in [0, end].
+            end: Example after the last one, at most the number of examples.
+
+        Returns:
+            A view of the dataset. No data is copied.
+
+        Raises:
+            IndexError: If the range is outside the dataset.
+        """
         begin, end = checks.integer(begin, "begin"), checks.integer(end, "end")
         if not 0 <= begin <= end <= len(self):
-            raise IndexError(f"part must lie in [0, {len(self)}], got [{begin}, {end})")
+            raise IndexError(f"part must be within [0, {len(self)}], got [{begin}, {end})")
         part = object.__new__(PackedDataset)
         part.__dict__.update(self.__dict__)
-        part.metadata = self.metadata.take(np.arange(begin, end))
+        part.metadata = self.metadata.select(np.arange(begin, end))
         part.begin = self.begin + begin
         return part
 
     def digest(self) -> str:
-        """A hex digest of the whole dataset's checksums: equal for equal files."""
+        """Return a hex digest of the checksums of all files. It is equal for equal files."""
         files = {name: record["checksums"] for name, record in sorted(self._description["files"].items())}
         return hashlib.blake2b(json.dumps([self.kind, files]).encode(), digest_size=16).hexdigest()
 
-    def mapped(self, number: int) -> NDArray[Any]:
-        """A file of the dataset, all splits of it."""
-        return np.load(self.path / ARRAYS[self.kind][number], mmap_mode="r", allow_pickle=False)
+    def memory_map(self, number: int) -> NDArray[Any]:
+        """Return array file `number` of the dataset, memory-mapped, with the rows of all splits."""
+        return np.load(self.path / ARRAY_FILES[self.kind][number], mmap_mode="r", allow_pickle=False)
 
     @property
     def array(self) -> NDArray[Any]:
-        """The images `[N, H, W, C]` or features `[N, D]` of this split, memory-mapped.
+        """The images, uint8 `[N, H, W, C]`, or features, float `[N, D]`, of this split, memory-mapped.
 
         Raises:
-            ValueError: for tokens, which have no array of examples.
+            ValueError: If the dataset holds tokens. Use `source()`.
         """
         if self.kind == "tokens":
-            raise ValueError("a dataset of texts has no array of examples; see source()")
-        path = self.path / ARRAYS[self.kind][0]
-        shape, dtype, data = array_header(path)
-        skipped = self.begin * int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-        # The split's rows alone: mapping others too would count against a limit on the address space.
-        return np.memmap(path, dtype, "r", data + skipped, (len(self), *shape[1:]))
+            raise ValueError("array: a dataset of texts has no array of examples; use source()")
+        path = self.path / ARRAY_FILES[self.kind][0]
+        shape, dtype, offset = read_array_header(path)
+        skipped = self.begin * math.prod(shape[1:]) * dtype.itemsize
+        # Map the rows of this split only: other rows would count against a limit on the address space.
+        return np.memmap(path, dtype, "r", offset + skipped, (len(self), *shape[1:]))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the images, features or tokens of this split."""
         if self.kind == "tokens":
-            begin, end = (int(self.mapped(1)[n]) for n in (self.begin, self.begin + len(self)))
-            return (end - begin) * self.mapped(0).itemsize
-        shape, dtype, _ = array_header(self.path / ARRAYS[self.kind][0])
-        return len(self) * int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+            begin, end = (int(self.memory_map(1)[n]) for n in (self.begin, self.begin + len(self)))
+            return (end - begin) * self.memory_map(0).itemsize
+        shape, dtype, _ = read_array_header(self.path / ARRAY_FILES[self.kind][0])
+        return len(self) * math.prod(shape[1:]) * dtype.itemsize
 
     def source(
         self,
         window: int | None = None,
         *,
         tier: str | None = None,
-        device: Any = None,
+        device: torch.device | str | None = None,
         memory: int | None = None,
+        reserve: int | None = None,
         room: int | None = None,
     ) -> Source:
-        """The examples as the loader reads them: `ImageSource`, `TokenSource` or `FeatureSource`.
+        """Return the examples as a source for `MixLoader`.
 
-        A file that is mapped must stay as it is: one that becomes shorter ends the process (SIGBUS), as with any map.
+        Do not shorten a file while it is memory-mapped: the operating system ends the process (SIGBUS).
 
         Args:
-            window: images only: batches whose rows are read ahead, in the file's order, each once, as `WindowedImages` does:
-                for datasets that memory cannot hold. 0 maps the file into memory, which is quicker where it fits.
-            tier: where the bytes are read from: "device" (on the GPU), "pinned" (memory of the host that a GPU reads),
-                "cache" (mapped), "disk" (by windows), or "auto": the first of them that holds the examples of this split.
-                What was taken, and why, stands in the source's `tier` and repr. Default: "disk" with a window, else "cache".
-            device: that batches are wanted on, the loader's; default: the CPU. memory: bytes of the host's memory that may
-                be used; default: what is available. room: bytes of the GPU's that "device" leaves to the model; default:
-                half of what is free for "auto", none where "device" is asked for.
+            window: Images only: number of batches whose rows are read ahead, each row once, in the order of the file. Use
+                it for datasets larger than memory. 0 maps the file into memory, which is faster if the file fits.
+            tier: Where the examples are read from: "device" (GPU memory), "pinned" (page-locked host memory that the GPU
+                reads), "cache" (memory-mapped file), "disk" (windows), or "auto" for the first of these that fits. The
+                source's `tier` and repr name the choice and the reason. Default: "disk" with a window, else "cache".
+            device: Device of the loader's batches. Default: the CPU.
+            memory: Bytes of host memory that may be used. Default: what is available.
+            reserve: Bytes of GPU memory that "device" leaves free for the model. Default: half of the free memory for
+                "auto", 0 for "device".
+            room: Deprecated name of `reserve`.
+
+        Returns:
+            An `ImageSource`, `TokenSource` or `FeatureSource`.
 
         Raises:
-            ValueError: for a tier that the dataset or the device does not have. MemoryError: for one that is too small.
+            ValueError: If the dataset or the device does not support the tier.
+            MemoryError: If the examples do not fit into the requested tier.
         """
         from spurmix.data.sources.open import open_source
 
-        return open_source(self, window, tier, device, memory, room)
+        if room is not None:
+            warnings.warn("source: room is deprecated, use reserve", DeprecationWarning, stacklevel=2)
+            if reserve is not None:
+                raise TypeError("source: give reserve or room, got both; room is the deprecated name")
+            reserve = room
+        return open_source(self, window, tier, device, memory, reserve)
 
-    def tokenizer(self) -> Any:
-        """The tokenizer that made the tokens, of transformers or of tokenizers: its files lie in the folder.
+    def tokenizer(self) -> TokenizerLike:
+        """Load the tokenizer that made the tokens. Its files are part of the dataset.
+
+        Returns:
+            A tokenizer of transformers or of tokenizers.
 
         Raises:
-            ValueError: for a dataset that carries none. DatasetError: where it is not the one that made the tokens.
+            ValueError: If the dataset has no tokenizer.
+            DatasetError: If the tokenizer's files have changed.
         """
-        from spurmix.data.dataset import tokenize as tokenise
-        from spurmix.data.dataset import tokenizer_files as tokenizer
+        from spurmix.data.dataset.tokenize import tokenizer_fingerprint
+        from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE, load_tokenizer
 
-        if tokenizer.FILE not in self.others:
-            raise ValueError(f"{self.path} carries no tokenizer: it holds {self.kind}")
-        expected = self.made["tokens"]["tokenizer"]
-        for alone in (False, True):  # transformers adds rules of its own to what only tokenizers had made
-            found = tokenizer.load_tokenizer(self.path, alone=alone)
-            if tokenise.tokenizer_fingerprint(found) == expected:
-                return found
-        raise DatasetError(f"{self.path / tokenizer.FILE} is damaged: it is not the tokenizer that made the tokens")
+        if TOKENIZER_FILE not in self.extra_files:
+            raise ValueError(f"{self.path} has no tokenizer: it holds {self.kind}")
+        expected = self.provenance["tokens"]["tokenizer"]
+        # transformers adds its own rules to a tokenizer that was made without it.
+        for tokenizers_only in (False, True):
+            tokenizer = load_tokenizer(self.path, tokenizers_only=tokenizers_only)
+            if tokenizer_fingerprint(tokenizer) == expected:
+                return tokenizer
+        raise DatasetError(f"{self.path / TOKENIZER_FILE} is damaged: it is not the tokenizer that made the tokens")
 
     @property
-    def others(self) -> tuple[str, ...]:
+    def extra_files(self) -> tuple[str, ...]:
         """Names of the files besides arrays and metadata, such as the tokenizer's."""
-        return tuple(name for name in self._description["files"] if name not in (*ARRAYS[self.kind], METADATA, REPORT))
+        usual = (*ARRAY_FILES[self.kind], METADATA_FILE, UNREADABLE_FILE)
+        return tuple(name for name in self._description["files"] if name not in usual)
 
     def cells(self) -> tuple[NDArray[np.bool_], tuple[str, ...]] | None:
-        """Overlapping cells to evaluate, the `membership` and `cell_names` of `evaluate`; None where there are none.
+        """Return the overlapping cells to evaluate, as `membership` and `cell_names` of `spurmix.evaluate`.
 
-        Cell K k + y of bool `[N, cells]`, K the number of classes, holds the examples of label y whose attribute k is 1:
-        of CivilComments, those that mention an identity.
+        Cell K k + y, with K classes, holds the examples of label y whose attribute k is 1. For CivilComments these are
+        the comments that mention an identity.
+
+        Returns:
+            Membership, bool `[N, cells]`, and the names of the cells. None if the dataset defines no cells.
         """
-        names: list[str] = self.made.get("cells", [])
+        names: list[str] = self.provenance.get("cells", [])
         if not names:
             return None
         classes = self.metadata.class_names
         by_label = self.metadata.labels[:, None] == np.arange(len(classes))
-        holds = np.stack([self.metadata.attributes[name] == 1 for name in names], axis=1)
-        membership = (holds[:, :, None] & by_label[:, None, :]).reshape(len(self), -1)
+        has_attribute = np.stack([self.metadata.attributes[name] == 1 for name in names], axis=1)
+        membership = (has_attribute[:, :, None] & by_label[:, None, :]).reshape(len(self), -1)
         return membership, tuple(f"{name}, {label}" for name in names for label in classes)
 
     def groups(self, attribute: str | None = None) -> GroupIndex:
-        """The groups (label, attribute) of the examples.
+        """Return the groups (label, attribute) of the examples.
 
         Args:
-            attribute: its name; default: the first one; a dataset without any has a group for each class.
+            attribute: Name of the attribute. Default: the first one. A dataset without attributes has a group for each
+                class.
+
+        Returns:
+            The group of each example.
+
+        Raises:
+            ValueError: If the dataset has no such attribute.
         """
         known = self.metadata.attributes
         names = list(self.metadata.attribute_names)
@@ -327,167 +290,35 @@ class PackedDataset:
         )
 
     def verify(self, progress: bool | None = None) -> list[Damage]:
-        """Read every byte and compare it with its checksum; what is damaged, an empty list where nothing is.
+        """Read every byte of all files and compare it with the checksums.
 
         Args:
-            progress: show a progress bar; default: on a terminal.
+            progress: Whether to show a progress bar. Default: only on a terminal.
+
+        Returns:
+            The damaged chunks. The list is empty if there is no damage.
         """
-        return damages(self.path, self._description["files"], self._description["chunk"], progress)
+        return find_damage(self.path, self._description["files"], self._description["chunk"], progress)
 
     def check(self, progress: bool | None = None) -> None:
-        """As `verify`, of this split's rows and all small files.
+        """Compare the rows of this split, and all small files, with the checksums.
+
+        Args:
+            progress: Whether to show a progress bar. Default: only on a terminal.
 
         Raises:
-            DatasetError: naming the file and the bytes.
+            DatasetError: If bytes are damaged. The message names the file and the bytes.
         """
         within = {}
         if self.kind != "tokens":
-            name = ARRAYS[self.kind][0]
-            shape, dtype, data = array_header(self.path / name)
-            row = math.prod(shape[1:]) * dtype.itemsize
-            within[name] = data + self.begin * row, data + (self.begin + len(self)) * row
-        found = damages(self.path, self._description["files"], self._description["chunk"], progress, within)
-        if found:
-            more = f", and {len(found) - 1} more places" if len(found) > 1 else ""
-            raise DatasetError(f"{found[0]}{more}; pack it again")
+            name = ARRAY_FILES[self.kind][0]
+            shape, dtype, offset = read_array_header(self.path / name)
+            row_bytes = math.prod(shape[1:]) * dtype.itemsize
+            within[name] = offset + self.begin * row_bytes, offset + (self.begin + len(self)) * row_bytes
+        damage = find_damage(self.path, self._description["files"], self._description["chunk"], progress, within)
+        if damage:
+            more = f", and {len(damage) - 1} more chunks" if len(damage) > 1 else ""
+            raise DatasetError(f"{damage[0]}{more}; pack the dataset again")
 
     def __repr__(self) -> str:
         return f"PackedDataset({str(self.path)!r}, {len(self):,} examples, {self.kind})"
-
-
-def _read_description(folder: Path, unfinished: bool) -> dict[str, Any]:
-    path = folder / DESCRIPTION
-    if not folder.is_dir():
-        raise DatasetError(f"{folder} is no folder")
-    if folder.name.endswith(PACKING) and not unfinished:
-        raise DatasetError(f"{folder} is being packed, or packing was broken off; packing again goes on with it")
-    if not path.is_file():
-        raise DatasetError(f"{folder} is no packed dataset: it has no {DESCRIPTION}")
-    try:
-        description = json.loads(path.read_bytes())
-        version = description["format"]
-        if type(version) is not int or version < 1:
-            raise ValueError(f"format must be a number from 1, got {version!r}")
-        if version > FORMAT:
-            raise DatasetError(f"{path}: format {version}, this version reads up to {FORMAT}; update spurmix")
-        if description["checksum"] != sealed(description)["checksum"]:
-            raise ValueError("it does not fit its own checksum")
-        _check_description(description)
-    except DatasetError:
-        raise
-    except Exception as error:  # whatever damage leads to
-        raise DatasetError(f"{path} is damaged: {error}") from None
-    assert isinstance(description, dict)
-    return description
-
-
-_TYPES = {"kind": str, "count": int, "classes": list, "attributes": dict, "chunk": int, "files": dict, "made": dict}
-
-
-def _check_description(found: dict[str, Any]) -> None:
-    """Check names and types of all fields."""
-    for name, kind in _TYPES.items():
-        if type(found[name]) is not kind:
-            raise TypeError(f"{name} must be {kind.__name__}, got {found[name]!r}")
-    if found["kind"] not in ARRAYS:
-        raise KeyError("kind")
-    if found["count"] < 0 or found["chunk"] < 1:
-        raise ValueError(f"count {found['count']}, chunk {found['chunk']}")
-    for name, values in {"classes": found["classes"], **found["attributes"]}.items():
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise TypeError(f"{name} must be names, got {values!r}")
-    absent = {*ARRAYS[found["kind"]], METADATA} - found["files"].keys()
-    if absent:
-        raise KeyError(", ".join(sorted(absent)))
-    for name, record in found["files"].items():
-        if Path(name).name != name:
-            raise ValueError(f"{name!r} lies outside of the folder")
-        size, checks = record["size"], record["checksums"]
-        if type(size) is not int or not isinstance(checks, list) or not all(isinstance(c, str) for c in checks):
-            raise TypeError(f"{name!r} needs a size and checksums")
-        if len(checks) != -(-size // found["chunk"]):
-            raise ValueError("checksums do not cover a file")
-
-
-def _check_size(path: Path, size: int) -> None:
-    found = path.stat().st_size if path.is_file() else None
-    if found != size:
-        raise DatasetError(f"{path} has {'gone' if found is None else f'{found:,} bytes'}, {size:,} bytes were written")
-
-
-def _check_made(folder: Path, kind: str, made: dict[str, Any], metadata: Metadata) -> None:
-    if kind == "tokens" and not isinstance(made.get("tokens"), dict):
-        raise DatasetError(f"{folder / DESCRIPTION} is damaged: 'made'")
-    cells = made.get("cells", [])
-    if not isinstance(cells, list) or not all(isinstance(c, str) and c in metadata.attributes for c in cells):
-        raise DatasetError(f"{folder / DESCRIPTION} is damaged: cells must be names of attributes, got {cells!r}")
-
-
-def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape and dtype of an `.npy` file in C order, and the byte its data begin at.
-
-    Raises:
-        DatasetError: for anything else.
-    """
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-            shape, fortran, dtype = read(file)
-            begin = file.tell()
-        fits = path.stat().st_size == begin + dtype.itemsize * math.prod(shape) and min(shape, default=1) >= 0
-        if fortran or dtype.hasobject or not fits:
-            raise ValueError(f"its size does not fit {dtype} {list(shape)}")
-    except Exception as error:  # NumPy parses the header as Python, which fails in many ways
-        raise DatasetError(f"{path} is damaged: {error}") from None
-    return shape, dtype, begin
-
-
-def _check_arrays(folder: Path, kind: str, count: int) -> None:
-    shapes = [array_header(folder / name)[:2] for name in ARRAYS[kind]]
-    shape, dtype = shapes[0]
-    rank, letter = {"images": (4, "u1"), "tokens": (1, "i4"), "features": (2, "f")}[kind]
-    if len(shape) != rank or not dtype.str[1:].startswith(letter):
-        raise DatasetError(f"{folder / ARRAYS[kind][0]}: not {kind}, but {dtype} {list(shape)}")
-    rows = shape[0] if kind != "tokens" else shapes[1][0][0] - 1
-    if rows != count:
-        raise DatasetError(f"{folder}: {METADATA} has {count:,} rows for {rows:,} {kind}")
-
-
-def _read_metadata(folder: Path, description: dict[str, Any]) -> Metadata:
-    path = folder / METADATA
-    names: dict[str, tuple[str, ...]] = {k: tuple(v) for k, v in description["attributes"].items()}
-    classes = tuple(description["classes"])
-    try:
-        with path.open("rb") as file:
-            table = parquet().read_table(file)
-        for name in (*OWN_COLUMNS, *names):
-            if table.column_names.count(name) != 1:
-                raise DatasetError(f"{path} has {'no' if name not in table.column_names else 'twice a'} column {name}")
-        if table.num_rows != description["count"]:
-            raise DatasetError(f"{path} has {table.num_rows:,} rows, {description['count']:,} were written")
-
-        def integers(name: str, low: int, most: int) -> NDArray[np.int64]:
-            values = np.asarray(table[name].to_numpy(), dtype=np.int64)
-            if values.size and (values.min() < low or values.max() >= most):
-                raise DatasetError(f"{path}: column {name} must lie in [{low}, {most})")
-            return values
-
-        def texts(name: str) -> list[str]:
-            values = table[name].to_pylist()
-            if not all(isinstance(value, str) for value in values):
-                raise DatasetError(f"{path}: column {name} must hold texts")
-            return values
-
-        return Metadata(
-            integers("label", 0, len(classes)),
-            texts("split"),
-            texts("source"),
-            {name: integers(name, -1, len(values)) for name, values in names.items()},
-            classes,
-            names,
-        )
-    except (ImportError, DatasetError):
-        raise
-    except Exception as error:  # pyarrow's errors share no base class
-        raise DatasetError(f"{path} is damaged: {error}") from None

@@ -1,4 +1,4 @@
-"""Strings to ragged token ids through a Hugging Face tokenizer, on all cores."""
+"""Tokenization of strings with a Hugging Face tokenizer, on all cores."""
 
 from __future__ import annotations
 
@@ -8,146 +8,188 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core.progress import bar
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+    TokenizerLike: TypeAlias = Tokenizer | PreTrainedTokenizerBase
+
 CHUNK = 4096
-"""Texts that are handed to the tokenizer at a time."""
-NO_TOKENS = "has no tokens, and the tokenizer adds no special ones"
+"""Number of texts that are passed to the tokenizer in one call."""
+NO_TOKENS = "has no tokens, and the tokenizer adds no special tokens"
 _UNLIMITED = 1_000_000
-"""Tokenizers without a limit state a very large one."""
+"""Tokenizers without a limit report a very large one."""
 
 
-def _backend(tokenizer: Any) -> Any:
-    """The `tokenizers.Tokenizer` in `tokenizer`, or None in one of Python."""
-    if hasattr(tokenizer, "encode_batch"):
-        return tokenizer
-    if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
-        raise TypeError(f"tokenizer must be one of transformers or tokenizers, got {type(tokenizer).__name__}")
-    return getattr(tokenizer, "backend_tokenizer", None)
+def fast_backend(tokenizer: TokenizerLike) -> Tokenizer | None:
+    """Return the `tokenizers.Tokenizer` behind a tokenizer, or None for a tokenizer written in Python.
+
+    Raises:
+        TypeError: If `tokenizer` is not a tokenizer of transformers or tokenizers.
+    """
+    candidate: Any = tokenizer
+    if hasattr(candidate, "encode_batch"):
+        return cast("Tokenizer", candidate)
+    if not callable(candidate) or not hasattr(candidate, "get_vocab"):
+        raise TypeError(f"tokenizer must be a tokenizer of transformers or tokenizers, got {type(tokenizer).__name__}")
+    return cast("Tokenizer | None", getattr(candidate, "backend_tokenizer", None))
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A hex digest of a tokenizer: equal for equal vocabularies and rules, whatever truncation or padding it is set to."""
-    backend = _backend(tokenizer)
+def tokenizer_fingerprint(tokenizer: TokenizerLike) -> str:
+    """Return a hex digest of vocabulary and rules. Truncation and padding settings do not change it."""
+    backend = fast_backend(tokenizer)
     if backend is None:
-        rules: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map]
+        slow: Any = tokenizer
+        rules: Any = [type(slow).__name__, sorted(slow.get_vocab().items()), slow.special_tokens_map]
     else:
         rules = json.loads(backend.to_str())
         rules.update(truncation=None, padding=None)
     return hashlib.sha256(json.dumps(rules, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def model_max_length(tokenizer: Any) -> int | None:
-    """The tokens that the tokenizer says its model takes, or None."""
+def model_max_length(tokenizer: TokenizerLike) -> int | None:
+    """Return the maximum number of tokens of the tokenizer's model, or None if the tokenizer names none."""
     limit = getattr(tokenizer, "model_max_length", None)
     return int(limit) if limit is not None and limit < _UNLIMITED else None
 
 
-def special_ids(tokenizer: Any) -> tuple[int, int | None]:
-    """(padding token, token that closes a text or None); 0 pads where the tokenizer has none: the mask hides it."""
+def special_ids(tokenizer: TokenizerLike) -> tuple[int, int | None]:
+    """Return the padding token and the token that ends a text, or None for the latter.
+
+    Without a padding token the result is 0, which is safe because the attention mask hides padding.
+    """
     if hasattr(tokenizer, "pad_token_id"):
-        pad = tokenizer.pad_token_id
-        sep = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+        known: Any = tokenizer
+        pad, sep = known.pad_token_id, known.sep_token_id if known.sep_token_id is not None else known.eos_token_id
     else:
         pad, sep = (_first_known(tokenizer, names) for names in (("[PAD]", "<pad>"), ("[SEP]", "</s>")))
     return (0 if pad is None else int(pad)), sep
 
 
-def _first_known(tokenizer: Any, names: Sequence[str]) -> int | None:
-    return next((found for name in names if (found := tokenizer.token_to_id(name)) is not None), None)
+def _first_known(tokenizer: TokenizerLike, names: Sequence[str]) -> int | None:
+    find = cast("Tokenizer", tokenizer).token_to_id
+    return next((found for name in names if (found := find(name)) is not None), None)
 
 
-def vocabulary_size(tokenizer: Any) -> int:
-    """One more than the largest id the tokenizer gives."""
+def vocabulary_size(tokenizer: TokenizerLike) -> int:
+    """Return the largest token id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def encode(
-    texts: Sequence[str], tokenizer: Any, max_length: int | None, progress: bool | None
+    texts: Sequence[str], tokenizer: TokenizerLike, max_length: int | None, progress: bool | None
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Ids of all texts in a row, int32 `[T]`, and offsets, int64 `[N + 1]`."""
+    """Tokenize all texts.
+
+    Args:
+        texts: Strings.
+        tokenizer: A tokenizer of transformers or tokenizers.
+        max_length: Maximum number of tokens of a text. None keeps all.
+        progress: Whether to show a progress bar. Default: only on a terminal.
+
+    Returns:
+        The ids of all texts, concatenated, int32 `[T]`, and offsets, int64 `[N + 1]`.
+
+    Raises:
+        TypeError: If `texts` is not a sequence of strings.
+        ValueError: If there are no texts, or a text has no tokens or a lone surrogate. The message names the row.
+    """
     if isinstance(texts, str) or not hasattr(texts, "__len__") or not hasattr(texts, "__getitem__"):
         raise TypeError(f"texts must be a sequence of strings, got {type(texts).__name__}")
     count = len(texts)
     if count == 0:
-        raise ValueError("texts: the dataset is empty, need at least one text")
+        raise ValueError("texts must not be empty, need at least one text")
     offsets = np.zeros(count + 1, dtype=np.int64)
     parts = []
-    for start, sizes, ids in encode_chunks(
-        lambda start: _strings(texts, start), count, tokenizer, max_length, progress
+    for start, lengths, ids in encode_chunks(
+        lambda start: _chunk_of_strings(texts, start), count, tokenizer, max_length, progress
     ):
-        if sizes.min() == 0:
-            raise ValueError(f"texts[{start + int(sizes.argmin())}]: {NO_TOKENS}; leave such texts out")
-        offsets[start + 1 : start + 1 + sizes.size] = sizes
+        if lengths.min() == 0:
+            raise ValueError(f"texts[{start + int(lengths.argmin())}] {NO_TOKENS}; remove such texts")
+        offsets[start + 1 : start + 1 + lengths.size] = lengths
         parts.append(ids)
     np.cumsum(offsets, out=offsets)
     return np.concatenate(parts), offsets
 
 
 def encode_chunks(
-    strings: Callable[[int], list[str]],
+    read_chunk: Callable[[int], list[str]],
     count: int,
-    tokenizer: Any,
+    tokenizer: TokenizerLike,
     max_length: int | None,
     progress: bool | None,
     begin: int = 0,
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int32]]]:
-    """(its first text, tokens of each text, ids int32 in a row) of every chunk of `CHUNK` texts, from text `begin` on;
-    `strings(start)` gives the texts of the chunk that begins there."""
+    """Tokenize texts in chunks of `CHUNK`.
+
+    Args:
+        read_chunk: Returns the texts of the chunk that begins at a row.
+        count: Number of texts.
+        tokenizer: A tokenizer of transformers or tokenizers.
+        max_length: Maximum number of tokens of a text. None keeps all.
+        progress: Whether to show a progress bar. Default: only on a terminal.
+        begin: Row to begin with, a multiple of `CHUNK`.
+
+    Yields:
+        First row of the chunk, number of tokens of each text, and their ids, concatenated.
+    """
     starts = range(begin, count, CHUNK)
     if not starts:
         return
     with _encoder(tokenizer, max_length) as run, ThreadPoolExecutor(1) as pool:
 
-        def work(start: int) -> Future[list[list[int]]]:
-            texts = strings(start)
+        def submit(start: int) -> Future[list[list[int]]]:
+            texts = read_chunk(start)
 
-            def encoded() -> list[list[int]]:
-                with named(texts, start):
+            def run_chunk() -> list[list[int]]:
+                with name_invalid_text(texts, start):
                     return run(texts)
 
-            return pool.submit(encoded)
+            return pool.submit(run_chunk)
 
-        # The tokenizer holds no lock while it works: the next chunk is in work while this one is packed.
-        pending = work(starts[0])
-        made = bar(starts, "tokenising", total=-(-count // CHUNK), done=begin // CHUNK, size=CHUNK, shown=progress)
-        for start in made:
+        # The tokenizer releases the interpreter lock: it works on the next chunk while this one is converted.
+        pending = submit(starts[0])
+        shown = bar(starts, "tokenizing", total=-(-count // CHUNK), done=begin // CHUNK, size=CHUNK, shown=progress)
+        for start in shown:
             rows = pending.result()
             if start + CHUNK < count:
-                pending = work(start + CHUNK)
-            sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-            yield start, sizes, np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(sizes.sum()))
+                pending = submit(start + CHUNK)
+            lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+            yield start, lengths, np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
 
 
-def unreadable(text: str) -> str | None:
-    """Why no tokenizer can read `text`, or None where it can: half of a surrogate pair is no character."""
+def encoding_error(text: str) -> str | None:
+    """Return why `text` cannot be encoded as UTF-8, or None if it can. A tokenizer accepts only UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"has a lone surrogate at character {error.start}, which is half of a character"
+        return f"has a lone surrogate (half of a character) at position {error.start}"
     return None
 
 
 @contextmanager
-def named(texts: Sequence[str], start: int = 0) -> Iterator[None]:
-    """Turn a tokenizer's error about `texts`, which names no text, into one about the row, counted from `start`."""
+def name_invalid_text(texts: Sequence[str], start: int = 0) -> Iterator[None]:
+    """Replace a tokenizer's error about `texts` by one that names the row, counted from `start`."""
     try:
         yield
     except Exception:
         for n, text in enumerate(texts):
-            if (reason := unreadable(text)) is not None:
-                raise ValueError(f"texts[{start + n}]: {reason}; mend it or leave it out") from None
+            if (reason := encoding_error(text)) is not None:
+                raise ValueError(f"texts[{start + n}] {reason}; repair or remove the text") from None
         raise
 
 
-def _strings(texts: Sequence[str], start: int) -> list[str]:
+def _chunk_of_strings(texts: Sequence[str], start: int) -> list[str]:
     chunk = texts[start : start + CHUNK]
-    convert = getattr(chunk, "to_pylist", None) or getattr(chunk, "tolist", None)  # of Arrow, of NumPy and pandas
+    # Arrow has to_pylist, NumPy and pandas have tolist.
+    convert = getattr(chunk, "to_pylist", None) or getattr(chunk, "tolist", None)
     rows: list[str] = convert() if convert is not None else list(chunk)
     for n, row in enumerate(rows):
         if not isinstance(row, str):
@@ -156,12 +198,13 @@ def _strings(texts: Sequence[str], start: int) -> list[str]:
 
 
 @contextmanager
-def _encoder(tokenizer: Any, max_length: int | None) -> Iterator[Callable[[list[str]], list[list[int]]]]:
-    """A function from strings to lists of ids, shortened to `max_length`; the tokenizer is left as it was."""
-    backend = _backend(tokenizer)
+def _encoder(tokenizer: TokenizerLike, max_length: int | None) -> Iterator[Callable[[list[str]], list[list[int]]]]:
+    """Yield a function from strings to ids, truncated to `max_length`. The tokenizer's settings are restored."""
+    backend = fast_backend(tokenizer)
     if backend is None:
-        cut = dict(truncation=True, max_length=max_length) if max_length is not None else {}
-        yield lambda texts: tokenizer(texts, **cut)["input_ids"]
+        options = dict(truncation=True, max_length=max_length) if max_length is not None else {}
+        slow: Any = tokenizer
+        yield lambda texts: slow(texts, **options)["input_ids"]
         return
     truncation, padding = backend.truncation, backend.padding
     try:

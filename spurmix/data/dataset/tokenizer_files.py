@@ -1,60 +1,76 @@
-"""A tokenizer's files: those that travel with packed tokens and exported models, and folders that users have."""
+"""Tokenizer files: those stored with packed tokens and exported models, and folders that users have."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spurmix.data.dataset.tokenize import special_ids
+from spurmix.data.dataset.tokenize import fast_backend, special_ids
 
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from spurmix.data.dataset.tokenize import TokenizerLike
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 
-def load_tokenizer(folder: str | Path, *, alone: bool = False) -> Any:
-    """The tokenizer in a folder of this machine: of transformers, or of tokenizers where there is tokenizer.json alone, or
-    nothing else is to be read.
+def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> TokenizerLike:
+    """Load a tokenizer from a local folder.
+
+    Args:
+        folder: Folder that transformers or tokenizers wrote.
+        tokenizers_only: Read `tokenizer.json` with tokenizers, even if transformers could read the folder.
+
+    Returns:
+        A tokenizer of transformers, or one of tokenizers if there is only `tokenizer.json`.
 
     Raises:
-        ValueError: for no folder, or one whose tokenizer cannot be read or is no fast one. ImportError: without the
-            package.
+        ValueError: If the folder does not exist or its tokenizer cannot be read.
+        TypeError: If the tokenizer is not a fast one.
+        ImportError: If the package is missing.
     """
-    place = Path(folder)
-    if not place.is_dir():
-        raise ValueError(f"tokenizer: there is no folder {place}")
-    alone = (place / FILE).is_file() and (alone or not (place / CONFIG).is_file())
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"tokenizer: there is no folder {path}")
+    tokenizers_only = (path / TOKENIZER_FILE).is_file() and (
+        tokenizers_only or not (path / TOKENIZER_CONFIG_FILE).is_file()
+    )
     try:
-        if alone:
+        if tokenizers_only:
             import tokenizers
         else:
             import transformers
     except ModuleNotFoundError as error:
         raise ImportError(f"tokenizers need the package {error.name!r}: pip install 'spurmix[train]'") from error
     try:
-        if alone:
-            return tokenizers.Tokenizer.from_file(str(place / FILE))
-        found = transformers.AutoTokenizer.from_pretrained(str(place), local_files_only=True)
-    except Exception as error:  # both raise plain ones
+        if tokenizers_only:
+            return tokenizers.Tokenizer.from_file(str(path / TOKENIZER_FILE))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # both libraries raise plain exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"tokenizer: {place} holds none that can be read: {reason}") from None
-    backend_of(found)
-    return found
+        raise ValueError(f"tokenizer: no tokenizer can be read from {path}: {reason}") from None
+    require_fast(tokenizer)
+    return tokenizer
 
 
-def backend_of(tokenizer: Any) -> Any:
-    """The `tokenizers.Tokenizer` in a tokenizer.
+def require_fast(tokenizer: TokenizerLike) -> Tokenizer:
+    """Return the `tokenizers.Tokenizer` behind a tokenizer.
 
     Raises:
-        TypeError: for one that `tokenizers` cannot run.
+        TypeError: If there is none, because the tokenizer is written in Python.
     """
-    backend = tokenizer if hasattr(tokenizer, "encode_batch") else getattr(tokenizer, "backend_tokenizer", None)
+    is_fast = hasattr(tokenizer, "encode_batch") or hasattr(tokenizer, "backend_tokenizer")
+    backend = fast_backend(tokenizer) if is_fast else None
     if backend is None:
-        raise TypeError(f"tokenizer must be a fast one, which `tokenizers` can run, got {type(tokenizer).__name__}")
+        raise TypeError(f"tokenizer must be a fast tokenizer, got {type(tokenizer).__name__}")
     return backend
 
 
-def configure(tokenizer: Any, max_length: int | None, direction: str) -> None:
-    """Set a `tokenizers.Tokenizer` to cut texts to `max_length` tokens, on the "left" or "right", and to pad nothing."""
+def set_truncation(tokenizer: Tokenizer, max_length: int | None, direction: str) -> None:
+    """Set a tokenizer to truncate texts to `max_length` tokens, on the "left" or "right", and not to pad."""
     tokenizer.no_padding()
     if max_length is None:
         tokenizer.no_truncation()
@@ -62,23 +78,30 @@ def configure(tokenizer: Any, max_length: int | None, direction: str) -> None:
         tokenizer.enable_truncation(max_length, direction=direction)
 
 
-def files(tokenizer: Any, max_length: int | None) -> dict[str, str]:
-    """The texts of tokenizer.json and tokenizer_config.json, which transformers reads as well.
+def tokenizer_files(tokenizer: TokenizerLike, max_length: int | None) -> dict[str, str]:
+    """Return the contents of `tokenizer.json` and `tokenizer_config.json`, which transformers can also read.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        max_length: Maximum number of tokens of a text. None means no limit.
+
+    Returns:
+        Text of each file, by file name.
 
     Raises:
-        TypeError: for one that `tokenizers` cannot run.
+        TypeError: If the tokenizer is not a fast one.
     """
     import tokenizers
 
     direction = str(getattr(tokenizer, "truncation_side", "right"))
-    copy = tokenizers.Tokenizer.from_str(backend_of(tokenizer).to_str())
-    configure(copy, max_length, direction)
+    copy = tokenizers.Tokenizer.from_str(require_fast(tokenizer).to_str())
+    set_truncation(copy, max_length, direction)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "truncation_side": direction}
     if max_length is not None:
         config["model_max_length"] = max_length
     pad, sep = special_ids(tokenizer)
-    others = ("unk", "cls", "mask", "bos", "eos")
-    known = {f"{name}_token": getattr(tokenizer, f"{name}_token_id", None) for name in others}
-    special = {"pad_token": pad, "sep_token": sep, **known}
-    config |= {name: copy.id_to_token(number) for name, number in special.items() if number is not None}
-    return {FILE: copy.to_str(pretty=True), CONFIG: json.dumps(config, indent=1)}
+    roles = ("unk", "cls", "mask", "bos", "eos")
+    special_tokens = {"pad_token": pad, "sep_token": sep}
+    special_tokens |= {f"{role}_token": getattr(tokenizer, f"{role}_token_id", None) for role in roles}
+    config |= {name: copy.id_to_token(number) for name, number in special_tokens.items() if number is not None}
+    return {TOKENIZER_FILE: copy.to_str(pretty=True), TOKENIZER_CONFIG_FILE: json.dumps(config, indent=1)}

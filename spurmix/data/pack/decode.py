@@ -1,4 +1,4 @@
-"""Image files to arrays, through Pillow: upright, RGB, of one size. What cannot be read says why."""
+"""Decoding of image files with Pillow: upright, RGB, resized. Errors name the reason."""
 
 from __future__ import annotations
 
@@ -6,63 +6,72 @@ import functools
 import io
 import os
 import stat
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 FITS = ("crop", "exact")
 MAX_PIXELS = 1 << 27
-"""Pixels above which an image is refused: a small file can claim any size."""
+"""Maximum number of pixels of an image: the header of a small file can claim any size."""
 
 MAX_BYTES = 1 << 30
-"""Bytes above which a file is refused before it is read: no image of that many pixels takes more."""
+"""Maximum size of a file. It is checked before the file is read."""
 
-DEEP = ("PNG", "PPM")
-"""Formats whose 16-bit images Pillow may open as 32-bit ones."""
+FORMATS_OPENED_AS_32_BIT = ("PNG", "PPM")
+"""Formats whose 16-bit images Pillow may open as 32-bit images."""
 
-ORIENTATION = 0x0112
-"""EXIF's number for how a camera was held."""
+ORIENTATION_TAG = 0x0112
+"""EXIF tag of the camera's orientation."""
 
 
 class ImageError(ValueError):
-    """An image that cannot be used."""
+    """An image cannot be used."""
 
 
-def stamp_of(found: os.stat_result) -> int:
-    """A number, 0 or more, that is another once the file is."""
-    return (found.st_mtime_ns * 1_000_003 ^ found.st_size) & (1 << 63) - 1
+def file_fingerprint(status: os.stat_result) -> int:
+    """Return a non-negative fingerprint that changes when the file changes: size and modification time."""
+    return (status.st_mtime_ns * 1_000_003 ^ status.st_size) & (1 << 63) - 1
 
 
-def stamped_bytes(path: str) -> tuple[bytes, int]:
-    """What a file of this machine holds, and its stamp from before it was read.
+def read_file_with_fingerprint(path: str) -> tuple[bytes, int]:
+    """Read a local file. The fingerprint is taken before reading.
 
     Raises:
-        ImageError: for a pipe, a device and the like, which might never end, and more than 2^30 bytes. OSError.
+        ImageError: If it is not a regular file, which might never end, or is larger than `MAX_BYTES`.
+        OSError: If it cannot be read.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # not to wait for a writer where it is a pipe
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
     try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise ImageError("is no regular file")
-        if found.st_size > MAX_BYTES:
-            raise ImageError(f"{found.st_size:,} bytes are more than {MAX_BYTES:,}")
-        data = os.read(handle, found.st_size)
-        while len(data) < found.st_size and (more := os.read(handle, found.st_size - len(data))):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"has {status.st_size:,} bytes, the maximum is {MAX_BYTES:,}")
+        data = os.read(handle, status.st_size)
+        while len(data) < status.st_size and (more := os.read(handle, status.st_size - len(data))):
             data += more
-        return data, stamp_of(found)
+        return data, file_fingerprint(status)
     finally:
         os.close(handle)
 
 
-def file_bytes(path: str) -> bytes:
-    """What a file of this machine holds; errors as of `stamped_bytes`."""
-    return stamped_bytes(path)[0]
+def read_file(path: str) -> bytes:
+    """Read a local file. Raises the same errors as `read_file_with_fingerprint`."""
+    return read_file_with_fingerprint(path)[0]
 
 
 @functools.cache
-def pillow() -> tuple[Any, Any]:
-    """PIL.Image and PIL.ImageOps, or an error that names the extra."""
+def import_pillow() -> tuple[ModuleType, ModuleType]:
+    """Return `PIL.Image` and `PIL.ImageOps`.
+
+    Raises:
+        ImportError: If Pillow is missing. The message names the extra to install.
+    """
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError as error:
@@ -71,54 +80,60 @@ def pillow() -> tuple[Any, Any]:
 
 
 def decode(data: bytes, size: tuple[int, int], fit: str = "crop") -> NDArray[np.uint8]:
-    """The image in the bytes of a file, uint8 `[height, width, 3]`; arguments and errors as of `decoded`."""
-    return np.asarray(decoded(data, size, fit))
+    """Decode an image file to uint8 `[height, width, 3]`. Arguments and errors are those of `decode_image`."""
+    return np.asarray(decode_image(data, size, fit))
 
 
-def decoded(data: bytes, size: tuple[int, int], fit: str = "crop") -> Any:
-    """The image in the bytes of a file, an RGB image of Pillow's of that size.
+def decode_image(data: bytes, size: tuple[int, int], fit: str = "crop") -> Image:
+    """Decode an image file to an RGB image of Pillow's.
 
-    EXIF's orientation is applied, palettes, grey and CMYK become RGB, 16-bit values keep their upper 8 bits, an alpha
+    EXIF orientation is applied. Palettes, gray and CMYK become RGB. 16-bit values keep their upper 8 bits. An alpha
     channel is dropped.
 
     Args:
-        size: (height, width). fit: "crop" resizes the image until it covers `size` and cuts out the centre; "exact" resizes
-            both sides, whatever the proportions. Bilinear, with Pillow's antialiasing.
+        data: Content of the file.
+        size: (height, width) in pixels.
+        fit: "crop" resizes the image until it covers `size` and keeps the center. "exact" resizes both sides, whatever
+            the proportions. Both are bilinear with Pillow's antialiasing.
+
+    Returns:
+        The image, (width, height) = `size[::-1]`.
 
     Raises:
-        ImageError: for empty, unknown, truncated or damaged data, 32-bit images, and more than 2^27 pixels.
+        ImageError: If the data is empty, truncated or damaged, has an unknown format or 32-bit values, or the image has
+            more than `MAX_PIXELS` pixels.
     """
-    library, operations = pillow()
+    image_module, operations = import_pillow()
     if not data:
         raise ImageError("the file is empty")
     try:
-        with library.open(io.BytesIO(data)) as image:
+        with image_module.open(io.BytesIO(data)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise ImageError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
-            if image.mode == "F" or (image.mode == "I" and image.format not in DEEP):
-                raise ImageError("32-bit and signed images are not supported: their range is unknown")
-            if image.getexif().get(ORIENTATION, 1) != 1:  # turning copies the image, which most need not
+                raise ImageError(f"has {width} x {height} pixels, the maximum is {MAX_PIXELS:,}")
+            if image.mode == "F" or (image.mode == "I" and image.format not in FORMATS_OPENED_AS_32_BIT):
+                raise ImageError("32-bit and signed images are not supported, because their range is unknown")
+            if image.getexif().get(ORIENTATION_TAG, 1) != 1:  # exif_transpose copies the image even if upright
                 image = operations.exif_transpose(image)
-            return fitted(image, size, fit)
+            return to_rgb_of_size(image, size, fit)
     except ImageError:
         raise
-    except library.UnidentifiedImageError:
-        raise ImageError("no image of a known format") from None
-    except Exception as error:  # decoders raise whatever broken data lead them to
+    except image_module.UnidentifiedImageError:
+        raise ImageError("is not an image of a known format") from None
+    except Exception as error:  # decoders raise exceptions of any type on damaged data
         raise ImageError(f"cannot be read: {error}") from None
 
 
-def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
-    """A Pillow image as RGB of that size, see `decoded`."""
-    library, operations = pillow()
+def to_rgb_of_size(image: Image, size: tuple[int, int], fit: str) -> Image:
+    """Convert a Pillow image to RGB and resize it as `decode_image` does."""
+    image_module, operations = import_pillow()
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = library.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        image = image_module.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode != "RGB":
         image = image.convert("RGB")
     target = (size[1], size[0])
     if image.size != target:
-        method = library.Resampling.BILINEAR
+        method = image_module.Resampling.BILINEAR
         image = operations.fit(image, target, method=method) if fit == "crop" else image.resize(target, method)
-    image.load()  # now, as its file is closed after this
+    image.load()  # decode now: the file is closed after this
     return image

@@ -1,4 +1,4 @@
-"""Datasets that the package `datasets` reads: what `save_to_disk` wrote, local files and folders, the Hugging Face hub."""
+"""Layout `huggingface`: datasets that the package `datasets` reads, from disk or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,31 +8,56 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.data.dataset.packed import Metadata
-from spurmix.data.pack.decode import file_bytes
-from spurmix.data.pack.manifest import ArrowTexts, Content, Listing, coded, coded_attributes, local, split_names
+from spurmix.data.dataset.format import Metadata
+from spurmix.data.pack.decode import read_file
+from spurmix.data.pack.manifest import (
+    Manifest,
+    SampleSource,
+    TextColumn,
+    encode_attributes,
+    encode_column,
+    split_names,
+)
+from spurmix.data.pack.remote import local_path
 
-_FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import ChunkedArray
+
+_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def _library() -> Any:
+class _ImageRecord(TypedDict):
+    """An undecoded value of a `datasets.Image` column."""
+
+    bytes: bytes | None
+    path: str | None
+
+
+def import_datasets() -> ModuleType:
+    """Import the package `datasets`.
+
+    Raises:
+        ImportError: If it is missing. The message names the extra to install.
+    """
     try:
         import datasets
     except ModuleNotFoundError as error:
         raise ImportError("Hugging Face datasets need the package 'datasets': pip install 'spurmix[hf]'") from error
-    return datasets
+    return cast(ModuleType, datasets)
 
 
-class _Images:
-    """`Content` of a column of images, of datasets that lie behind one another."""
+class _ImageColumn:
+    """`SampleSource` of a column of images, of concatenated datasets."""
 
-    def __init__(self, parts: Sequence[Any], column: str) -> None:
+    def __init__(self, parts: Sequence[Dataset], column: str) -> None:
         self.parts = [part.select_columns([column]) for part in parts]
         self.column = column
         self.ends = np.cumsum([len(part) for part in parts])
@@ -40,17 +65,17 @@ class _Images:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, n: int) -> Any:
+    def __getitem__(self, n: int, /) -> bytes | None:
         part = int(np.searchsorted(self.ends, n, side="right"))
-        return _bytes(self.parts[part][n - int(self.ends[part])][self.column])
+        return _image_bytes(self.parts[part][n - int(self.ends[part])][self.column])
 
     def digest(self) -> str:
-        """See `Content`: `datasets` keeps a fingerprint of what it reads."""
+        """See `SampleSource.digest`. `datasets` keeps a fingerprint of each dataset."""
         known = [(part._fingerprint, len(part)) for part in self.parts]
         return hashlib.blake2b(repr((known, self.column)).encode(), digest_size=16).hexdigest()
 
 
-def from_datasets(
+def from_huggingface(
     path: str | Path,
     *,
     image: str | None = None,
@@ -59,85 +84,91 @@ def from_datasets(
     attributes: Sequence[str] = (),
     split: str | None = None,
     notify: Callable[[str], None] = print,
-) -> Listing:
-    """A dataset of `datasets`: its splits, an image column or a text column, label and attributes.
+) -> Manifest:
+    """Read a dataset with the package `datasets`.
 
     Args:
-        path: a folder that `save_to_disk` wrote; a Parquet, CSV, JSON or Arrow file, or a folder of them or of images; or,
-            where there is no such path, a name on the Hugging Face hub, from which it is then downloaded.
-        image: column of images; default: the one whose type is Image. text: column of texts, for `pack_texts`.
-        label, attributes: columns of class labels, integers from 0 or names; a missing attribute is unknown (-1).
-        split: column of the split; default: the splits that `datasets` knows.
-        notify: is told before anything is downloaded.
+        path: A folder that `save_to_disk` wrote, a Parquet, CSV, JSON or Arrow file, or a folder of such files or of
+            images. If there is no such path, the name of a dataset on the Hugging Face hub, which is downloaded.
+        image: Column of images. Default: the only column of type Image.
+        text: Column of texts, for `pack_texts`.
+        label: Column of the labels: class labels, integers from 0, or names.
+        attributes: Columns of the attributes, the spurious one first. Missing values are unknown (-1).
+        split: Column of the splits. Default: the splits of the dataset.
+        notify: Receives a message before anything is downloaded.
+
+    Returns:
+        The rows of all splits.
 
     Raises:
-        ValueError: for what cannot be read, or columns that are missing or of another type. ImportError: without datasets.
+        ValueError: If the dataset cannot be read, or a column is missing or has the wrong type.
+        ImportError: If the package `datasets` is missing.
     """
-    library = _library()
-    path = local(path)
-    with _quiet(library):
-        splits = _open(library, path, notify)
-    names, parts = list(splits), list(splits.values())
-    features = parts[0].features
-    for name in (label, *attributes, text, image, split):
-        if name is not None and name not in features:
-            raise ValueError(f"{path}: no column {name!r}; there are {', '.join(features)}")
-    for name, part in splits.items():
-        if list(part.features.items()) != list(features.items()):
-            raise ValueError(f"{path}: the columns of split {name} differ from those of {names[0]}")
-    if not sum(map(len, parts)):
-        raise ValueError(f"{path} has no rows")
-    content: Content = _texts(library, parts, text, path) if text is not None else _images(library, parts, image, path)
+    library = import_datasets()
+    path = local_path(path)
+    with _progress_bars_on_terminals(library):
+        splits = _load_splits(library, path, notify)
     where = str(path)
-
-    def values(column: str) -> list[Any]:
-        return [value for part in parts for value in _arrow(part, column).to_pylist()]
-
-    labels, class_names, _ = coded(
-        values(label), where, label, known=len(getattr(features[label], "names", None) or ())
+    features = _check_columns(splits, (label, *attributes, text, image, split), where)
+    parts = list(splits.values())
+    samples: SampleSource = (
+        _image_column(library, parts, image, where)
+        if text is None
+        else TextColumn(_text_column(library, parts, text, where), f"{where}: {text}")
     )
-    class_names = _names(features[label], labels, class_names, where, label)
-    codes, value_names, notes = coded_attributes({name: values(name) for name in attributes}, where)
-    value_names = {n: _names(features[n], codes[n], known, where, n) for n, known in value_names.items()}
+
+    def values(column: str) -> list[object]:
+        return [value for part in parts for value in _arrow_column(part, column).to_pylist()]
+
+    labels, class_names, _ = encode_column(
+        values(label), where, label, max_classes=len(getattr(features[label], "names", None) or ())
+    )
+    class_names = _class_label_names(features[label], labels, where, label) or class_names
+    codes, value_names, notes = encode_attributes({name: values(name) for name in attributes}, where)
+    value_names = {
+        name: _class_label_names(features[name], codes[name], where, name) or found
+        for name, found in value_names.items()
+    }
     sources = [f"{name}#{n}" for name, part in splits.items() for n in range(len(part))]
-    of_row = (
-        [source.rpartition("#")[0] for source in sources] if split is None else split_names(values(split), where, split)
-    )
-    metadata = Metadata(labels, of_row, sources, codes, class_names, value_names)
-    kind = "texts" if text is not None else "images"
-    return Listing(where, metadata, tuple(notes), content, kind=kind)
+    if split is not None:
+        split_of_row = split_names(values(split), where, split)
+    else:
+        split_of_row = [name for name, part in splits.items() for _ in range(len(part))]
+    metadata = Metadata(labels, split_of_row, sources, codes, class_names, value_names)
+    return Manifest(where, metadata, tuple(notes), samples, kind="texts" if text is not None else "images")
 
 
 @contextmanager
-def _quiet(library: Any) -> Iterator[None]:
-    """No progress bars where nobody watches."""
-    shown = library.is_progress_bar_enabled()
+def _progress_bars_on_terminals(library: ModuleType) -> Iterator[None]:
+    """Disable progress bars of `datasets` unless stderr is a terminal."""
+    enabled = library.is_progress_bar_enabled()
     if not sys.stderr.isatty():
         library.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             library.enable_progress_bars()
 
 
-def _open(library: Any, path: str | Path, notify: Callable[[str], None]) -> dict[str, Any]:
-    place = Path(path)
-    kind = _FILES.get(place.suffix.lower())
-    if place.is_file() and kind is None:
-        raise ValueError(f"{place} must be one of {', '.join(_FILES)}")
-    if not place.exists():
+def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], None]) -> dict[str, Dataset]:
+    """Load a dataset. Returns its splits by name."""
+    local = Path(path)
+    file_format = _FORMATS.get(local.suffix.lower())
+    if local.is_file() and file_format is None:
+        raise ValueError(f"{local} must be one of {', '.join(_FORMATS)}")
+    if not local.exists():
         if not _HUB_NAME.fullmatch(str(path)):
             raise ValueError(f"there is no file or folder {path}")
-        notify(f"there is no path {path} here: it is looked up on the Hugging Face hub, and downloaded")
+        notify(f"there is no local path {path}; the dataset is downloaded from the Hugging Face hub")
     try:
-        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-            found = library.load_from_disk(str(place))
-        elif place.is_file():
-            found = library.load_dataset(kind, data_files=str(place))
+        if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+            found = library.load_from_disk(str(local))
+        elif local.is_file():
+            found = library.load_dataset(file_format, data_files=str(local))
         else:
             found = library.load_dataset(str(path))
-    except Exception as error:  # datasets and what it reads with raise whatever they like
+    except Exception as error:  # datasets and its readers raise exceptions of any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read by datasets: {reason}") from None
     if isinstance(found, library.Dataset):
@@ -145,56 +176,74 @@ def _open(library: Any, path: str | Path, notify: Callable[[str], None]) -> dict
     return dict(found)
 
 
-def _texts(library: Any, parts: list[Any], column: str, path: str | Path) -> ArrowTexts:
+def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], where: str) -> dict[str, object]:
+    """Check that all splits have the same columns, among them `columns`. Returns the type of each column."""
+    first, *others = splits
+    features = splits[first].features
+    for name in columns:
+        if name is not None and name not in features:
+            raise ValueError(f"{where}: no column {name!r}; the columns are {', '.join(features)}")
+    for name in others:
+        if list(splits[name].features.items()) != list(features.items()):
+            raise ValueError(f"{where}: the columns of split {name} differ from those of split {first}")
+    if not any(len(part) for part in splits.values()):
+        raise ValueError(f"{where} has no rows")
+    return dict(features)
+
+
+def _text_column(library: ModuleType, parts: list[Dataset], column: str, where: str) -> ChunkedArray:
     import pyarrow
 
-    kind = parts[0].features[column]
-    if not isinstance(kind, library.Value) or kind.dtype not in ("string", "large_string"):
-        raise ValueError(f"{path}: {column} must be a column of texts, it is {kind}")
-    chunks = [chunk for part in parts for chunk in _arrow(part, column).chunks]
-    return ArrowTexts(pyarrow.chunked_array(chunks), f"{path}: {column}")
+    feature = parts[0].features[column]
+    if not isinstance(feature, library.Value) or feature.dtype not in ("string", "large_string"):
+        raise ValueError(f"{where}: {column} must be a column of texts, got {feature}")
+    chunks = [chunk for part in parts for chunk in _arrow_column(part, column).chunks]
+    return pyarrow.chunked_array(chunks)
 
 
-def _arrow(part: Any, column: str) -> Any:
-    """A column as Arrow has it on the disk."""
+def _arrow_column(part: Dataset, column: str) -> ChunkedArray:
+    """Return a column as Arrow stores it, without decoding."""
     return part.select_columns([column]).with_format("arrow")[:][column]
 
 
-def _images(library: Any, parts: list[Any], column: str | None, path: str | Path) -> _Images:
+def _image_column(library: ModuleType, parts: list[Dataset], column: str | None, where: str) -> _ImageColumn:
     features = parts[0].features
     if column is None:
-        found = [name for name, kind in features.items() if isinstance(kind, library.Image)]
+        found = [name for name, feature in features.items() if isinstance(feature, library.Image)]
         if len(found) != 1:
-            what = f"the images are in {' or '.join(found)}" if found else "no column is of type Image"
-            raise ValueError(f"{path}: {what}; name the column of images or of texts; there are {', '.join(features)}")
+            problem = f"columns {' and '.join(found)} hold images" if found else "no column is of type Image"
+            raise ValueError(
+                f"{where}: {problem}; name the column of images or of texts; the columns are {', '.join(features)}"
+            )
         column = found[0]
-    kind = features[column]
-    if not isinstance(kind, library.Image) and getattr(kind, "dtype", None) not in ("binary", "large_binary"):
-        raise ValueError(f"{path}: {column} must be a column of images or of their files' bytes, it is {kind}")
-    if isinstance(kind, library.Image):
+    feature = features[column]
+    if not isinstance(feature, library.Image) and getattr(feature, "dtype", None) not in ("binary", "large_binary"):
+        raise ValueError(f"{where}: {column} must be a column of images or of the bytes of image files, got {feature}")
+    if isinstance(feature, library.Image):
         parts = [part.cast_column(column, library.Image(decode=False)) for part in parts]
-    return _Images(parts, column)
+    return _ImageColumn(parts, column)
 
 
-def _bytes(value: Any) -> bytes | None:
-    """The file's bytes in what a row holds; a path is that of a file of this machine."""
+def _image_bytes(value: bytes | _ImageRecord | None) -> bytes | None:
+    """Return the content of an image file. A path is local."""
     if value is None or isinstance(value, bytes):
         return value
     if value["bytes"] is not None:
         return bytes(value["bytes"])
-    if value["path"] is None:
+    path = value["path"]
+    if path is None:
         return None
-    if "://" in value["path"]:
-        raise OSError(f"the image lies at {value['path']}; nothing is downloaded")
-    return file_bytes(value["path"])
+    if "://" in path:
+        raise OSError(f"the image is at {path}, which is not downloaded")
+    return read_file(path)
 
 
-def _names(kind: Any, codes: NDArray[np.int64], names: tuple[str, ...], where: str, column: str) -> tuple[str, ...]:
-    """The names of a column of class labels; `names` for any other."""
-    known: tuple[str, ...] = tuple(getattr(kind, "names", None) or ())
-    if not known:
-        return names
-    if codes.size and codes.max() >= len(known):
+def _class_label_names(feature: object, codes: NDArray[np.int64], where: str, column: str) -> tuple[str, ...]:
+    """Return the names of a column of class labels, or () for another column."""
+    names: tuple[str, ...] = tuple(getattr(feature, "names", None) or ())
+    if names and codes.size and codes.max() >= len(names):
         row = int(codes.argmax())
-        raise ValueError(f"{where}, row {row}: {column} is {codes[row]}, there are {len(known)} names")
-    return known
+        raise ValueError(
+            f"{where}, row {row}: {column} must be below {len(names)}, the number of names, got {codes[row]}"
+        )
+    return names

@@ -1,5 +1,7 @@
-"""Packing: image files, decoded in parallel, into a PackedDataset. A job that was killed goes on where it was: a journal of
-finished rows lies beside the arrays."""
+"""`pack_images`: decodes image files in parallel into a packed dataset.
+
+The working folder holds the array and the state of each row, so an interrupted job resumes where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,23 +19,37 @@ from numpy.typing import NDArray
 from spurmix._version import __version__
 from spurmix.core.progress import bar
 from spurmix.core.ranges import chunks
-from spurmix.data.dataset import packed as store
-from spurmix.data.dataset.packed import REPORT
+from spurmix.data.dataset.format import array_header, read_array_header
 from spurmix.data.pack import job as jobs
-from spurmix.data.pack.compaction import Moving
-from spurmix.data.pack.decode import FITS, ImageError, decoded, fitted, pillow
-from spurmix.data.pack.job import BROKEN, DONE, TODO, BrokenFiles, Job, PackReport, in_threads
-from spurmix.data.pack.manifest import Listing, check_inside
-from spurmix.data.pack.writer import Part, StripeWriter
+from spurmix.data.pack.decode import FITS, ImageError, decode_image, import_pillow, to_rgb_of_size
+from spurmix.data.pack.job import (
+    DONE,
+    TODO,
+    UNREADABLE,
+    BrokenFiles,
+    PackJob,
+    PackReport,
+    run_in_threads,
+)
+from spurmix.data.pack.manifest import Manifest, check_paths
+from spurmix.data.pack.writer import DirectWriter, WriteRange
 
-PART, STRIPE, KEPT = 16, 1 << 24, 256
-"""Files a worker takes at a time; bytes, and images, that are written at once at most. A kill costs what is not written."""
-WORKERS = (os.cpu_count() or 1) + 1
-"""One more than cores: a worker waits at times, for a file or the interpreter."""
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+RANGE_ROWS = 16
+"""Number of files that a worker takes at a time."""
+BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 256
+"""Maximum size of a write, in bytes and in images. A kill loses at most what is not yet written."""
+DEFAULT_WORKERS = (os.cpu_count() or 1) + 1
+"""One more than cores, because a worker sometimes waits for a file or for the interpreter lock."""
+IMAGES_FILE, STATE_FILE, FINGERPRINTS_FILE = "images.npy", "state.npy", "stamps.npy"
+DECODED_FILE = "decoded.npy"
+"""`images.npy` with all rows, while rows that could not be read are dropped."""
 
 
 def pack_images(
-    listing: Listing,
+    manifest: Manifest,
     target: str | Path,
     *,
     size: int | tuple[int, int] = 224,
@@ -44,177 +60,226 @@ def pack_images(
     shard: tuple[int, int] = (0, 1),
     progress: bool | None = None,
 ) -> PackReport:
-    """Decode the images of `listing` and write them as a packed dataset, examples of a split together.
+    """Decode the images of a manifest and write them as a packed dataset, sorted by split.
+
+    If the process is interrupted, call the function again with the same arguments to resume. Files that have changed
+    since are read again.
 
     Args:
-        target: the folder to make. With `shard` (i, n), the i-th of n parts goes into `<target>.shard-i-of-n`; `merge`
-            puts them together.
-        size: (height, width), or one number for both. fit: "crop" or "exact", see `decoded`.
-        workers: threads; default: one more than there are cores.
-        limit: at most so many examples of each split.
-        broken: "error" ends with a list of all images that cannot be read, keeping what was packed; "skip" leaves them
-            out and lists them in `broken.jsonl`.
-        progress: show a progress bar; default: on a terminal.
+        manifest: The images and their metadata.
+        target: Folder to create. With a shard (i, n) the folder is `<target>.shard-i-of-n`. `merge` joins the shards.
+        size: (height, width) in pixels, or one number for both.
+        fit: "crop" or "exact", see `decode_image`.
+        workers: Number of threads. Default: one more than cores.
+        limit: Maximum number of examples of each split. Default: all.
+        broken: "error" raises an error that lists all unreadable images. "skip" leaves them out and lists them in
+            `broken.jsonl`. Either way the other images stay packed.
+        shard: (i, n) packs the i-th of n parts.
+        progress: Whether to show a progress bar. Default: only on a terminal.
+
+    Returns:
+        What was packed.
 
     Raises:
-        ValueError: for bad arguments, a target that exists or cannot be written, broken files. OSError: without space.
+        ValueError: If an argument is invalid, or the target exists or cannot be written.
+        BrokenFiles: If images are unreadable and `broken` is "error", or all are unreadable.
+        OSError: If the disk is full. Completed work is kept.
     """
     began = time.perf_counter()
+    extent = _check_arguments(manifest, size, fit, workers, limit, broken, shard)
+    import_pillow()
+    if manifest.samples is None:
+        check_paths(manifest.metadata.sources, manifest.root)
+    ordered = manifest.ordered(limit)
+    part = ordered.select(jobs.shard_rows(len(ordered), shard))
+    shape = (len(part), *extent, 3)
+    workers = workers or DEFAULT_WORKERS
+    with PackJob(
+        jobs.shard_path(target, shard), "images", {"manifest": part.digest(), "shape": shape, "fit": fit}
+    ) as job:
+        if job.finished is not None:
+            return job.publish_finished(began)
+        state, fingerprints = _open_state(job, part, shape, workers)
+        resumed = int((state == DONE).sum())
+        decoder = _Decoder(part, job.folder / IMAGES_FILE, state, fingerprints, extent, fit)
+        known_checksums = decoder.run(workers, progress)
+        unreadable = [(part.metadata.sources[n], decoder.reasons[n]) for n in sorted(decoder.reasons)]
+        kept = np.flatnonzero(state == DONE)
+        report = job.write_report(unreadable)
+        if unreadable and (broken == "error" or (kept.size == 0 and shard[1] == 1)):
+            raise BrokenFiles(unreadable, report)
+        if unreadable:
+            _drop_rows(job, shape, kept)
+            known_checksums = {}
+        provenance = {
+            "spurmix": __version__,
+            "root": manifest.root,
+            "size": list(extent),
+            "fit": fit,
+            "notes": list(manifest.notes),
+            **jobs.shard_provenance(shard),
+            "broken": len(unreadable),
+        }
+        job.finish(part.metadata.select(kept), provenance, known_checksums={IMAGES_FILE: known_checksums})
+    return PackReport(job.target, kept.size, tuple(unreadable), resumed, time.perf_counter() - began, job.notes)
+
+
+def _check_arguments(
+    manifest: Manifest,
+    size: int | tuple[int, int],
+    fit: str,
+    workers: int | None,
+    limit: int | None,
+    broken: str,
+    shard: tuple[int, int],
+) -> tuple[int, int]:
+    """Check the arguments of `pack_images` and return (height, width)."""
     extent = (size, size) if isinstance(size, int) else size
     if len(extent) != 2 or not all(isinstance(v, int) and 0 < v <= 32767 for v in extent):
-        raise ValueError(f"size must be one or two positive integers, got {extent!r}")
+        raise ValueError(f"size must be one or two integers in [1, 32767], got {extent!r}")
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
-    jobs.check_counts(workers=workers, limit=limit)
+    jobs.check_positive(workers=workers, limit=limit)
     jobs.check_broken(broken)
     jobs.check_shard(shard)
-    if listing.kind != "images":
-        raise ValueError(f"listing holds {listing.kind}; see pack_texts")
-    pillow()
-    if listing.content is None:
-        check_inside(listing.metadata.sources, listing.root)
-    ordered = listing.ordered(limit)
-    part = ordered.take(jobs.shard_rows(len(ordered), shard))
-    final = jobs.shard_path(target, shard)
-    shape = (len(part), *extent, 3)
-    digest = jobs.digest_of(part.root, part.metadata, "" if part.content is None else part.content.digest())
-    made = {
-        "spurmix": __version__,
-        "root": listing.root,
-        "size": list(extent),
-        "fit": fit,
-        "notes": list(listing.notes),
-        **jobs.made_by(shard),
-    }
-    sums: dict[int, str] = {}
-    with Job(final, "images", {"listing": digest, "shape": shape, "fit": fit}) as job:
-        if job.finished is not None:
-            return job.found(began)
-        moving = Moving(job.folder, shape) if job.resumes else None
-        if moving is not None and moving.began:  # all that can be is decoded, and rows are where they will be
-            failed = moving.failed
-            if broken == "error":
-                raise ValueError(
-                    f"target: {job.folder} is being finished without {jobs.counted(len(failed), 'broken file')}, "
-                    f"listed in its {REPORT}; go on with broken='skip', or remove it to begin anew"
-                )
-            kept = moving.kept
-            resumed = kept.size
-        else:
-            state, stamps = _arrays(job, part, shape, workers or WORKERS)
-            resumed = int((state == DONE).sum())
-            file = job.folder / "images.npy"
-            reasons, sums = _decode(part, file, state, stamps, extent, fit, workers or WORKERS, progress)
-            failed = [(part.metadata.sources[n], reasons[n]) for n in sorted(reasons)]
-            kept = np.flatnonzero(state == DONE)
-            report = job.report(failed)
-            if failed and (broken == "error" or (kept.size == 0 and shard[1] == 1)):
-                raise BrokenFiles(failed, report)
-            moving = Moving(job.folder, shape)
-        if failed:
-            moving.move(kept, failed)
-        known = {} if failed else {"images.npy": sums}
-        job.finish(part.metadata.take(kept), {**made, "broken": len(failed)}, known=known)
-    return PackReport(final, int(kept.size), tuple(failed), resumed, time.perf_counter() - began, job.notes)
+    if manifest.kind != "images":
+        raise ValueError(f"manifest must hold images, got {manifest.kind}; use pack_texts")
+    return extent
 
 
-def _arrays(
-    job: Job, part: Listing, shape: tuple[int, ...], workers: int
-) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Where each row stands, and what its file looked like when it was read; a row whose file is another now is to do."""
-    stamp = part.stamper()
-    wanted: dict[str, tuple[tuple[int, ...], str]] = {"images.npy": (shape, "uint8"), "state.npy": (shape[:1], "uint8")}
-    if stamp is not None:
-        wanted["stamps.npy"] = (shape[:1], "int64")
-    _, state, *rest = job.arrays(wanted, written=("images.npy",))
-    state[state == BROKEN] = TODO  # they may have been mended
-    if stamp is None:
+def _open_state(
+    job: PackJob, part: Manifest, shape: tuple[int, ...], workers: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    """Open the state of each row, and the fingerprint that its file had when it was read.
+
+    Rows whose file has changed since, and rows that could not be read, are set to TODO.
+    """
+    if job.resumes and (job.folder / DECODED_FILE).is_file():  # killed in `_drop_rows`
+        (job.folder / DECODED_FILE).replace(job.folder / IMAGES_FILE)
+    fingerprint = part.fingerprints()
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {IMAGES_FILE: (shape, "uint8"), STATE_FILE: (shape[:1], "uint8")}
+    if fingerprint is not None:
+        shapes[FINGERPRINTS_FILE] = (shape[:1], "int64")
+    _, state, *rest = job.open_arrays(shapes, direct=(IMAGES_FILE,))
+    state[state == UNREADABLE] = TODO
+    if fingerprint is None:
         return state, None
-    (stamps,) = rest
+    (fingerprints,) = rest
+    done = np.flatnonzero(state == DONE)
 
     def compare(rows: NDArray[np.int64]) -> None:
         for row in rows.tolist():
-            if stamps[row] != stamp(row):
+            if fingerprints[row] != fingerprint(row):
                 state[row] = TODO
 
-    done = np.flatnonzero(state == DONE)
-    for _ in in_threads(compare, (done[r.start : r.stop] for r in chunks(done.size, 1024)), workers):
+    for _ in run_in_threads(compare, (done[r.start : r.stop] for r in chunks(done.size, 1024)), workers):
         pass
-    changed = int(done.size) - int((state == DONE).sum())
+    changed = done.size - int((state == DONE).sum())
     if changed:
-        job.notes += (f"{jobs.counted(changed, 'file')} changed since they were packed, and are read again",)
-    return state, stamps
+        job.notes += (f"{jobs.counted(changed, 'file')} changed since the interrupted job and will be read again",)
+    return state, fingerprints
 
 
-def _decode(
-    source: Listing,
-    file: Path,
-    state: NDArray[Any],
-    stamps: NDArray[np.int64] | None,
-    size: tuple[int, int],
-    fit: str,
-    workers: int,
-    progress: bool | None,
-) -> tuple[dict[int, str], dict[int, str]]:
-    """Decode what is still to do; why rows could not be, and checksums of the file's chunks as far as they are known."""
-    read, stamped = source.reader(), source.stamped_reader()
-    library, _ = pillow()
-    reasons: dict[int, str] = {}
-    guard = threading.Lock()
-    begin, row_bytes = store.array_header(file)[2], 3 * size[0] * size[1]
-    each = max(1, min(PART, STRIPE // row_bytes))
-    stripe = max(1, min(STRIPE // row_bytes, KEPT) // each) * each
-    stripes = 3 + -(-workers * each // stripe)  # being filled, waiting for their last parts, and written
-    target = StripeWriter(file, begin, row_bytes, stripe, stripes)
+class _Decoder:
+    """Decodes all rows that are TODO into the array file.
 
-    def made(row: int) -> Any:
-        """The image of a row, or None, and why, where there is none."""
+    Attributes:
+        reasons: Why rows could not be read, by row.
+    """
+
+    def __init__(
+        self,
+        part: Manifest,
+        file: Path,
+        state: NDArray[np.uint8],
+        fingerprints: NDArray[np.int64] | None,
+        size: tuple[int, int],
+        fit: str,
+    ) -> None:
+        self.file, self.state, self.fingerprints, self.size, self.fit = file, state, fingerprints, size, fit
+        self.read, self.read_with_fingerprint = part.reader(), part.fingerprint_reader()
+        self.from_array = import_pillow()[0].fromarray
+        self.reasons: dict[int, str] = {}
+        self._guard = threading.Lock()
+
+    def run(self, workers: int, progress: bool | None) -> dict[int, str]:
+        """Decode and write. Returns the checksums of completely written chunks of the file, by number."""
+        offset, row_bytes = read_array_header(self.file)[2], 3 * self.size[0] * self.size[1]
+        range_rows = max(1, min(RANGE_ROWS, BLOCK_BYTES // row_bytes))
+        block_rows = max(1, min(BLOCK_BYTES // row_bytes, BLOCK_ROWS) // range_rows) * range_rows
+        num_blocks = 3 + -(-workers * range_rows // block_rows)  # being filled, waiting for ranges, being written
+        writer = DirectWriter(self.file, offset, row_bytes, block_rows, num_blocks)
+        todo = np.flatnonzero(self.state == TODO)
+        starts = np.flatnonzero(np.diff(todo, prepend=-2) != 1)  # of runs of consecutive rows
+        counts = np.diff(starts, append=todo.size)
+        runs = zip(todo[starts].tolist(), counts.tolist(), strict=True)
+        ranges = (rows for first, count in runs for rows in writer.ranges(first, count, range_rows))
+        done = (self.state.size - todo.size) // range_rows
+        total = done + int((-(-counts // range_rows)).sum())
+        with writer, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; unreadable files are reported
+            finished = run_in_threads(lambda rows: self._fill(rows, writer), ranges, workers)
+            for _ in bar(finished, "packing", total=total, done=done, size=range_rows, unit="images", shown=progress):
+                pass
+        return writer.known_checksums
+
+    def _fill(self, rows: WriteRange, writer: DirectWriter) -> None:
+        """Decode the images of a range and hand it to the writer."""
         try:
-            if stamps is not None and stamped is not None:
-                item, stamps[row] = stamped(row)
+            readable = []
+            for k in range(rows.count):
+                image = self._decode_row(rows.first + k)
+                rows.set_row(k, image)
+                if image is not None:
+                    readable.append(rows.first + k)
+        except BaseException as error:
+            writer.abort(error)
+            raise
+
+        def mark_done() -> None:
+            self.state[readable] = DONE
+
+        writer.submit(rows, mark_done)
+
+    def _decode_row(self, row: int) -> Image | None:
+        """Return the image of a row, or None with the reason in `reasons`."""
+        try:
+            item: object
+            if self.fingerprints is not None and self.read_with_fingerprint is not None:
+                item, self.fingerprints[row] = self.read_with_fingerprint(row)
             else:
-                item = read(row)
+                item = self.read(row)
             if item is None:
                 raise ImageError("is missing")
-            is_file = isinstance(item, bytes)
-            return decoded(item, size, fit) if is_file else fitted(library.fromarray(item), size, fit)
+            if isinstance(item, bytes):
+                return decode_image(item, self.size, self.fit)
+            return to_rgb_of_size(self.from_array(item), self.size, self.fit)
         except (ImageError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
                 raise
-            state[row] = BROKEN
-            reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-            reason = "takes more memory than there is" if isinstance(error, MemoryError) else reason
-            with guard:
-                reasons[row] = reason
+            reason = str(error)
+            if isinstance(error, FileNotFoundError):
+                reason = "there is no such file"
+            elif isinstance(error, MemoryError):
+                reason = "needs more memory than is available"
+            self.state[row] = UNREADABLE
+            with self._guard:
+                self.reasons[row] = reason
             return None
 
-    def fill(part: Part) -> None:
-        try:
-            good = []
-            for k in range(part.count):
-                image = made(part.first + k)
-                part.set(k, image)
-                if image is not None:
-                    good.append(part.first + k)
-        except BaseException as error:
-            target.fail(error)
-            raise
 
-        def written() -> None:
-            state[good] = DONE
+def _drop_rows(job: PackJob, shape: tuple[int, ...], kept: NDArray[np.int64]) -> None:
+    """Write `images.npy` again with the rows `kept` only.
 
-        target.put(part, written)
-
-    todo = np.flatnonzero(state == TODO)
-    starts = np.flatnonzero(np.diff(todo, prepend=-2) != 1)  # of runs of consecutive rows
-    sizes = np.diff(starts, append=todo.size)
-    runs = zip(todo[starts].tolist(), sizes.tolist(), strict=True)
-    parts = (part for first, count in runs for part in target.parts(first, count, each))
-    done = (len(source) - int(todo.size)) // each
-    total = done + int((-(-sizes // each)).sum())
-    with target, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what cannot be read is an error
-        finished = in_threads(fill, parts, workers)
-        for _ in bar(finished, "packing", total=total, done=done, size=each, unit="images", shown=progress):
-            pass
-    return reasons, target.sums
+    The complete array stays until the dataset is finished, so after a kill the copy is repeated from the start.
+    """
+    row_bytes = int(np.prod(shape[1:], dtype=np.int64))
+    dropped = jobs.counted(shape[0] - kept.size, "unreadable image")
+    job.require_space(kept.size * row_bytes, f"leaving out {dropped} (a second copy of the array)")
+    images, decoded = job.folder / IMAGES_FILE, job.folder / DECODED_FILE
+    images.replace(decoded)
+    rows = np.load(decoded, mmap_mode="r", allow_pickle=False)
+    with images.open("wb") as file:
+        file.write(array_header((kept.size, *shape[1:]), "uint8"))
+        for block in chunks(kept.size, max(1, BLOCK_BYTES // row_bytes)):
+            file.write(rows[kept[block.start : block.stop]].data)

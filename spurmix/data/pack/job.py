@@ -1,5 +1,4 @@
-"""A packing job: the working folder of one target, which one process has for itself, goes on with after a kill, and
-renames at the end. Until that moment nothing opens as a dataset."""
+"""`PackJob`: the folder in which a dataset is packed. It is locked, resumable, and renamed to the target at the end."""
 
 from __future__ import annotations
 
@@ -15,37 +14,49 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from spurmix.data.dataset.packed import (
-    ARRAYS,
-    DESCRIPTION,
-    METADATA,
-    PACKING,
-    REPORT,
+from spurmix.data.dataset.format import (
+    ARRAY_FILES,
+    DESCRIPTION_FILE,
+    METADATA_FILE,
+    PACKING_SUFFIX,
+    UNREADABLE_FILE,
     DatasetError,
     Metadata,
-    PackedDataset,
-    describe,
+    Provenance,
+    write_description,
     write_metadata,
 )
+from spurmix.data.dataset.packed import PackedDataset
 
 T = TypeVar("T")
-TODO, DONE, BROKEN = 0, 1, 2
-PLAN, LOCK = "plan.json", "lock"
-TICK = 0.1
-"""Seconds between two looks at what workers have done."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TODO, DONE, UNREADABLE = 0, 1, 2
+"""State of a row."""
+PLAN_FILE, LOCK_FILE = "plan.json", "lock"
+PLAN_VERSION = 2
+"""Version of the working files. A job of another version starts over."""
+POLL_SECONDS = 0.1
+"""Seconds between two looks at the workers' progress."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What packing made: the folder, its examples, what was left out and why, what was made before, seconds it took, and
-    notes for the user."""
+    """The result of packing.
+
+    Args:
+        path: Folder of the dataset.
+        count: Number of examples in the dataset.
+        broken: Source and reason of each example that could not be read.
+        resumed: Number of examples that an interrupted job had already packed.
+        seconds: Duration in seconds.
+        notes: Remarks for the user.
+    """
 
     path: Path
     count: int
@@ -55,136 +66,167 @@ class PackReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        again = f" ({self.resumed:,} of them made before)" if self.resumed else ""
-        lines = [*self.notes, f"{self.path}: {counted(self.count, 'example')}{again} in {self.seconds:.1f} s"]
+        resumed = f" ({self.resumed:,} resumed from an interrupted job)" if self.resumed else ""
+        lines = [*self.notes, f"{self.path}: {counted(self.count, 'example')}{resumed} in {self.seconds:.1f} s"]
         if self.broken:
-            lines.append(f"{counted(len(self.broken), 'broken one')} left out, see {self.path / REPORT}")
+            lines.append(
+                f"skipped {counted(len(self.broken), 'unreadable example')}, see {self.path / UNREADABLE_FILE}"
+            )
         return "\n".join(lines)
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things: "1 file", "2,000 files"."""
+    """Return a number with its noun: "1 file", "2,000 files"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 class BrokenFiles(ValueError):
-    """Images or texts that cannot be packed, where none may be left out."""
+    """Images or texts cannot be read, and broken="error" is set.
+
+    Args:
+        broken: Source and reason of each.
+        report: File that lists all of them.
+        what: What cannot be read: "file" or "text".
+    """
 
     def __init__(self, broken: list[tuple[str, str]], report: Path, what: str = "file") -> None:
         shown = "; ".join(f"{source}: {reason}" for source, reason in broken[:5])
         more = f"; and {len(broken) - 5:,} more" if len(broken) > 5 else ""
         super().__init__(
-            f"{counted(len(broken), what)} cannot be packed: {shown}{more}. All are listed in {report}; mend them and pack "
-            "again, or leave them out (broken='skip')"
+            f"{counted(len(broken), what)} cannot be packed: {shown}{more}. {report} lists all of them. Repair them and run "
+            "again, or skip them with broken='skip'"
         )
 
 
 class NoSpace(OSError):
-    """A disk that is full, or would be."""
+    """The disk is full, or has less space than packing needs."""
 
 
-class Job:
-    """The working folder `<target>.packing`: locked, taken up again where `plan` is the one it was made with.
+class PackJob:
+    """The working folder `<target>.packing`. Use it as a context manager.
+
+    Args:
+        target: Folder of the dataset to make.
+        kind: "images", "tokens" or "features".
+        plan: Everything that determines the result. A job resumes only if its plan is the same.
 
     Attributes:
-        folder: where the files are made. resumes: whether what lies there is to be gone on with.
-        finished: the dataset, where a job of this plan had made all of it and was killed before the folder got its name.
-        notes: for the user.
+        folder: The working folder.
+        resumes: Whether the working folder holds an interrupted job with the same plan.
+        finished: The complete dataset, if an interrupted job had only not renamed it.
+        notes: Remarks for the user.
 
     Raises:
-        ValueError: for a target that exists, cannot be written, or that another process packs into.
-        NoSpace: where the disk is full, also in the middle; what is done is kept for the next start.
+        ValueError: If the target exists, cannot be written, or another process packs into it.
+        NoSpace: If the disk is full. Completed work is kept.
     """
 
-    def __init__(self, final: str | Path, kind: str, plan: dict[str, Any]) -> None:
-        self.final = Path(final)
-        first = self.final.parts[0] if self.final.parts else ""
-        if first.endswith(":") and not Path(first).is_dir():  # a URL, of which a path keeps one slash
-            raise ValueError(f"target must be a folder of this machine, got the URL {final}")
-        if not self.final.name:
-            raise ValueError(f"target must name a folder that is made, got {str(final)!r}")
-        if self.final.name.endswith(PACKING):
-            raise ValueError(f"target: a name that ends in {PACKING} is that of a folder in the making, got {final}")
-        self.folder = self.final.with_name(self.final.name + PACKING)
+    def __init__(self, target: str | Path, kind: str, plan: Mapping[str, object]) -> None:
+        self.target = Path(target)
+        first = self.target.parts[0] if self.target.parts else ""
+        if first.endswith(":") and not Path(first).is_dir():  # Path keeps one slash of "s3://"
+            raise ValueError(f"target must be a local folder, got the URL {target}")
+        if not self.target.name:
+            raise ValueError(f"target must name a new folder, got {str(target)!r}")
+        if self.target.name.endswith(PACKING_SUFFIX):
+            raise ValueError(
+                f"target must not end in {PACKING_SUFFIX}, which marks an incomplete dataset, got {target}"
+            )
+        self.folder = self.target.with_name(self.target.name + PACKING_SUFFIX)
         self.kind = kind
-        self.plan: dict[str, Any] = json.loads(json.dumps({"kind": kind, **plan}))
+        self.plan: dict[str, object] = json.loads(json.dumps({"version": PLAN_VERSION, "kind": kind, **plan}))
         self.resumes = False
         self.finished: PackedDataset | None = None
         self.notes: tuple[str, ...] = ()
 
-    def __enter__(self) -> Job:
+    def __enter__(self) -> PackJob:
         try:
-            self._check_free()
+            self._require_new_target()
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.folder / LOCK).open("w")
+            self.lock = (self.folder / LOCK_FILE).open("w")
         except OSError as error:
-            raise ValueError(f"target: cannot write into {self.final.parent} ({error.strerror})") from None
+            raise ValueError(f"target: cannot write into {self.target.parent} ({error.strerror})") from None
         _lock(self.lock, self.folder)
-        self._check_free()  # another process may have finished since
-        with contextlib.suppress(DatasetError):
-            found = PackedDataset.unfinished(self.folder)
-            if found.made.get("plan") == self.fingerprint:
-                self.finished = found
-                return self
-            self.notes = (f"{self.folder} held a dataset made with other settings, which is begun anew",)
-        try:
-            known = json.loads((self.folder / PLAN).read_text())
-            self.resumes = known == self.plan
-            if not self.resumes:
-                other = [k for k in {**known, **self.plan} if known.get(k) != self.plan.get(k)]
-                self.notes = (f"{self.folder} held other work, which is begun anew: {', '.join(other)} differs",)
-        except (OSError, ValueError, TypeError, AttributeError):
-            self.resumes = False
+        self._require_new_target()  # another process may have finished before this one had the lock
+        self._read_state()
         return self
+
+    def _read_state(self) -> None:
+        """Set `finished`, `resumes` and `notes` from the content of the working folder."""
+        with contextlib.suppress(DatasetError):
+            found = PackedDataset.open_incomplete(self.folder)
+            if found.provenance.get("plan") == self.fingerprint:
+                self.finished = found
+            else:
+                self.notes = (f"{self.folder} holds a dataset with other settings; packing starts over",)
+            return
+        try:
+            plan = json.loads((self.folder / PLAN_FILE).read_text())
+            changed = [key for key in {**plan, **self.plan} if plan.get(key) != self.plan.get(key)]
+        except (OSError, ValueError, TypeError, AttributeError):
+            return
+        self.resumes = not changed
+        if "version" in changed:
+            self.notes = (f"{self.folder} holds an interrupted job of another spurmix version; packing starts over",)
+        elif changed:
+            reason = ", ".join(changed)
+            self.notes = (f"{self.folder} holds an interrupted job with another {reason}; packing starts over",)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.lock.close()
-        if isinstance(error, OSError) and error.errno in _FULL and not isinstance(error, NoSpace):
-            text = (
-                f"no space left for {self.folder} ({error.strerror}); free some and start again: what is done is kept"
-            )
-            raise NoSpace(error.errno, text) from None
+        if isinstance(error, OSError) and error.errno in _DISK_FULL and not isinstance(error, NoSpace):
+            raise NoSpace(
+                error.errno,
+                f"no space left for {self.folder} ({error.strerror}); free disk space and run the same command again to "
+                "resume, completed work is kept",
+            ) from None
 
     @property
     def fingerprint(self) -> str:
-        """A hex digest of the plan, which the dataset keeps."""
+        """Hex digest of the plan. The dataset stores it."""
         return hashlib.blake2b(json.dumps(self.plan, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-    def _check_free(self) -> None:
-        if self.final.exists():
-            raise ValueError(f"target: {self.final} exists already; choose another folder or remove it")
+    def _require_new_target(self) -> None:
+        if self.target.exists():
+            raise ValueError(f"target: {self.target} already exists; choose another folder or remove it")
 
     def clear(self) -> None:
-        """Remove what lies there: the description first, so that nothing incomplete opens."""
+        """Remove the content of the working folder, the description first, so that nothing incomplete opens."""
         self.resumes = False
-        for name in (DESCRIPTION, PLAN):
+        for name in (DESCRIPTION_FILE, PLAN_FILE):
             (self.folder / name).unlink(missing_ok=True)
-        self._remove_all_but(LOCK)
+        self._remove_all_but(LOCK_FILE)
 
     def _remove_all_but(self, *names: str) -> None:
-        for old in self.folder.iterdir():
-            if old.name not in names:
-                old.unlink()
+        for path in self.folder.iterdir():
+            if path.name not in names:
+                path.unlink()
 
-    def begin(self) -> None:
-        """Say that the files for the plan are there: from now on the job can be gone on with."""
-        (self.folder / PLAN).write_text(json.dumps(self.plan))
+    def write_plan(self) -> None:
+        """Record that the working files exist. From now on the job can be resumed."""
+        (self.folder / PLAN_FILE).write_text(json.dumps(self.plan))
 
-    def arrays(
-        self, wanted: Mapping[str, tuple[tuple[int, ...], str]], written: Iterable[str] = ()
+    def open_arrays(
+        self, shapes: Mapping[str, tuple[tuple[int, ...], str]], direct: Iterable[str] = ()
     ) -> list[NDArray[Any]]:
-        """Arrays to write into, by file name: (shape, dtype); those of the killed job, or new ones, filled with 0.
+        """Open the arrays of the interrupted job, or create arrays of zeros.
 
-        written: files that calls write, not the map, so that a full disk is an error of the call.
+        Args:
+            shapes: Shape and dtype of each array, by file name.
+            direct: Files that are written with system calls, not through the memory map. A full disk is then an error of
+                the call, so their space is not reserved.
+
+        Returns:
+            Writable memory maps, in the order of `shapes`.
         """
         if self.resumes:
-            found = [self._reopen(name, *what) for name, what in wanted.items()]
+            found = [self._reopen(name, *wanted) for name, wanted in shapes.items()]
             if all(array is not None for array in found):
                 return [array for array in found if array is not None]
         self.clear()
-        self._check_space(sum(int(np.prod(s, dtype=np.int64)) * np.dtype(d).itemsize for s, d in wanted.values()))
-        made = [self.allocate(name, *what, reserve=name not in written) for name, what in wanted.items()]
-        self.begin()
+        self.require_space(sum(_array_bytes(*wanted) for wanted in shapes.values()), "packing")
+        made = [self.create_array(name, *wanted, reserve=name not in direct) for name, wanted in shapes.items()]
+        self.write_plan()
         return made
 
     def _reopen(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any] | None:
@@ -194,29 +236,44 @@ class Job:
             return None
         return found if found.shape == shape and found.dtype == np.dtype(dtype) else None
 
-    def allocate(self, name: str, shape: tuple[int, ...], dtype: str, *, reserve: bool = True) -> NDArray[Any]:
-        """A new array; reserve: take its space on the disk now, so that a full one is no crash in the middle."""
+    def create_array(self, name: str, shape: tuple[int, ...], dtype: str, *, reserve: bool = True) -> NDArray[Any]:
+        """Create a memory-mapped array of zeros.
+
+        Args:
+            name: File name.
+            shape: Shape of the array.
+            dtype: Type of the array.
+            reserve: Whether to allocate disk space now. Otherwise a full disk ends the process when the map is written.
+
+        Returns:
+            The array.
+        """
         path = self.folder / name
-        self._check_space(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+        self.require_space(_array_bytes(shape, dtype), "packing")
         array: NDArray[Any] = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
         if reserve and hasattr(os, "posix_fallocate"):
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
 
-    def _check_space(self, needed: int) -> None:
+    def require_space(self, needed: int, what: str) -> None:
+        """Check that `needed` bytes are free; `what` needs them.
+
+        Raises:
+            NoSpace: If they are not.
+        """
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise NoSpace(
                 errno.ENOSPC,
-                f"packing takes {_size(needed)}, {_size(free)} are free in {self.folder.parent}",
+                f"{what} needs {_format_bytes(needed)}, {_format_bytes(free)} are free in {self.folder.parent}",
             )
 
-    def report(self, failed: list[tuple[str, str]]) -> Path:
-        """Write `broken.jsonl`, or remove it where nothing failed."""
-        path = self.folder / REPORT
-        if failed:
-            path.write_text("".join(json.dumps({"source": s, "reason": r}) + "\n" for s, r in failed))
+    def write_report(self, unreadable: list[tuple[str, str]]) -> Path:
+        """Write `broken.jsonl`, or remove it if everything could be read."""
+        path = self.folder / UNREADABLE_FILE
+        if unreadable:
+            path.write_text("".join(json.dumps({"source": s, "reason": r}) + "\n" for s, r in unreadable))
         else:
             path.unlink(missing_ok=True)
         return path
@@ -224,41 +281,41 @@ class Job:
     def finish(
         self,
         metadata: Metadata,
-        made: dict[str, Any],
-        others: Iterable[str] = (),
-        known: Mapping[str, Mapping[int, str]] | None = None,
+        provenance: Provenance,
+        extra_files: Iterable[str] = (),
+        known_checksums: Mapping[str, Mapping[int, str]] | None = None,
     ) -> None:
-        """Write what describes the arrays, and make the folder the dataset; others: further files that belong to it.
-
-        known: checksums of some chunks, by file and number of the chunk.
-        """
+        """Write metadata and description, and rename the folder to the target. See `write_description`."""
         write_metadata(self.folder, metadata)
-        others = tuple(others)
-        for name in (*ARRAYS[self.kind], METADATA, *others):
+        extra_files = tuple(extra_files)
+        for name in (*ARRAY_FILES[self.kind], METADATA_FILE, *extra_files):
             with (self.folder / name).open("rb") as file:
                 os.fsync(file.fileno())
-        describe(self.folder, self.kind, metadata, {**made, "plan": self.fingerprint}, others, known)
-        self.publish(others)
+        provenance = {**provenance, "plan": self.fingerprint}
+        write_description(self.folder, self.kind, metadata, provenance, extra_files, known_checksums)
+        self.publish(extra_files)
 
-    def publish(self, others: Iterable[str] = ()) -> None:
-        """Give a folder that is described its name. What only the work needed goes first: a kill leaves nothing of it in
-        the dataset, and the next start finds all done."""
-        belongs = (*ARRAYS[self.kind], METADATA, DESCRIPTION, REPORT, *others)
-        self._remove_all_but(LOCK, *belongs)
-        (self.folder / LOCK).unlink(missing_ok=True)
-        self.folder.rename(self.final)
+    def publish(self, extra_files: Iterable[str] = ()) -> None:
+        """Remove the working files and rename the folder to the target.
 
-    def found(self, began: float) -> PackReport:
-        """Publish the `finished` dataset."""
+        The description exists already, so a kill in between leaves a dataset that the next start only has to rename.
+        """
+        dataset_files = (*ARRAY_FILES[self.kind], METADATA_FILE, DESCRIPTION_FILE, UNREADABLE_FILE, *extra_files)
+        self._remove_all_but(LOCK_FILE, *dataset_files)
+        (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        self.folder.rename(self.target)
+
+    def publish_finished(self, began: float) -> PackReport:
+        """Publish the dataset `finished`."""
         assert self.finished is not None
-        count, failed = len(self.finished), broken_of(self.finished)
-        self.publish(self.finished.others)
-        return PackReport(self.final, count, tuple(failed), count, time.perf_counter() - began)
+        count, unreadable = len(self.finished), read_report(self.finished)
+        self.publish(self.finished.extra_files)
+        return PackReport(self.target, count, tuple(unreadable), count, time.perf_counter() - began)
 
 
-def broken_of(data: PackedDataset) -> list[tuple[str, str]]:
-    """Source and reason of what was left out of a dataset."""
-    path = data.path / REPORT
+def read_report(data: PackedDataset) -> list[tuple[str, str]]:
+    """Return source and reason of the examples that could not be read when a dataset was packed."""
+    path = data.path / UNREADABLE_FILE
     if not path.is_file():
         return []
     try:
@@ -267,12 +324,16 @@ def broken_of(data: PackedDataset) -> list[tuple[str, str]]:
         raise DatasetError(f"{path} is damaged: {error}") from None
 
 
-def _size(count: int) -> str:
+def _array_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _format_bytes(count: int) -> str:
     return f"{count / 2**30:,.2f} GiB" if count >= 1 << 30 else f"{count / 2**20:,.1f} MiB"
 
 
-def _lock(file: Any, folder: Path) -> None:
-    """Take the folder for this process alone, as long as it lives."""
+def _lock(file: TextIO, folder: Path) -> None:
+    """Lock the folder until this process ends."""
     import fcntl
 
     try:
@@ -282,10 +343,10 @@ def _lock(file: Any, folder: Path) -> None:
         raise ValueError(f"target: another process is packing into {folder}") from None
 
 
-def in_threads(work: Callable[[T], None], blocks: Iterable[T], workers: int) -> Iterator[None]:
-    """Once for each block that is done, some at a time; each worker takes the next when it is through with one.
+def run_in_threads(work: Callable[[T], None], blocks: Iterable[T], workers: int) -> Iterator[None]:
+    """Call `work` for each block in several threads. Each thread takes the next block when it has finished one.
 
-    The first error, of `work` or `blocks`, ends it once the running blocks did.
+    Yields once for each finished block. The first error, of `work` or `blocks`, is raised after the running blocks end.
     """
     iterator, guard, done = iter(blocks), threading.Lock(), list[None]()
     stop = False
@@ -303,8 +364,8 @@ def in_threads(work: Callable[[T], None], blocks: Iterable[T], workers: int) -> 
         running = {pool.submit(run) for _ in range(workers)}
         try:
             while running:
-                # By the clock: to be woken by every block would take the interpreter from the workers each time.
-                ended, running = wait(running, timeout=TICK, return_when=FIRST_EXCEPTION)
+                # Poll: waking up for every block would take the interpreter lock from the workers.
+                ended, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
                 for worker in ended:
                     worker.result()
                 while done:
@@ -314,65 +375,56 @@ def in_threads(work: Callable[[T], None], blocks: Iterable[T], workers: int) -> 
 
 
 def process_shard() -> tuple[int, int]:
-    """(rank, number of processes) as torchrun tells them, (0, 1) outside of it.
+    """Return (rank, number of processes) from torchrun's environment variables, or (0, 1) without them.
 
     Raises:
-        ValueError: where they make no sense.
+        ValueError: If the variables are invalid.
     """
-    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     try:
-        shard = int(rank), int(world)
+        shard = int(rank), int(world_size)
     except ValueError:
-        raise ValueError(f"RANK and WORLD_SIZE must be numbers, got {rank!r} and {world!r}") from None
+        raise ValueError(f"RANK and WORLD_SIZE must be integers, got {rank!r} and {world_size!r}") from None
     check_shard(shard)
     return shard
 
 
 def check_shard(shard: tuple[int, int]) -> None:
-    """Check (i, n)."""
+    """Check that `shard` is (i, n) with 0 <= i < n."""
     if not (shard[1] >= 1 and 0 <= shard[0] < shard[1]):
         raise ValueError(f"shard must be (i, n) with 0 <= i < n, got {shard}")
 
 
 def shard_rows(count: int, shard: tuple[int, int]) -> NDArray[np.int64]:
-    """The rows of a shard (i, n): the i-th of n runs of [0, count).
+    """Return the rows of shard (i, n): the i-th of n contiguous parts of [0, count).
 
     Raises:
-        ValueError: where it has none.
+        ValueError: If the shard is empty.
     """
     begin, end = (count * k // shard[1] for k in (shard[0], shard[0] + 1))
     if begin == end:
-        raise ValueError(f"shard {shard[0]} of {shard[1]} has no examples")
+        raise ValueError(f"shard {shard[0]} of {shard[1]} has no examples; use at most {count} shards")
     return np.arange(begin, end)
 
 
-def made_by(shard: tuple[int, int]) -> dict[str, Any]:
-    """What `made` says of a shard, by which `merge` knows it."""
+def shard_provenance(shard: tuple[int, int]) -> Provenance:
+    """Return the provenance by which `merge` recognizes a shard."""
     return {"shard": list(shard)} if shard[1] > 1 else {}
 
 
 def shard_path(target: str | Path, shard: tuple[int, int]) -> Path:
-    """Where a shard of `target` is packed."""
+    """Return the folder of a shard of `target`."""
     return Path(target) if shard[1] == 1 else Path(f"{target}.shard-{shard[0]}-of-{shard[1]}")
 
 
-def check_counts(**values: int | None) -> None:
-    """Check that numbers are 1 or more, where they are given."""
+def check_positive(**values: int | None) -> None:
+    """Check that the given integers are 1 or more."""
     for name, value in values.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be 1 or more, got {value}")
 
 
 def check_broken(broken: str) -> None:
-    """Check what is to happen with broken examples."""
+    """Check the argument `broken`."""
     if broken not in ("error", "skip"):
         raise ValueError(f'broken must be "error" or "skip", got {broken!r}')
-
-
-def digest_of(root: str, metadata: Metadata, content: str = "") -> str:
-    """A hex digest of what is packed, by which a job is gone on with; content: a digest of what `metadata` does not tell."""
-    own = [root, metadata.sources, metadata.splits, metadata.class_names, metadata.attribute_names, content]
-    digest = hashlib.blake2b(json.dumps(own).encode(), digest_size=16)
-    for values in (metadata.labels, *metadata.attributes.values()):
-        digest.update(values.tobytes())
-    return digest.hexdigest()

@@ -1,96 +1,142 @@
-"""Folders and URLs, by fsspec. Web servers have no folders, only pages of links, and URLs are quoted names."""
+"""Folders and URLs, read with fsspec."""
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+from urllib.parse import quote
 
-_MARKS = "%/:?#[]@!$&'()*+,;=~"
-"""What stands for itself in a URL that somebody gave."""
+from spurmix.data.pack.decode import read_file
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=~"
+"""Characters of a URL that are not quoted."""
 
 
-def beside(place: str | Path, *names: str) -> str:
-    """A path below a folder or URL; in a chain such as "zip://images::file:///x.zip" below its first part."""
-    first, *rest = str(place).split("::")
+def join_url(base: str | Path, *names: str) -> str:
+    """Join a folder or URL and names below it. In a chain such as "zip://a::file:///x.zip" the first part is extended."""
+    first, *rest = str(base).split("::")
     return "::".join([posixpath.join(first, *names), *rest])
 
 
-def parent(place: str | Path) -> str:
-    """The folder that a file or URL lies in."""
-    first, *rest = str(place).split("::")
-    scheme, separator, path = first.rpartition("://")
-    return "::".join([scheme + separator + (posixpath.dirname(path) or ("" if separator else ".")), *rest])
+def parent_url(path: str | Path) -> str:
+    """Return the folder of a file or URL."""
+    first, *rest = str(path).split("::")
+    scheme, separator, name = first.rpartition("://")
+    return "::".join([scheme + separator + (posixpath.dirname(name) or ("" if separator else ".")), *rest])
 
 
-def is_web(system: Any) -> bool:
-    """Whether a file system is a web server, http:// or https://."""
+def local_path(path: str | Path) -> str | Path:
+    """Return a local path, which may be given as a `file://` URL.
+
+    Raises:
+        ValueError: If `path` is another URL.
+    """
+    text = str(path)
+    if text.startswith("file://"):
+        return text.removeprefix("file://")
+    if "://" in text:
+        raise ValueError(f"{text}: this layout reads local files only; copy the files first")
+    return path
+
+
+def import_fsspec() -> ModuleType:
+    """Import fsspec.
+
+    Raises:
+        ImportError: If it is missing. The message names the extra to install.
+    """
+    try:
+        import fsspec
+    except ModuleNotFoundError as error:
+        raise ImportError("packing needs the package 'fsspec': pip install 'spurmix[data]'") from error
+    return cast(ModuleType, fsspec)
+
+
+def open_root(root: str) -> tuple[AbstractFileSystem, str]:
+    """Open a folder or URL.
+
+    Web servers (http, https) have no folders, so their URLs are not checked.
+
+    Returns:
+        The file system and the path in it.
+
+    Raises:
+        ValueError: If the folder does not exist or cannot be opened.
+        ImportError: If fsspec needs another package for the URL.
+    """
+    try:
+        system, path = import_fsspec().core.url_to_fs(root)
+        exists = is_web(system) or system.isdir(path)
+    except ImportError as error:
+        raise ImportError(f"root: {root} needs another package: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"root: cannot open {root}: {error}") from None
+    if not exists:
+        raise ValueError(f"root: there is no folder {root}")
+    return system, (quote(path, safe=_URL_CHARACTERS) if is_web(system) else path).rstrip("/")
+
+
+def is_web(system: AbstractFileSystem) -> bool:
+    """Return whether a file system is a web server."""
     return "http" in system.protocol
 
 
-def has_folder(system: Any, path: str) -> bool:
-    """Whether there is a folder; of a web server that answers, whatever it answers, as many list none.
+def is_local(system: AbstractFileSystem) -> bool:
+    """Return whether a file system is that of this machine."""
+    return "file" in system.protocol
+
+
+def list_files(system: AbstractFileSystem, base: str) -> list[str]:
+    """List all files below a folder, relative to it and sorted. Local links to folders are followed.
 
     Raises:
-        OSError: where nothing answers.
+        ValueError: If the file system is a web server.
     """
-    try:
-        return system.isdir(path) or is_web(system)
-    except OSError:
-        raise
-    except Exception:  # aiohttp's errors are its own
-        if is_web(system):
-            return True
-        raise
+    if is_web(system):
+        raise ValueError(
+            f"root: a web server cannot list its files, got {base}; pack a table (CSV or Parquet) with the paths of the "
+            "files, layout 'table', or copy the folder first"
+        )
+    if not is_local(system):
+        return sorted(name[len(base) :].lstrip("/") for name in system.find(base))
+    found: list[str] = []
+
+    def walk(folder: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(folder)
+        if real in above:  # a link to one of its parents
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    walk(entry.path, (*above, real))
+                else:
+                    found.append(entry.path)
+
+    walk(base, ())
+    return sorted(os.path.relpath(path, base) for path in found)
 
 
-def quoted_root(url: str) -> str:
-    """A URL as its server writes it in links: what needs quotes, and has none, gets them."""
-    return quote(url, safe=_MARKS)
-
-
-def reader(system: Any, base: str, sources: Sequence[str]) -> Callable[[int], bytes]:
-    """A function that gives the bytes of file n below a folder; whatever the protocol raises is an OSError."""
+def file_reader(system: AbstractFileSystem, base: str, names: Sequence[str]) -> Callable[[int], bytes]:
+    """Return a function that reads file n below a folder. Every failure is an `OSError` or `ImageError`."""
+    if is_local(system):
+        return lambda n: read_file(f"{base}/{names[n]}")
     web = is_web(system)
 
     def read(n: int) -> bytes:
         try:
-            return system.cat_file(f"{base}/{quote(sources[n]) if web else sources[n]}")
+            return cast(bytes, system.cat_file(f"{base}/{quote(names[n]) if web else names[n]}"))
         except OSError as error:
             if str(error):
                 raise
             raise OSError(f"cannot be read: {type(error).__name__}") from None
-        except Exception as error:  # aiohttp's errors, for one, are its own
+        except Exception as error:  # aiohttp's exceptions are not OSErrors
             raise OSError(f"cannot be read: {error}") from None
 
     return read
-
-
-def files_below(system: Any, base: str) -> list[str]:
-    """All files below a folder, relative to it, sorted.
-
-    Raises:
-        ValueError: where a server has no page that lists the folder.
-    """
-    if not is_web(system):
-        return sorted(name[len(base) :].lstrip("/") for name in system.find(base))
-    found, folders = set(), [f"{base}/"]
-    for folder in folders:  # which grows on the way
-        try:
-            links = system.ls(folder, detail=True)
-        except FileNotFoundError:
-            raise ValueError(f"root: there is no folder {folder}") from None
-        except Exception as error:  # aiohttp's errors are its own
-            raise ValueError(f"root: {folder} cannot be listed: {error}") from None
-        for link in links:
-            name = link["name"]
-            # Pages also link to the folder above, to themselves in another order, and to other places.
-            if not name.startswith(folder) or name == folder or "?" in name or "#" in name:
-                continue
-            if not name.endswith("/"):
-                found.add(unquote(name[len(base) + 1 :]))
-            elif name not in folders:
-                folders.append(name)
-    return sorted(found)

@@ -1,37 +1,41 @@
-"""Packing texts: strings through a tokenizer into a PackedDataset, whose folder the tokenizer's files travel in.
+"""`pack_texts`: tokenizes texts into a packed dataset, which also holds the tokenizer's files.
 
-Ids are appended chunk by chunk to `tokens.npy`, whose header is written at the end, then their counts to a journal: a job
-that was killed cuts off what the journal does not know and goes on. 0 in the journal is a text that cannot be packed.
+Ids are appended to `tokens.npy` in chunks, then the lengths of the texts to `lengths.bin`. A resumed job truncates both
+files to the last complete chunk. Length 0 marks a text that cannot be packed. The header of `tokens.npy` is written at
+the end.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spurmix._version import __version__
-from spurmix.data.dataset import tokenize as tokenise
-from spurmix.data.dataset import tokenizer_files as tokenizers
+from spurmix.data.dataset import tokenize
+from spurmix.data.dataset.format import array_header
+from spurmix.data.dataset.tokenizer_files import load_tokenizer, require_fast, tokenizer_files
 from spurmix.data.pack import job as jobs
-from spurmix.data.pack.job import BrokenFiles, Job, PackReport
-from spurmix.data.pack.manifest import Listing
+from spurmix.data.pack.job import BrokenFiles, PackJob, PackReport
+from spurmix.data.pack.manifest import Manifest
 
-JOURNAL = "lengths.bin"
-HEADER = 128
-"""Bytes of the header of an `.npy` file of one dimension."""
+if TYPE_CHECKING:
+    from spurmix.data.dataset.tokenize import TokenizerLike
+
+LENGTHS_FILE = "lengths.bin"
+HEADER_BYTES = 128
+"""Size of the header of a one-dimensional `.npy` file."""
 
 
 def pack_texts(
-    listing: Listing,
+    manifest: Manifest,
     target: str | Path,
-    tokenizer: Any,
+    tokenizer: TokenizerLike | str | Path,
     *,
     max_length: int | None = None,
     limit: int | None = None,
@@ -39,150 +43,170 @@ def pack_texts(
     shard: tuple[int, int] = (0, 1),
     progress: bool | None = None,
 ) -> PackReport:
-    """Tokenise the texts of `listing` and write them as a packed dataset, examples of a split together.
+    """Tokenize the texts of a manifest and write them as a packed dataset, sorted by split.
 
-    The ids are those of `TokenSource.from_texts`.
+    The ids equal those of `TokenSource.from_texts`. If the process is interrupted, call the function again with the same
+    arguments to resume.
 
     Args:
-        target, limit, broken, shard, progress: as for `pack_images`. Broken is a text that is missing, holds a lone
-            surrogate, or has no tokens.
-        tokenizer: a fast one of transformers, a `tokenizers.Tokenizer`, or the folder of one.
-        max_length: tokens that are kept of a longer text; default: what the tokenizer says its model takes, if it does.
+        manifest: The texts and their metadata.
+        target: Folder to create, as for `pack_images`.
+        tokenizer: A fast tokenizer of transformers, a `tokenizers.Tokenizer`, or the folder of one.
+        max_length: Maximum number of tokens of a text. Default: the tokenizer's limit, if it has one.
+        limit: Maximum number of examples of each split. Default: all.
+        broken: "error" or "skip", as for `pack_images`. A text is unreadable if it is missing, has a lone surrogate, or
+            has no tokens.
+        shard: (i, n) packs the i-th of n parts.
+        progress: Whether to show a progress bar. Default: only on a terminal.
+
+    Returns:
+        What was packed.
 
     Raises:
-        TypeError, ValueError: for bad arguments, a target that exists or cannot be written, broken texts, by their source.
-        OSError: without space; what is done is kept.
+        TypeError: If the tokenizer is not a fast one.
+        ValueError: If an argument is invalid, or the target exists or cannot be written.
+        BrokenFiles: If texts are unreadable and `broken` is "error", or all are unreadable.
+        OSError: If the disk is full. Completed work is kept.
     """
     began = time.perf_counter()
-    jobs.check_counts(max_length=max_length, limit=limit)
+    jobs.check_positive(max_length=max_length, limit=limit)
     jobs.check_broken(broken)
     jobs.check_shard(shard)
-    if listing.kind != "texts" or listing.content is None:
-        raise ValueError(f"listing holds {listing.kind}; see pack_images")
-    if isinstance(tokenizer, (str, Path)):
-        tokenizer = tokenizers.load_tokenizer(tokenizer)
-    tokenizers.backend_of(tokenizer)
-    longest = max_length if max_length is not None else tokenise.model_max_length(tokenizer)
-    files = tokenizers.files(tokenizer, longest)
-    pad, sep = tokenise.special_ids(tokenizer)
-    settings = {
-        "vocab_size": tokenise.vocabulary_size(tokenizer),
+    if manifest.kind != "texts" or manifest.samples is None:
+        raise ValueError(f"manifest must hold texts, got {manifest.kind}; use pack_images")
+    loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    require_fast(loaded)
+    if max_length is None:
+        max_length = tokenize.model_max_length(loaded)
+    files, settings = tokenizer_files(loaded, max_length), _token_settings(loaded, max_length)
+    ordered = manifest.ordered(limit)
+    part = ordered.select(jobs.shard_rows(len(ordered), shard))
+    plan = {
+        "manifest": part.digest(),
+        "tokens": settings,
+        "direction": str(getattr(loaded, "truncation_side", "right")),
+    }
+    with PackJob(jobs.shard_path(target, shard), "tokens", plan) as job:
+        if job.finished is not None:
+            return job.publish_finished(began)
+        texts = _TextChunks(part.reader(), len(part))
+        lengths, resumed = _tokenize(job, texts, loaded, max_length, progress)
+        unreadable = [(part.metadata.sources[n], texts.reason(n)) for n in np.flatnonzero(lengths == 0).tolist()]
+        report = job.write_report(unreadable)
+        if unreadable and (broken == "error" or (len(unreadable) == len(part) and shard[1] == 1)):
+            raise BrokenFiles(unreadable, report, "text")
+        kept = np.flatnonzero(lengths > 0)
+        complete_tokens(job, lengths[kept])
+        for name, content in files.items():
+            (job.folder / name).write_text(content, encoding="utf-8")
+        provenance = {
+            "spurmix": __version__,
+            "root": manifest.root,
+            "tokens": settings,
+            "cells": list(manifest.cells),
+            "broken": len(unreadable),
+            "notes": list(manifest.notes),
+            **jobs.shard_provenance(shard),
+        }
+        job.finish(part.metadata.select(kept), provenance, files)
+    return PackReport(job.target, kept.size, tuple(unreadable), resumed, time.perf_counter() - began, job.notes)
+
+
+def _token_settings(tokenizer: TokenizerLike, max_length: int | None) -> dict[str, int | str | None]:
+    """Return the settings of a `TokenSource`, as the dataset stores them."""
+    pad, sep = tokenize.special_ids(tokenizer)
+    return {
+        "vocab_size": tokenize.vocabulary_size(tokenizer),
         "pad_id": pad,
         "sep_id": sep,
-        "max_length": longest,
-        "tokenizer": tokenise.tokenizer_fingerprint(tokenizer),
+        "max_length": max_length,
+        "tokenizer": tokenize.tokenizer_fingerprint(tokenizer),
     }
-    ordered = listing.ordered(limit)
-    part = ordered.take(jobs.shard_rows(len(ordered), shard))
-    final = jobs.shard_path(target, shard)
-    plan = {
-        "listing": jobs.digest_of(part.root, part.metadata, listing.content.digest()),
-        "tokens": settings,
-        "direction": str(getattr(tokenizer, "truncation_side", "right")),
-    }
-    with Job(final, "tokens", plan) as job:
-        if job.finished is not None:
-            return job.found(began)
-        texts = _Texts(part.reader(), len(part))
-        lengths, resumed = _tokenise(job, texts, tokenizer, longest, progress)
-        failed = [(part.metadata.sources[n], texts.reason(n)) for n in np.flatnonzero(lengths == 0).tolist()]
-        report = job.report(failed)
-        if failed and (broken == "error" or (len(failed) == len(part) and shard[1] == 1)):
-            raise BrokenFiles(failed, report, "text")
-        kept = np.flatnonzero(lengths > 0)
-        write_tokens(job, lengths[kept])
-        for name, text in files.items():
-            (job.folder / name).write_text(text, encoding="utf-8")
-        made = {
-            "spurmix": __version__,
-            "root": listing.root,
-            "tokens": settings,
-            "cells": list(listing.cells),
-            "broken": len(failed),
-            "notes": list(listing.notes),
-            **jobs.made_by(shard),
-        }
-        job.finish(part.metadata.take(kept), made, files)
-    return PackReport(final, int(kept.size), tuple(failed), resumed, time.perf_counter() - began, job.notes)
 
 
-class _Texts:
-    """The texts of a listing by chunks; those that no tokenizer can read are empty."""
+class _TextChunks:
+    """The texts of a manifest, in chunks. Texts that cannot be tokenized are replaced by empty ones."""
 
-    def __init__(self, read: Callable[[int], Any], count: int) -> None:
+    def __init__(self, read: Callable[[int], object], count: int) -> None:
         self.read, self.count = read, count
 
-    def broken(self, text: Any) -> str | None:
+    def _problem(self, text: object) -> str | None:
+        """Return why a text cannot be tokenized, or None."""
         if text is None:
             return "is missing"
         if not isinstance(text, str):
             return f"must be a string, got {type(text).__name__}"
-        return tokenise.unreadable(text)
+        return tokenize.encoding_error(text)
 
-    def chunk(self, start: int) -> list[str]:
-        texts = [self.read(n) for n in range(start, min(start + tokenise.CHUNK, self.count))]
-        self.unreadable = [self.broken(text) is not None for text in texts]
-        return ["" if bad else text for text, bad in zip(texts, self.unreadable, strict=True)]
+    def chunk(self, start: int) -> tuple[list[str], list[bool]]:
+        """Return the texts of a chunk, and which of them cannot be tokenized."""
+        texts = [self.read(n) for n in range(start, min(start + tokenize.CHUNK, self.count))]
+        invalid = [self._problem(text) is not None for text in texts]
+        return ["" if bad else str(text) for text, bad in zip(texts, invalid, strict=True)], invalid
 
     def reason(self, n: int) -> str:
-        """Why text n has no place."""
-        return self.broken(self.read(n)) or tokenise.NO_TOKENS
+        """Return why text n cannot be packed."""
+        return self._problem(self.read(n)) or tokenize.NO_TOKENS
 
 
-def _tokenise(
-    job: Job, texts: _Texts, tokenizer: Any, max_length: int | None, progress: bool | None
+def _tokenize(
+    job: PackJob, texts: _TextChunks, tokenizer: TokenizerLike, max_length: int | None, progress: bool | None
 ) -> tuple[NDArray[np.int64], int]:
-    """Tokens of each text, int64 `[N]`, 0 of those that are broken, and how many were made before."""
-    lengths = _resumed(job, texts.count)
-    begin = lengths.size
-    result = np.zeros(texts.count, dtype=np.int64)
-    result[:begin] = lengths
-    unreadable: dict[int, list[bool]] = {}
+    """Return the number of tokens of each text, int64 `[N]`, 0 if it is unreadable, and the number of resumed texts."""
+    resumed = _resume(job, texts.count)
+    begin = resumed.size
+    lengths = np.zeros(texts.count, dtype=np.int64)
+    lengths[:begin] = resumed
+    invalid: dict[int, list[bool]] = {}
 
-    def chunk(start: int) -> list[str]:
-        found = texts.chunk(start)
-        unreadable[start] = texts.unreadable
+    def read_chunk(start: int) -> list[str]:
+        found, invalid[start] = texts.chunk(start)
         return found
 
-    with (job.folder / "tokens.npy").open("ab") as tokens, (job.folder / JOURNAL).open("ab") as journal:
-        for start, sizes, ids in tokenise.encode_chunks(chunk, texts.count, tokenizer, max_length, progress, begin):
-            bad = np.array(unreadable.pop(start))
+    with (job.folder / "tokens.npy").open("ab") as tokens, (job.folder / LENGTHS_FILE).open("ab") as journal:
+        for start, sizes, ids in tokenize.encode_chunks(
+            read_chunk, texts.count, tokenizer, max_length, progress, begin
+        ):
+            bad = np.array(invalid.pop(start))
             if bad.any():
                 ids, sizes = ids[np.repeat(~bad, sizes)], np.where(bad, 0, sizes)
             tokens.write(ids.tobytes())
-            tokens.flush()  # before the journal knows of them
+            tokens.flush()  # before the lengths, so that they never count ids that are not written
             journal.write(sizes.astype("<i4").tobytes())
             journal.flush()
-            result[start : start + sizes.size] = sizes
-    return result, begin
+            lengths[start : start + sizes.size] = sizes
+    return lengths, begin
 
 
-def _resumed(job: Job, count: int) -> NDArray[np.int32]:
-    """Tokens of each text that is done, whole chunks of them; both files are cut there, or begun."""
-    tokens, journal = job.folder / "tokens.npy", job.folder / JOURNAL
+def _resume(job: PackJob, count: int) -> NDArray[np.int32]:
+    """Return the lengths of the texts in complete chunks, and truncate both files there. Otherwise start over."""
+    tokens, journal = job.folder / "tokens.npy", job.folder / LENGTHS_FILE
     if job.resumes and tokens.is_file() and journal.is_file():
         lengths = np.fromfile(journal, dtype="<i4", count=journal.stat().st_size // 4)[:count]
         if lengths.size < count:
-            lengths = lengths[: lengths.size // tokenise.CHUNK * tokenise.CHUNK]
-        end = HEADER + 4 * int(lengths.sum(dtype=np.int64))
+            lengths = lengths[: lengths.size // tokenize.CHUNK * tokenize.CHUNK]
+        end = HEADER_BYTES + 4 * int(lengths.sum(dtype=np.int64))
         if lengths.size and lengths.min() >= 0 and tokens.stat().st_size >= end:
             os.truncate(tokens, end)
             os.truncate(journal, 4 * lengths.size)
             return lengths
     job.clear()
-    tokens.write_bytes(bytes(HEADER))
+    tokens.write_bytes(bytes(HEADER_BYTES))
     journal.touch()
-    job.begin()
+    job.write_plan()
     return np.empty(0, dtype=np.int32)
 
 
-def write_tokens(job: Job, lengths: NDArray[np.int64]) -> None:
-    """Finish `tokens.npy`, behind whose header the ids lie, and write `token_offsets.npy`; lengths int64 `[N]`."""
-    offsets = job.allocate("token_offsets.npy", (lengths.size + 1,), "int64")
+def complete_tokens(job: PackJob, lengths: NDArray[np.int64]) -> None:
+    """Write `token_offsets.npy` and the header of `tokens.npy`, whose ids are already written.
+
+    Args:
+        job: The job.
+        lengths: Number of tokens of each text, int64 `[N]`.
+    """
+    offsets = job.create_array("token_offsets.npy", (lengths.size + 1,), "int64")
     np.cumsum(lengths, out=offsets[1:])
-    head = io.BytesIO()
-    description = {"descr": "<i4", "fortran_order": False, "shape": (int(offsets[-1]),)}
-    np.lib.format.write_array_header_1_0(head, description)
-    assert head.tell() == HEADER  # NumPy leaves room for any count
+    header = array_header((int(offsets[-1]),), "<i4")
+    assert len(header) == HEADER_BYTES  # NumPy pads the header, whatever the count
     with (job.folder / "tokens.npy").open("r+b") as file:
-        file.write(head.getvalue())
+        file.write(header)

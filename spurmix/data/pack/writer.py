@@ -1,4 +1,4 @@
-"""Rows written to a file by stripes: past the page cache, while the next ones are made, their checksums taken on the way."""
+"""`DirectWriter`: writes rows to a file past the page cache, in the background, and computes their checksums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,192 +20,209 @@ from spurmix.core.memory import HAS_PAGES, pages
 from spurmix.core.ranges import chunks
 from spurmix.data.dataset import checksums
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 PAGE = 4096
-DIRECT_FROM = 1 << 18
-"""Bytes of a stripe from which it is worth to wait for the disk itself."""
+MIN_DIRECT_BYTES = 1 << 18
+"""Minimum size of a direct write. Smaller writes are faster through the page cache."""
 
 
-class StripeWriter:
-    """Writes rows of `row_bytes` bytes that begin at byte `begin` of a file, a stripe of them at once.
+class DirectWriter:
+    """Writes rows of a file in large blocks, which several workers fill together.
 
-    Copying into the page cache costs the CPU about as much as a tenth of a JPEG's decoding; the disk takes whole pages
-    from our own memory. What does not fill a page, and file systems that refuse this, go through the cache. A write costs
-    the system some time whatever its size, so stripes are large; several workers fill one, a part each.
+    A copy into the page cache costs about a tenth of decoding a JPEG. With O_DIRECT the disk reads whole pages from the
+    process's own memory. The rest, and file systems without O_DIRECT, go through the page cache. Each write has a fixed
+    cost, so blocks are large.
 
     Args:
-        most: rows of a stripe, at most. stripes: how many may be in work or on their way.
+        path: The file, which has its final size.
+        offset: Byte of the file at which row 0 begins.
+        row_bytes: Bytes of a row.
+        block_rows: Maximum number of rows of a block.
+        num_blocks: Number of blocks that may be in use at a time.
+
+    Attributes:
+        known_checksums: After the context ends: checksums of the chunks of the file that were written completely, by
+            number.
 
     Raises:
-        OSError: on leaving, and in `parts`, for the first write that failed.
+        OSError: At the end of the context, and in `ranges`: the first write that failed.
     """
 
-    def __init__(self, path: Path, begin: int, row_bytes: int, most: int, stripes: int) -> None:
-        self._begin, self._row_bytes, self._most = begin, row_bytes, most
-        self._plain = os.open(path, os.O_RDWR)
+    def __init__(self, path: Path, offset: int, row_bytes: int, block_rows: int, num_blocks: int) -> None:
+        self.known_checksums: dict[int, str] = {}
+        self._offset, self._row_bytes, self._block_rows = offset, row_bytes, block_rows
+        self._cached = os.open(path, os.O_RDWR)
         self._direct = -1
         try:
-            if hasattr(os, "O_DIRECT") and most * row_bytes >= DIRECT_FROM:
+            if hasattr(os, "O_DIRECT") and block_rows * row_bytes >= MIN_DIRECT_BYTES:
                 self._direct = os.open(path, os.O_RDWR | os.O_DIRECT)
         except OSError:
             pass
-        self._free: queue.LifoQueue[NDArray[np.uint8] | None] = queue.LifoQueue()  # what was used last is still near
-        for _ in range(stripes):
-            self._free.put(None)  # memory is made when it is first needed
-        self._pool = ThreadPoolExecutor(2, "spurmix-stripes")
+        self._free: queue.LifoQueue[NDArray[np.uint8] | None] = queue.LifoQueue()  # last in, first out: likely cached
+        for _ in range(num_blocks):
+            self._free.put(None)  # the memory is allocated on first use
+        self._pool = ThreadPoolExecutor(2, "spurmix-writer")
         self._guard = threading.Lock()
-        self._failed: BaseException | None = None
-        self._pieces: dict[int, tuple[int, int]] = {}  # size and CRC-32 of what was written, by the byte it begins at
+        self._error: BaseException | None = None
+        self._written: dict[int, tuple[int, int]] = {}  # size and CRC-32 of written bytes, by their offset in the file
 
-    def parts(self, first: int, count: int, each: int) -> Iterator[Part]:
-        """Memory for `count` rows from `first` on, by parts of `each` rows or less, as soon as there is some.
+    def ranges(self, first: int, count: int, range_rows: int) -> Iterator[WriteRange]:
+        """Yield memory for rows [first, first + count), at most `range_rows` at a time. Waits until memory is free.
 
-        Every part must come back, by `put` or `fail`.
+        Pass every range to `submit`, or call `abort`.
         """
-        for stripe_rows in chunks(count, self._most):
+        for block_rows in chunks(count, self._block_rows):
             memory = self._free.get()
-            if self._failed is not None:
-                self._free.put(memory)  # for the next one who waits
-                raise self._failed
+            if self._error is not None:
+                self._free.put(memory)  # wakes up the next thread that waits
+                raise self._error
             if memory is None:
-                size = self._most * self._row_bytes + PAGE
+                size = self._block_rows * self._row_bytes + PAGE
                 memory = pages(size) if HAS_PAGES else np.empty(size, dtype=np.uint8)
-            begin = first + stripe_rows.start
-            stripe = _Stripe(memory, self._begin + begin * self._row_bytes, len(stripe_rows), self._row_bytes)
-            for rows in chunks(len(stripe_rows), each):
-                yield Part(stripe, begin, rows, self._row_bytes)
+            begin = first + block_rows.start
+            block = _Block(memory, self._offset + begin * self._row_bytes, len(block_rows), self._row_bytes)
+            for rows in chunks(len(block_rows), range_rows):
+                yield WriteRange(block, begin, rows, self._row_bytes)
 
-    def put(self, part: Part, then: Callable[[], None]) -> None:
-        """A part is filled. Its stripe is written in the background once all its parts are, and `then` called."""
-        stripe = part.stripe
+    def submit(self, filled: WriteRange, on_written: Callable[[], None]) -> None:
+        """Hand over a filled range. Its block is written when all ranges are filled; then `on_written` is called."""
+        block = filled.block
         with self._guard:
-            stripe.filled.append((part, then))
-            stripe.left -= part.count
-            if stripe.left:
+            block.filled.append((filled, on_written))
+            block.rows_left -= filled.count
+            if block.rows_left:
                 return
-        self._pool.submit(self._finish, stripe)
+        self._pool.submit(self._finish, block)
 
-    def fail(self, error: BaseException) -> None:
-        """A part cannot be filled: its stripe is not written, and who waits for memory gets the error."""
+    def abort(self, error: BaseException) -> None:
+        """Report that a range cannot be filled. Its block is not written, and `ranges` raises the error."""
         with self._guard:
-            self._failed = self._failed or error
+            self._error = self._error or error
         self._free.put(None)
 
-    def _finish(self, stripe: _Stripe) -> None:
+    def _finish(self, block: _Block) -> None:
         try:
-            self._write(stripe.bytes, stripe.at)
-            for part, then in stripe.filled:
-                self._pieces.update(part.pieces())
-                then()
+            self._write(block.data, block.offset)
+            for filled, on_written in block.filled:
+                self._written.update(filled.chunk_checksums())
+                on_written()
         except BaseException as error:
-            self.fail(error)
+            self.abort(error)
         finally:
-            self._free.put(stripe.memory)
+            self._free.put(block.memory)
 
-    def _write(self, data: NDArray[np.uint8], at: int) -> None:
-        end = at + data.size
-        head, tail = min(-(-at // PAGE) * PAGE, end), end // PAGE * PAGE
-        if self._direct < 0 or tail - head < DIRECT_FROM:
-            _write_all(self._plain, data, at)
+    def _write(self, data: NDArray[np.uint8], offset: int) -> None:
+        end = offset + data.size
+        head, tail = min(-(-offset // PAGE) * PAGE, end), end // PAGE * PAGE
+        if self._direct < 0 or tail - head < MIN_DIRECT_BYTES:
+            _write_all(self._cached, data, offset)
             return
-        _write_all(self._plain, data[: head - at], at)
-        _write_all(self._plain, data[tail - at :], tail)
+        _write_all(self._cached, data[: head - offset], offset)
+        _write_all(self._cached, data[tail - offset :], tail)
         try:
-            _write_all(self._direct, data[head - at : tail - at], head)
+            _write_all(self._direct, data[head - offset : tail - offset], head)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            _write_all(self._plain, data[head - at : tail - at], head)
+            _write_all(self._cached, data[head - offset : tail - offset], head)
 
-    def known(self) -> dict[int, str]:
-        """The checksums of chunks of the file that were written here as a whole, by their number."""
-        host, size, found = host_module(), os.fstat(self._plain).st_size, dict[int, str]()
+    def _complete_checksums(self) -> dict[int, str]:
+        """Return the checksums of chunks that were written completely, by number."""
+        host, size, found = host_module(), os.fstat(self._cached).st_size, dict[int, str]()
         if host is None:
             return found
-        pieces = {0: (self._begin, host.file_crc32(self._plain, 0, self._begin)[0]), **self._pieces}
+        written = {0: (self._offset, host.file_crc32(self._cached, 0, self._offset)[0]), **self._written}
         for number, begin in enumerate(range(0, size, checksums.CHUNK)):
             at, crc, end = begin, 0, min(begin + checksums.CHUNK, size)
-            while at < end and at in pieces:
-                crc = host.crc32_joined(crc, pieces[at][1], pieces[at][0])
-                at += pieces[at][0]
+            while at < end and at in written:
+                crc = host.crc32_joined(crc, written[at][1], written[at][0])
+                at += written[at][0]
             if at == end:
                 found[number] = f"{crc:08x}"
         return found
 
-    def __enter__(self) -> StripeWriter:
+    def __enter__(self) -> DirectWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._pool.shutdown(wait=True)
-        self.sums = self.known() if error is None and self._failed is None else {}
-        for handle in (self._plain, self._direct):
+        if error is None and self._error is None:
+            self.known_checksums = self._complete_checksums()
+        for handle in (self._cached, self._direct):
             if handle >= 0:
                 os.close(handle)
-        if error is None and self._failed is not None:
-            raise self._failed
+        if error is None and self._error is not None:
+            raise self._error
 
 
-class _Stripe:
-    """Rows in memory that lies in its pages as the rows lie in those of the file: `bytes`, from byte `at` of it on."""
+class _Block:
+    """Rows in memory, aligned within pages as they are in the file: `data` belongs at byte `offset` of the file."""
 
-    def __init__(self, memory: NDArray[np.uint8], at: int, count: int, row_bytes: int) -> None:
-        skip = at % PAGE
-        self.memory, self.at, self.left = memory, at, count
-        self.bytes = memory[skip : skip + count * row_bytes]
-        self.filled: list[tuple[Part, Callable[[], None]]] = []
+    def __init__(self, memory: NDArray[np.uint8], offset: int, count: int, row_bytes: int) -> None:
+        skip = offset % PAGE
+        self.memory, self.offset, self.rows_left = memory, offset, count
+        self.data = memory[skip : skip + count * row_bytes]
+        self.filled: list[tuple[WriteRange, Callable[[], None]]] = []
 
 
-class Part:
-    """Some rows of a stripe.
+class WriteRange:
+    """Consecutive rows of a block.
 
     Attributes:
-        first, count: which rows of the file.
+        block: The block.
+        first: Row of the file at which the range begins.
+        count: Number of rows.
     """
 
-    def __init__(self, stripe: _Stripe, begin: int, rows: range, row_bytes: int) -> None:
-        self.stripe, self.first, self.count, self._row_bytes = stripe, begin + rows.start, len(rows), row_bytes
-        self._bytes = stripe.bytes[rows.start * row_bytes : rows.stop * row_bytes]
-        self._at = stripe.at + rows.start * row_bytes
-        self._sums: dict[int, int] = {}  # CRC-32 of what lies in a chunk of the file, by its number
+    def __init__(self, block: _Block, block_first: int, rows: range, row_bytes: int) -> None:
+        self.block, self.first, self.count, self._row_bytes = block, block_first + rows.start, len(rows), row_bytes
+        self._data = block.data[rows.start * row_bytes : rows.stop * row_bytes]
+        self._offset = block.offset + rows.start * row_bytes
+        self._crcs: dict[int, int] = {}  # CRC-32 of the bytes in each chunk of the file, by chunk number
         self._host = host_module()
 
-    def set(self, k: int, image: Any | None) -> None:
-        """Row k, the one after the last one set, becomes an RGB image of Pillow's, or zeros."""
-        host, pack = self._host, getattr(image, "__arrow_c_array__", None)
+    def set_row(self, k: int, image: Image | NDArray[np.uint8] | None) -> None:
+        """Fill row k with an RGB image, or with zeros. Fill the rows in order."""
+        host, to_arrow = self._host, getattr(image, "__arrow_c_array__", None)
         begin, end = k * self._row_bytes, (k + 1) * self._row_bytes
-        if host is not None and pack is not None:
-            number, to = (self._at + begin) // checksums.CHUNK, (self._at + end - 1) // checksums.CHUNK
+        if host is not None and to_arrow is not None:
+            number = (self._offset + begin) // checksums.CHUNK
+            last_number = (self._offset + end - 1) // checksums.CHUNK
             try:
-                crc = host.pack_rgb(pack()[1], self._row_bytes // 3, self._bytes, begin, self._sums.get(number, 0))
+                crc = host.pack_rgb(to_arrow()[1], self._row_bytes // 3, self._data, begin, self._crcs.get(number, 0))
             except ValueError:
-                pass  # an image that Pillow holds in several pieces
+                pass  # Pillow holds a large image in several pieces
             else:
-                if number == to:
-                    self._sums[number] = crc
+                if number == last_number:
+                    self._crcs[number] = crc
                 else:
-                    self._sum(begin, end)
+                    self._add_checksums(begin, end)
                 return
-        self._bytes[begin:end] = 0 if image is None else np.asarray(image).reshape(-1)
-        self._sum(begin, end)
+        self._data[begin:end] = 0 if image is None else np.asarray(image).reshape(-1)
+        self._add_checksums(begin, end)
 
-    def _sum(self, begin: int, end: int) -> None:
+    def _add_checksums(self, begin: int, end: int) -> None:
         if self._host is None:
             return
-        for number in range((self._at + begin) // checksums.CHUNK, (self._at + end - 1) // checksums.CHUNK + 1):
-            first, last = (max(0, (number + k) * checksums.CHUNK - self._at) for k in (0, 1))
-            part = self._bytes[max(begin, first) : min(end, last)]
-            self._sums[number] = self._host.crc32(part, self._sums.get(number, 0))
+        numbers = range((self._offset + begin) // checksums.CHUNK, (self._offset + end - 1) // checksums.CHUNK + 1)
+        for number in numbers:
+            first, last = (max(0, (number + k) * checksums.CHUNK - self._offset) for k in (0, 1))
+            part = self._data[max(begin, first) : min(end, last)]
+            self._crcs[number] = self._host.crc32(part, self._crcs.get(number, 0))
 
-    def pieces(self) -> dict[int, tuple[int, int]]:
-        """Size and CRC-32 of what lies in each chunk of the file, by the byte it begins at."""
-        end, found = self._at + self._bytes.size, {}
-        for number, crc in self._sums.items():
-            begin = max(self._at, number * checksums.CHUNK)
+    def chunk_checksums(self) -> dict[int, tuple[int, int]]:
+        """Return size and CRC-32 of the range's bytes in each chunk of the file, by offset of the first byte."""
+        end, found = self._offset + self._data.size, {}
+        for number, crc in self._crcs.items():
+            begin = max(self._offset, number * checksums.CHUNK)
             found[begin] = (min(end, (number + 1) * checksums.CHUNK) - begin, crc)
         return found
 
 
-def _write_all(handle: int, data: NDArray[np.uint8], at: int) -> None:
+def _write_all(handle: int, data: NDArray[np.uint8], offset: int) -> None:
     left = memoryview(data.data)
     while left:
-        done = os.pwrite(handle, left, at)
-        left, at = left[done:], at + done
+        count = os.pwrite(handle, left, offset)
+        left, offset = left[count:], offset + count

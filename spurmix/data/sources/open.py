@@ -52,9 +52,9 @@ def open_source(
         most = memory if window else min(host // 2, MEMORY)
         source = WindowedImages(path, data.begin, len(data), window or None, memory=most)
     elif data.kind == "tokens":
-        ids, offsets = data.mapped(0), data.mapped(1)
+        ids, offsets = data.memory_map(0), data.memory_map(1)
         offsets = np.asarray(offsets[data.begin : data.begin + len(data) + 1])
-        source = TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **data.made["tokens"])
+        source = TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **data.provenance["tokens"])
     elif data.kind == "features":
         source = sources.FeatureSource(data.array)
     else:

@@ -22,7 +22,7 @@ from spurmix.core import checks
 from spurmix.core.cells import host_module
 from spurmix.core.memory import HAS_PAGES, pages
 from spurmix.data.batch import Batch
-from spurmix.data.dataset.packed import DatasetError, array_header
+from spurmix.data.dataset.format import DatasetError, read_array_header
 from spurmix.data.loader.batch_maker import Stream
 from spurmix.data.loader.prefetch import Fill
 from spurmix.data.sources.arrays import ImageSource, as_tensor
@@ -67,7 +67,7 @@ class WindowedImages(ImageSource):
         std: Any = None,
     ) -> None:
         window = None if window is None else checks.integer(window, "window", 1)
-        shape, dtype, data = array_header(path)
+        shape, dtype, data = read_array_header(path)
         if len(shape) != 4 or dtype != np.uint8 or 0 in shape or not 0 <= begin < begin + count <= shape[0]:
             raise DatasetError(f"{path}: rows {begin} to {begin + count} are not images of a file of {list(shape)}")
         self.path, self.window, self.memory = path, window, memory

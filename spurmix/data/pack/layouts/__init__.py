@@ -1,1 +1,1 @@
-"""Source layouts that packing reads."""
+"""Layouts of source data. Each module has one function that returns a `Manifest`."""

@@ -1,37 +1,49 @@
-"""CivilComments in the layout of WILDS: comments, toxicity, and the identities each comment mentions."""
+"""Layout `civilcomments`: CivilComments in the format of WILDS (Koh et al. 2021, arXiv 2012.07421)."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
+from spurmix.data.dataset.format import Metadata
+from spurmix.data.pack.job import counted
+from spurmix.data.pack.manifest import Manifest, digest_texts
+from spurmix.data.pack.remote import local_path
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 FILE = "all_data_with_identities.csv"
 IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
 SPLITS = ("train", "val", "test")
 CLASS_NAMES = ("not toxic", "toxic")
 THRESHOLD = 0.5
-_LONGEST_FIELD = 1 << 17  # characters; a comment has a thousand, so a longer field is a quote that nobody closed
+_MAX_CHARACTERS = 1 << 17
+"""A comment has about a thousand characters. A longer field is the result of a quote that is not closed."""
 
 
 @dataclass(frozen=True)
 class CivilComments:
     """Comments of a file, or of one split of it.
 
-    Attributes:
-        texts: N comments. labels: uint8 `[N]`, 1 where toxicity is 0.5 or more.
-        splits: int8 `[N]`, number in `SPLITS`.
+    Args:
+        texts: The N comments.
+        labels: uint8 `[N]`, 1 if toxicity is 0.5 or more.
+        splits: int8 `[N]`, index into `SPLITS`.
         identities: bool `[N, K]`, whether a comment mentions each of `identity_names`.
-        attributes: uint8 `[N]`, the training attribute: 1 where `attribute_name` is mentioned.
-        rows: int64 `[N]`, the row of the file each comment stands in, from 0. left_out: rows of empty comments.
+        attributes: uint8 `[N]`, the training attribute: 1 if `attribute_name` is mentioned.
+        identity_names: Names of the K identities.
+        attribute_name: Name of the training attribute.
+        rows: int64 `[N]`, row of each comment in the file, from 0.
+        left_out: int64 `[M]`, rows of empty comments, which were dropped.
     """
 
     texts: list[str]
@@ -48,12 +60,22 @@ class CivilComments:
         return len(self.texts)
 
     def split(self, name: str) -> CivilComments:
-        """The comments of split "train", "val" or "test", in the file's order."""
+        """Return the comments of one split, in the order of the file.
+
+        Args:
+            name: "train", "val" or "test".
+
+        Returns:
+            The comments of the split.
+
+        Raises:
+            ValueError: If there is no such split or it has no comments.
+        """
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
         rows = np.flatnonzero(self.splits == SPLITS.index(name))
         if rows.size == 0:
-            raise ValueError(f"split {name!r} holds no comments")
+            raise ValueError(f"split {name!r} has no comments")
         return replace(
             self,
             texts=[self.texts[n] for n in rows],
@@ -70,17 +92,21 @@ class CivilComments:
         return f"no {self.attribute_name.removeprefix('any ')}", self.attribute_name
 
     def groups(self) -> GroupIndex:
-        """The training partition: label x whether the training attribute is mentioned, up to four groups."""
+        """Return the training groups: label and training attribute, up to four groups."""
         return GroupIndex(self.labels, self.attributes, class_names=CLASS_NAMES, attribute_names=self.value_names)
 
     @property
     def cell_names(self) -> tuple[str, ...]:
-        """Names of the cells that `membership` describes, such as "male, toxic"."""
+        """Names of the cells of `membership`, such as "male, toxic"."""
         return tuple(f"{identity}, {label}" for identity in self.identity_names for label in CLASS_NAMES)
 
     def membership(self) -> NDArray[np.bool_]:
-        """Overlapping cells to evaluate, bool `[N, 2 K]`: cell 2 k + y holds the comments of label y that mention
-        identity k. A comment lies in a cell for each identity it mentions, or in none."""
+        """Return the overlapping cells to evaluate.
+
+        Returns:
+            bool `[N, 2 K]`. Cell 2 k + y holds the comments of label y that mention identity k. A comment is in one cell
+            for each identity that it mentions, or in none.
+        """
         by_label = self.labels[:, None] == np.arange(2, dtype=np.uint8)
         return (self.identities[:, :, None] & by_label[:, None, :]).reshape(len(self), -1)
 
@@ -92,27 +118,37 @@ def read_civilcomments(
     identities: Sequence[str] = IDENTITIES,
     drop_empty: bool = False,
 ) -> CivilComments:
-    """Read `all_data_with_identities.csv` of WILDS, UTF-8, about half a million comments in some ten seconds.
+    """Read `all_data_with_identities.csv` of WILDS, in UTF-8.
 
     Equivalent to::
 
         frame = pandas.read_csv(path)
         labels, identities = frame["toxicity"] >= 0.5, frame[list(identities)] >= 0.5
 
+    Source: Koh et al. 2021, arXiv 2012.07421.
+
     Args:
-        path: the file, or the folder it lies in. It has the columns comment_text, split (train, val or test), toxicity
-            and one for each identity, shares of annotators in [0, 1]; other columns are passed over. An identity nobody
-            annotated (an empty field) counts as not mentioned, as in WILDS.
-        attribute: what makes the training groups together with the label: "any" (the comment mentions any of
-            `identities`), or a column: "black" gives the groups that WILDS trains with, "identity_any" uses the file's
-            own summary, which knows further identities.
-        identities: columns of the evaluated cells.
-        drop_empty: leave out comments without any text; otherwise they are an error.
+        path: The file, or its folder. Required columns: comment_text, split (train, val or test), toxicity, and one for
+            each identity: the fraction of annotators, in [0, 1]. Other columns are ignored. An empty identity counts as
+            not mentioned, as in WILDS.
+        attribute: Attribute of the training groups. "any" means that the comment mentions any of `identities`. A column
+            name selects that column: "black" gives the training groups of WILDS, "identity_any" the file's own summary,
+            which includes further identities.
+        identities: Columns of the evaluated cells.
+        drop_empty: Whether to drop comments without text. Default: they are an error.
+
+    Returns:
+        The comments in the order of the file.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: naming line, row (from 0) and column: broken quoting, another encoding, toxicity that is missing, not
-            a number or outside [0, 1], unknown splits, columns the file does not have, empty comments.
+        FileNotFoundError: If there is no such file.
+        ImportError: If pyarrow is missing.
+        ValueError: If the file is not valid CSV in UTF-8, a column is missing, or a value is invalid. The message names
+            file, row and column where they are known.
+
+    Example:
+        >>> comments = read_civilcomments("civilcomments_v1.0", attribute="black")  # doctest: +SKIP
+        >>> groups = comments.split("train").groups()  # doctest: +SKIP
     """
     file = checks.path(path, "path")
     if file.is_dir():
@@ -122,32 +158,15 @@ def read_civilcomments(
     checks.flag(drop_empty, "drop_empty")
     if not wanted or len(set(wanted)) != len(wanted):
         raise ValueError(f"identities must be different column names, got {identities!r}")
-    columns = dict.fromkeys(
-        ("comment_text", "split", "toxicity", *wanted, *([attribute] if attribute != "any" else []))
-    )
-    table: dict[str, list[str]] = {name: [] for name in columns}
-    lines: list[int] = []
-    for line, fields in _records(file, tuple(columns)):
-        lines.append(line)
-        for column, field in zip(table.values(), fields, strict=True):
-            column.append(field)
-    if not lines:
-        raise ValueError(f"{file}: no comments, only a header")
-    where = _Places(file, lines)
-
-    texts = table["comment_text"]
+    table = _Table(file, (*wanted, *([attribute] if attribute != "any" else [])))
+    texts, splits = table.texts(), table.splits()
     empty = np.fromiter((not text or text.isspace() for text in texts), dtype=bool, count=len(texts))
     if empty.any() and not drop_empty:
-        where.fail(int(empty.argmax()), "comment_text", "is empty; drop_empty=True leaves such comments out")
-    numbers = {name: n for n, name in enumerate(SPLITS)}
-    splits = np.fromiter((numbers.get(name, -1) for name in table["split"]), dtype=np.int8, count=len(texts))
-    if splits.min() < 0:
-        row = int(splits.argmin())
-        where.fail(row, "split", f"must be one of {', '.join(SPLITS)}, got {table['split'][row]!r}")
-    toxicity = where.shares(table, "toxicity", required=True)
-    mentioned: NDArray[np.bool_] = np.stack([where.shares(table, name) >= THRESHOLD for name in wanted], axis=1)
-    any_of_them: NDArray[np.bool_] = np.logical_or.reduce(mentioned, axis=1)
-    chosen = any_of_them if attribute == "any" else where.shares(table, attribute) >= THRESHOLD
+        table.fail(int(empty.argmax()), "comment_text", "is empty; set drop_empty=True to drop such comments")
+    toxicity = table.fractions("toxicity", required=True)
+    mentioned: NDArray[np.bool_] = np.stack([table.fractions(name) >= THRESHOLD for name in wanted], axis=1)
+    any_identity: NDArray[np.bool_] = np.logical_or.reduce(mentioned, axis=1)
+    chosen = any_identity if attribute == "any" else table.fractions(attribute) >= THRESHOLD
     keep = np.flatnonzero(~empty)
     if keep.size == 0:
         raise ValueError(f"{file}: all comments are empty")
@@ -164,97 +183,135 @@ def read_civilcomments(
     )
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where rows stand in the file, for messages."""
+class _Table:
+    """The columns of the file that are needed, read with pyarrow and checked."""
 
-    file: Path
-    lines: list[int]
+    def __init__(self, file: Path, fraction_columns: Sequence[str]) -> None:
+        self.file = file
+        numbers = dict.fromkeys(("toxicity", *fraction_columns))
+        self.column_count = len(_read_header(file, ("comment_text", "split", *numbers)))
+        self.table = _read_csv(file, numbers)
+        if self.table.num_rows == 0:
+            raise ValueError(f"{file} has a header, but no comments")
 
-    def fail(self, row: int, column: str, what: str) -> None:
-        raise ValueError(f"{self.file}, line {self.lines[row]} (row {row}), column {column!r}: {what}")
+    def fail(self, row: int, column: str, problem: str) -> NoReturn:
+        raise ValueError(f"{self.file}, row {row}, column {column!r}: {problem}")
 
-    def shares(self, table: dict[str, list[str]], column: str, required: bool = False) -> NDArray[np.float64]:
-        """A column of shares in [0, 1], NaN where it is empty."""
-        fields = table[column]
-        try:
-            values = np.fromiter((float(f) if f else np.nan for f in fields), dtype=np.float64, count=len(fields))
-        except ValueError:
-            row = next(n for n, field in enumerate(fields) if not _is_number(field))
-            self.fail(row, column, f"must be a number in [0, 1], got {fields[row]!r}")
-        if required and np.isnan(values).any():
-            self.fail(int(np.isnan(values).argmax()), column, "is missing (NaN); need a number in [0, 1]")
+    def texts(self) -> list[str]:
+        """Return the comments. A field that contains other rows is an error: a quote is not closed."""
+        import pyarrow.compute as compute
+
+        column = self.table["comment_text"]
+        # A line of the comment that has a split between commas, and at least as many commas as a row.
+        like_a_row = rf"[\n\r][^\n\r]*,({'|'.join(SPLITS)}),"
+        suspicious = compute.or_(
+            compute.greater(compute.utf8_length(column), _MAX_CHARACTERS),
+            compute.match_substring_regex(column, like_a_row),
+        )
+        for row in np.flatnonzero(suspicious.to_numpy()).tolist():
+            text = column[row].as_py()
+            lines = [line for line in text.splitlines()[1:] if any(f",{split}," in line for split in SPLITS)]
+            if len(text) > _MAX_CHARACTERS or any(line.count(",") >= self.column_count - 1 for line in lines):
+                self.fail(row, "comment_text", "contains other rows; is a closing quote missing?")
+        texts: list[str] = column.to_pylist()
+        return texts
+
+    def splits(self) -> NDArray[np.int8]:
+        """Return the index of each comment's split in `SPLITS`."""
+        numbers = {name: n for n, name in enumerate(SPLITS)}
+        names = self.table["split"].to_pylist()
+        splits = np.fromiter((numbers.get(name, -1) for name in names), dtype=np.int8, count=len(names))
+        if splits.min() < 0:
+            row = int(splits.argmin())
+            self.fail(row, "split", f"must be one of {', '.join(SPLITS)}, got {names[row]!r}")
+        return splits
+
+    def fractions(self, column: str, required: bool = False) -> NDArray[np.float64]:
+        """Return a column of fractions in [0, 1]. Empty fields are NaN."""
+        values: NDArray[np.float64] = self.table[column].to_numpy()
+        missing = np.isnan(values)
+        if required and missing.any():
+            self.fail(int(missing.argmax()), column, "is missing; need a number in [0, 1]")
         outside = (values < 0) | (values > 1)
         if outside.any():
             row = int(outside.argmax())
-            self.fail(row, column, f"must be a number in [0, 1], got {fields[row]}")
+            self.fail(row, column, f"must be a number in [0, 1], got {values[row]}")
         return values
 
 
-def _is_number(field: str) -> bool:
-    try:
-        return float(field) is not None
-    except ValueError:
-        return not field
-
-
-def _records(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line it begins at, the fields of `columns`) of every record after the header."""
-    limit = csv.field_size_limit(_LONGEST_FIELD)
-    line = 1
+def _read_header(file: Path, columns: Iterable[str]) -> list[str]:
+    """Return the names of all columns. Each of `columns` must be there once."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader: Any = csv.reader(stream, strict=True)
-            header: list[str] = next(reader, [])
-            places = _places(file, header, columns)
-            line = reader.line_num + 1
-            for fields in reader:
-                if len(fields) != len(header):
-                    if fields:  # an empty line is nothing
-                        raise ValueError(
-                            f"{file}, line {line}: {len(fields)} fields, the header has {len(header)}; is a quote missing?"
-                        )
-                else:
-                    _check_swallowed(fields, len(header), file, line)
-                    yield line, [fields[p] for p in places]
-                line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {line}: broken quoting in the record that begins here ({error})") from None
+            header = next(csv.reader(stream), [])
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}, line {_bad_line(file)}: not UTF-8 ({error.reason}); convert the file first"
-        ) from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _check_swallowed(fields: list[str], columns: int, file: Path, line: int) -> None:
-    """Raise where a field holds what reads like a record: a quote that was never closed ends at the next one there is."""
-    for field in fields:
-        for text in field.splitlines()[1:]:
-            if text.count(",") >= columns - 1 and any(f",{split}," in text for split in SPLITS):
-                raise ValueError(
-                    f"{file}, line {line}: a field of the record that begins here holds other records; is a quote missing?"
-                )
-
-
-def _places(file: Path, header: list[str], columns: Sequence[str]) -> list[int]:
-    """Position of each of `columns` in the header."""
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}); convert it first") from None
     if not header:
-        raise ValueError(f"{file}: the file is empty")
+        raise ValueError(f"{file} is empty")
     for name in columns:
-        if header.count(name) != 1:
-            problem = "no" if name not in header else f"{header.count(name)} times a"
-            raise ValueError(f"{file}: {problem} column {name!r}; the columns are {', '.join(map(repr, header))}")
-    return [header.index(name) for name in columns]
+        count = header.count(name)
+        if count != 1:
+            raise ValueError(
+                f"{file} must have one column {name!r}, it has {count}; the columns are {', '.join(map(repr, header))}"
+            )
+    return header
 
 
-def _bad_line(file: Path) -> int:
-    """The first line that is not UTF-8."""
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 0
+def _read_csv(file: Path, fraction_columns: Iterable[str]) -> Table:
+    """Read comment_text, split and the given columns of numbers. Empty numbers are null."""
+    try:
+        import pyarrow
+        import pyarrow.csv
+    except ModuleNotFoundError as error:
+        raise ImportError("tables need the package 'pyarrow': pip install 'spurmix[data]'") from error
+    types = {"comment_text": pyarrow.large_string(), "split": pyarrow.string()}
+    types |= dict.fromkeys(fraction_columns, pyarrow.float64())
+    try:
+        with pyarrow.OSFile(str(file)) as stream:
+            return pyarrow.csv.read_csv(
+                stream,
+                # One thread: only then do errors name the row.
+                read_options=pyarrow.csv.ReadOptions(block_size=1 << 24, use_threads=False),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=list(types), column_types=types, null_values=["", "nan", "NaN"]
+                ),
+            )
+    except pyarrow.ArrowException as error:
+        raise ValueError(
+            f"{file} is not valid CSV in UTF-8: {error} (pyarrow counts rows from 1, including the header)"
+        ) from None
+
+
+class _TextList(list[str]):
+    """`SampleSource` of a list of texts."""
+
+    def digest(self) -> str:
+        """See `SampleSource.digest`."""
+        return digest_texts(self)
+
+
+def from_civilcomments(
+    path: str | Path, *, attribute: str = "any", identities: Sequence[str] = IDENTITIES, drop_empty: bool = False
+) -> Manifest:
+    """Read CivilComments for `pack_texts`. Arguments and errors are those of `read_civilcomments`.
+
+    The first attribute is the training attribute ("any identity", or `attribute`). All `identities` follow, with values 0
+    and 1. `PackedDataset.cells` gives the overlapping cells of identity and label.
+    """
+    data = read_civilcomments(local_path(path), attribute=attribute, identities=identities, drop_empty=drop_empty)
+    mentioned = {name: data.identities[:, k].astype(np.int64) for k, name in enumerate(data.identity_names)}
+    values = {data.attribute_name: data.attributes.astype(np.int64), **mentioned}
+    names: dict[str, tuple[str, ...]] = {name: (f"no {name}", name) for name in values}
+    names[data.attribute_name] = data.value_names
+    sources = [f"{FILE}#{n}" for n in data.rows.tolist()]
+    metadata = Metadata(
+        data.labels.astype(np.int64), [SPLITS[k] for k in data.splits], sources, values, CLASS_NAMES, names
+    )
+    notes = []
+    if data.left_out.size:
+        shown = ", ".join(map(str, data.left_out[:5])) + (", ..." if data.left_out.size > 5 else "")
+        notes.append(f"dropped {counted(data.left_out.size, 'comment')} without text: rows {shown}")
+    return Manifest(
+        str(path), metadata, tuple(notes), _TextList(data.texts), kind="texts", cells=tuple(data.identity_names)
+    )

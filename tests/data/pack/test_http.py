@@ -1,4 +1,4 @@
-"""Packing from a web server: pages of links, names that URLs quote, tables, and a server that fails."""
+"""Packing files from a web server."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spurmix import PackedDataset
 from spurmix.cli.app import app
-from spurmix.data.pack import manifest as listing
+from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.images import pack_images
 from spurmix.data.pack.job import BrokenFiles
+from spurmix.data.pack.layouts.folder import from_folder
+from spurmix.data.pack.layouts.table import from_table
 
 NAMES = ("plain.png", "a b.png", "ü.png", "50%41.png", "h#1.png", "q?x=1.png", "s;t&u=v+w.png")
 
 
 class Server(SimpleHTTPRequestHandler):
-    """Python's pages of links; or those of Apache, whose links are whole paths, lead up and sort; or none."""
+    """A web server that counts requests and can fail."""
 
     pages = "python"
     asked: ClassVar[Counter[str]] = Counter()
@@ -101,23 +102,11 @@ def same(target: Path, expected: Path) -> bool:
     return np.array_equal(found.array, other.array) and np.array_equal(found.metadata.labels, other.metadata.labels)
 
 
-@pytest.mark.parametrize("pages", ["python", "apache"])
-@pytest.mark.parametrize("root", ["my set", "my%20set/"])
-def test_class_folders(pages: str, root: str, url: str, tmp_path: Path) -> None:
-    Server.pages = pages
-    pack_images(listing.from_folder(tmp_path / "www" / "my set"), tmp_path / "here", size=8)
-    found = listing.from_folder(f"{url}/{root}")
-    assert len(found) == 14 and not found.notes
-    pack_images(found, tmp_path / "there", size=8)
-    assert same(tmp_path / "there", tmp_path / "here")
-    assert not Server.asked["/"], "links that lead elsewhere were followed"
-
-
 @pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
 @pytest.mark.parametrize("table_here", [False, True])
-def test_tables_of_a_server_that_lists_nothing(name: str, table_here: bool, url: str, tmp_path: Path) -> None:
+def test_tables_on_a_web_server(name: str, table_here: bool, url: str, tmp_path: Path) -> None:
     Server.pages = "none"
-    pack_images(listing.from_folder(tmp_path / "www" / "my set"), tmp_path / "here", size=8)
+    pack_images(from_folder(tmp_path / "www" / "my set"), tmp_path / "here", size=8)
     table = str(tmp_path / "www" / name) if table_here else f"{url}/{name}"
     target = tmp_path / "there"
     arguments = [
@@ -138,28 +127,28 @@ def test_tables_of_a_server_that_lists_nothing(name: str, table_here: bool, url:
     assert PackedDataset(target).verify(progress=False) == []
 
 
-def test_paths_beside_a_table(url: str, tmp_path: Path) -> None:
+def test_paths_relative_to_the_table(url: str, tmp_path: Path) -> None:
     rows = (tmp_path / "www" / "rows.csv").read_text()
     (tmp_path / "www" / "my set" / "rows.csv").write_text(rows)
-    pack_images(listing.from_table(f"{url}/my set/rows.csv", attributes=["place"]), tmp_path / "there", size=8)
+    pack_images(from_table(f"{url}/my set/rows.csv", attributes=["place"]), tmp_path / "there", size=8)
     assert len(PackedDataset(tmp_path / "there")) == 14
 
 
-def test_a_server_that_fails_is_asked_again_for_what_is_left(url: str, tmp_path: Path) -> None:
+def test_failed_requests_are_repeated_on_resume(url: str, tmp_path: Path) -> None:
     Server.fails = {"dog/plain.png": "error", "dog/a b.png": "cut", "dog/ü.png": "none"}
     missing = tmp_path / "www" / "my set" / "dog" / "ü.png"
     content = missing.read_bytes()
     missing.unlink()
     table = f"{url}/rows.csv"
     with pytest.raises(BrokenFiles) as caught:
-        pack_images(listing.from_table(table, f"{url}/my set"), tmp_path / "there", size=8)
+        pack_images(from_table(table, f"{url}/my set"), tmp_path / "there", size=8)
     text = str(caught.value)
     assert "3 files" in text and "dog/ü.png: there is no such file" in text
     assert "dog/plain.png: cannot be read: 503" in text and "dog/a b.png: cannot be read: " in text
     Server.fails = {}
     missing.write_bytes(content)
     Server.asked.clear()
-    pack_images(listing.from_table(table, f"{url}/my set"), tmp_path / "there", size=8)
+    pack_images(from_table(table, f"{url}/my set"), tmp_path / "there", size=8)
     asked = {path for path in Server.asked if path.endswith(".png")}
     assert asked == {f"/my set/dog/{name}" for name in ("plain.png", "a b.png", "ü.png")}
 
@@ -167,15 +156,15 @@ def test_a_server_that_fails_is_asked_again_for_what_is_left(url: str, tmp_path:
 def test_bad_urls(url: str) -> None:
     Server.pages = "none"
     for bad, text in (
-        (f"{url}/nothing", "root: there is no folder"),
-        (f"{url}/my set", "cannot be listed: 403"),
-        ("http://127.0.0.1:9/x", "root: http://127.0.0.1:9/x cannot be opened: Cannot connect"),
+        (f"{url}/nothing", "a web server cannot list its files"),
+        (f"{url}/my set", r"pack a table \(CSV or Parquet\)"),
+        ("http://127.0.0.1:9/x", "a web server cannot list its files"),
     ):
         with pytest.raises(ValueError, match=text):
-            listing.from_folder(bad)
+            from_folder(bad)
     for bad, text in (
         (f"{url}/nothing.csv", "there is no file .*404"),
         ("http://127.0.0.1:9/x.csv", "there is no file .*Cannot connect"),
     ):
         with pytest.raises(ValueError, match=text):
-            listing.from_table(bad)
+            from_table(bad)

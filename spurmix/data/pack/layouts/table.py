@@ -1,0 +1,155 @@
+"""Layout `table`: a CSV or Parquet file with a row for each image or text."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spurmix.data.dataset.format import Metadata
+from spurmix.data.pack.manifest import (
+    Manifest,
+    TextColumn,
+    check_paths,
+    encode_attributes,
+    encode_column,
+    split_names,
+)
+from spurmix.data.pack.remote import import_fsspec, parent_url
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray, NativeFile, Table
+
+
+def from_table(
+    table: str | Path,
+    root: str | Path | None = None,
+    *,
+    path: str = "path",
+    text: str | None = None,
+    label: str = "label",
+    attributes: Sequence[str] = (),
+    split: str | None = None,
+) -> Manifest:
+    """Read a CSV or Parquet file with a row for each image or text.
+
+    Labels and attributes are integers from 0, or names. A missing attribute is unknown (-1), and a note counts them.
+
+    Args:
+        table: The file, or its fsspec URL.
+        root: Folder or URL that the paths are relative to. Default: the table's folder.
+        path: Column of the images' paths.
+        text: Column of texts, for `pack_texts`. `path` is not used then.
+        label: Column of the labels.
+        attributes: Columns of the attributes, the spurious one first.
+        split: Column of the splits. Default: all rows are in split "train".
+
+    Returns:
+        The rows of the table.
+
+    Raises:
+        ValueError: If the table cannot be read, has no rows, or has an invalid value. The message names row and column.
+    """
+    where = str(table)
+    rows = read_table(table, [text or path], [text or path, label, split, *attributes])
+    samples = None
+    if text is not None:
+        samples = TextColumn(get_column(rows, text, where), f"{where}: {text}")
+        sources = [f"{posixpath.basename(where.split('::')[0])}#{n}" for n in range(len(samples))]
+    else:
+        sources = [str(v) if v is not None else "" for v in column_values(rows, path, where)]
+        check_paths(sources, where)
+    if not sources:
+        raise ValueError(f"{where} has no rows")
+    labels, names, _ = encode_column(column_values(rows, label, where), where, label)
+    codes, value_names, notes = encode_attributes({a: column_values(rows, a, where) for a in attributes}, where)
+    splits = ["train"] * len(sources)
+    if split is not None:
+        splits = split_names(column_values(rows, split, where), where, split)
+    metadata = Metadata(labels, splits, sources, codes, names, value_names)
+    root = str(root) if root is not None else parent_url(table)
+    return Manifest(root, metadata, tuple(notes), samples, kind="images" if samples is None else "texts")
+
+
+def read_table(
+    path: str | Path, string_columns: Sequence[str] = (), columns: Iterable[str | None] | None = None
+) -> Table:
+    """Read a CSV or Parquet file as a pyarrow table.
+
+    Args:
+        path: The file, or its fsspec URL.
+        string_columns: Columns of a CSV file that are strings, even if they look like numbers.
+        columns: Columns of a Parquet file to read. Default: all.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If the file cannot be read. The message has the reason.
+        ImportError: If a package is missing.
+    """
+    try:
+        import pyarrow
+        import pyarrow.csv
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ImportError("tables need the package 'pyarrow': pip install 'spurmix[data]'") from error
+    where = str(path)
+    is_parquet = where.split("::")[0].lower().endswith((".parquet", ".pq"))
+    if "://" not in where and not Path(where).is_file():
+        raise ValueError(f"there is no file {where}")
+    try:
+        with _open_arrow(where) as stream:
+            if is_parquet:
+                file = pyarrow.parquet.ParquetFile(stream)
+                names = file.schema_arrow.names
+                wanted = names if columns is None else [name for name in names if name in set(columns)]
+                repeated = [name for name in wanted if wanted.count(name) > 1]
+                if repeated:
+                    raise ValueError(f"there are two columns {repeated[0]!r}")
+                return file.read(wanted)
+            return pyarrow.csv.read_csv(
+                stream,
+                read_options=pyarrow.csv.ReadOptions(block_size=1 << 24, use_threads=False),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(string_columns, pyarrow.large_string())
+                ),
+            )
+    except FileNotFoundError as error:  # fsspec also raises it if a server does not answer
+        reason = f" ({error.__cause__})" if error.__cause__ is not None and "://" in where else ""
+        raise ValueError(f"there is no file {where}{reason}") from None
+    except ImportError as error:
+        raise ImportError(f"{where} needs another package: {error}") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"cannot read {where}: {error}") from None
+
+
+def _open_arrow(where: str) -> NativeFile:
+    """Open a file without a Python file object: one that pyarrow holds at exit can abort the process."""
+    import pyarrow
+
+    if "://" not in where:
+        return pyarrow.OSFile(where)
+    with import_fsspec().open(where, "rb") as stream:
+        return pyarrow.BufferReader(stream.read())
+
+
+def get_column(table: Table, name: str, where: str) -> ChunkedArray:
+    """Return a column of a table.
+
+    Raises:
+        ValueError: If it is missing or there are two. The message names the columns.
+    """
+    if name not in table.column_names:
+        raise ValueError(f"{where}: no column {name!r}; the columns are {', '.join(table.column_names)}")
+    if table.column_names.count(name) > 1:
+        raise ValueError(f"{where}: there are two columns {name!r}")
+    return table[name]
+
+
+def column_values(table: Table, name: str, where: str) -> list[object]:
+    """Return the values of a column. Raises the same errors as `get_column`."""
+    values: list[object] = get_column(table, name, where).to_pylist()
+    return values

@@ -1,0 +1,83 @@
+"""CSV and Parquet tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from spurmix.data.pack.layouts.folder import from_folder
+from spurmix.data.pack.layouts.table import from_table
+
+
+def test_paths_are_strings(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label,place\n0001,NA,1\n0002,b,\n")
+    found = from_table(tmp_path / "t.csv", attributes=["place"])
+    assert found.metadata.sources == ["0001", "0002"] and found.metadata.class_names == ("NA", "b")
+    assert found.metadata.attributes["place"].tolist() == [1, -1]
+    with pytest.raises(ValueError, match="row 1: the path is missing"):
+        (tmp_path / "t.csv").write_text("path,label\na.png,1\n,2\n")
+        from_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\n../x.jpg,0\n", "row 0: the path must be relative to the root and below it, got '../x.jpg'"),
+        ("path,label\n/etc/x.jpg,0\n", "must be relative to the root"),
+        ("path,label\na.jpg,0\nb.jpg,1\n./a.jpg,1\n", "row 2: './a.jpg' is also in row 0"),
+        ("path,label\na.jpg,0.5\n", "row 0: label must be an integer or a name, got 0.5"),
+        ("path,label\na.jpg,0\nb.jpg,\n", "row 1: label is missing"),
+        ("path,label\na.jpg,0\nb.jpg,-3\n", "row 1: label must be 0 or more, got -3"),
+        ("file,label\na.jpg,0\n", "no column 'path'; the columns are file, label"),
+        ("path,label\n", "has no rows"),
+        ("", "cannot read"),
+    ],
+)
+def test_invalid_tables(text: str, message: str, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        from_table(table)
+    with pytest.raises(ValueError, match="no images in class folders"):
+        from_folder(tmp_path)
+    with pytest.raises(ValueError, match="there is no folder"):
+        from_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,split\na,0,train\nb,1,\n", r"row 1: split is missing \(column 'split'\)"),
+        ("path,label,split\na,0,1\nb,1,\n", "row 1: split is missing"),
+        (
+            "path,label,split\na,0,1\nb,30000000,1\n",
+            "row 1: label must be a class number below 1,000, or a name, got 30000000",
+        ),
+        ("path,label,split,label\na,0,1,1\n", "there are two columns 'label'"),
+    ],
+)
+def test_missing_splits_repeated_columns_and_large_labels(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        from_table(tmp_path / "t.csv", split="split")
+
+
+def test_float_columns_with_missing_values(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label,place\na,1.0,1.0\nb,0.0,\nc,2.0,0.0\n")
+    table = pyarrow.table({"path": ["a", "b", "c"], "label": [1.0, 0.0, 2.0], "place": [1.0, float("nan"), 0.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        found = from_table(tmp_path / name, attributes=["place"])
+        assert found.metadata.labels.tolist() == [1, 0, 2] and found.metadata.class_names == ("0", "1", "2")
+        assert found.metadata.attributes["place"].tolist() == [1, -1, 0]
+        assert found.notes == ("place is unknown in 1 of 3 rows",)
+    twice = pyarrow.Table.from_arrays(
+        [pyarrow.array(["a"]), pyarrow.array([0]), pyarrow.array([1])], ["path", "label", "label"]
+    )
+    pyarrow.parquet.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="there are two columns 'label'"):
+        from_table(tmp_path / "t.parquet")

@@ -1,0 +1,131 @@
+"""Datasets of the package `datasets`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from image_samples import png
+
+from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.pack.huggingface import from_huggingface
+from spurmix.data.pack.images import pack_images
+from spurmix.data.pack.job import BrokenFiles
+
+datasets: Any = importlib.import_module("datasets")
+
+
+def hf_images(count: int, first: int = 0) -> Any:
+    features = datasets.Features(
+        {
+            "picture": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat", "dog", "cow"]),
+            "place": datasets.Value("string"),
+            "part": datasets.Value("string"),
+        }
+    )
+    rows = range(first, first + count)
+    columns = {
+        "picture": [{"bytes": png(n), "path": None} for n in rows],
+        "label": [n % 2 for n in rows],
+        "place": [None if n == 3 else ("in", "out")[n // 2 % 2] for n in rows],
+        "part": [("a", "b")[n % 2] for n in rows],
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path_factory.mktemp("hf")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+def test_images_from_disk_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = datasets.DatasetDict(train=hf_images(6), test=hf_images(4, 6))
+    whole.save_to_disk(str(tmp_path / "saved"))
+    whole["train"].to_parquet(str(tmp_path / "rows.parquet"))
+    found = from_huggingface(tmp_path / "saved", attributes=["place"])
+    assert found.notes == ("place is unknown in 1 of 10 rows",)
+    report = pack_images(found, tmp_path / "t", size=6, limit=5)
+    data = PackedDataset(report.path)
+    assert data.splits == {"train": 5, "test": 4} and data.metadata.class_names == ("cat", "dog", "cow")
+    assert data.array[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert data.metadata.attributes["place"].tolist() == [0, 0, 1, -1, 0, 1, 1, 0, 0]
+    assert data.metadata.sources[5] == "test#0" and data.metadata.attribute_names["place"] == ("in", "out")
+    parts = [pack_images(found, tmp_path / "s", size=6, shard=(k, 2)).count for k in range(2)]
+    assert parts == [5, 5]
+    by_column = from_huggingface(str(tmp_path / "rows.parquet"), image="picture", split="part")
+    assert by_column.metadata.splits == ["a", "b"] * 3 and by_column.metadata.class_names == ("cat", "dog", "cow")
+    shuffled = whole["train"].select([4, 0])
+    shuffled.save_to_disk(str(tmp_path / "two"))
+    two = from_huggingface(tmp_path / "two")
+    pack_images(two, tmp_path / "p2", size=6)
+    assert PackedDataset(tmp_path / "p2").array[:, 0, 0, 0].tolist() == [4, 0]
+    assert two.samples.digest() != found.samples.digest()  # type: ignore[union-attr]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_unreadable_images(tmp_path: Path) -> None:
+    for n in range(4):
+        (tmp_path / f"f/train/{'cat' if n % 2 else 'dog'}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"f/train/{'cat' if n % 2 else 'dog'}/{n}.png").write_bytes(png(n) if n else png(n)[:40])
+    with pytest.raises(BrokenFiles, match=r"1 file cannot be packed: train#\d"):
+        pack_images(from_huggingface(tmp_path / "f"), tmp_path / "t", size=4)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    images = [{"bytes": png(1), "path": None}, None, {"bytes": None, "path": "https://x/y.png"}]
+    table = pyarrow.table({"image": images, "label": [0, 1, 0]}, schema=features.arrow_schema)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    found = from_huggingface(tmp_path / "rows.parquet")
+    report = pack_images(found, tmp_path / "t2", size=4, broken="skip")
+    assert report.count == 1 and dict(report.broken) == {
+        "train#1": "is missing",
+        "train#2": "the image is at https://x/y.png, which is not downloaded",
+    }
+
+
+def test_invalid_columns_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = tmp_path / "saved"
+    hf_images(3).save_to_disk(str(saved))
+    for options, message in (
+        (dict(label="kind"), "no column 'kind'; the columns are picture, label, place, part"),
+        (dict(attributes=["hat"]), "no column 'hat'"),
+        (dict(image="place"), "place must be a column of images"),
+        (dict(text="label"), "label must be a column of texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_huggingface(saved, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"row 3: split is missing \(column 'place'\)"):
+        hf_images(5).save_to_disk(str(tmp_path / "gap"))
+        from_huggingface(f"file://{tmp_path}/gap", split="place")
+    datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "plain"))
+    with pytest.raises(ValueError, match="no column is of type Image; name the column"):
+        from_huggingface(tmp_path / "plain")
+    with pytest.raises(ValueError, match="there is no file or folder"):
+        from_huggingface(tmp_path / "nowhere")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet cannot be read by datasets"):
+        from_huggingface(tmp_path / "x.parquet")
+
+    messages: list[str] = []
+
+    def refuse(name: str) -> None:
+        assert messages  # before any request
+        raise ConnectionError(f"Couldn't reach {name}\nmore")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ValueError, match=r"org/birds cannot be read by datasets: Couldn't reach org/birds$"):
+        from_huggingface("org/birds", notify=messages.append)
+    assert "there is no local path org/birds; the dataset is downloaded from the Hugging Face hub" in messages[0]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'spurmix\[hf\]'"):
+        from_huggingface(saved)
