@@ -109,7 +109,7 @@ def test_layouts_of_texts_and_others(
     with pytest.raises(ValueError, match="is empty"):
         packed(capsys, tmp_path, tmp_path / "c", "--layout", "civilcomments", *options)
     told = packed(capsys, tmp_path, tmp_path / "c", "--layout", "civilcomments", *options, "--broken", "skip")
-    assert "1 comment without any text left out: rows 8" in told
+    assert "dropped 1 comment without text: rows 8" in told
     cells = PackedDataset(tmp_path / "c").cells()
     assert cells is not None and cells[0].sum() == 8
     shown = command("inspect", tmp_path / "c")

@@ -37,7 +37,7 @@ def test_what_is_told(each: tuple[str, ...], wait: float, said: list[str], tmp_p
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (("train", "/nowhere"), "/nowhere is no folder"), (("train", "--nothing"), "No such option"),
+    (("train", "/nowhere"), "/nowhere is not a folder"), (("train", "--nothing"), "No such option"),
 ])  # fmt: skip
 def test_commands_under_torchrun(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
     command = ["--standalone", "--nproc-per-node", "2", "-m", "spurmix", *arguments, "--out", str(tmp_path / "run")]

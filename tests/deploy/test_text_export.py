@@ -151,7 +151,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(exported: Path, tmp_path:
         (None, 40, ValueError, "travels with its tokenizer"),
         (tokenizer(words=WORDS[::-1]), 40, ValueError, "the ids were made by another one"),
         (tokenizer(), 20, ValueError, "the model's table has 20 rows"),
-        (lambda texts: texts, 40, TypeError, "must be a fast one"),
+        (lambda texts: texts, 40, TypeError, "must be a fast tokenizer"),
     ],
 )
 def test_bad_tokenizers(words: Any, vocabulary: int, error: type[Exception], text: str, tmp_path: Path) -> None:

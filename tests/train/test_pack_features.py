@@ -56,7 +56,7 @@ def test_features_of_images(dtype: str, images: PackedDataset, network: Any, tmp
     np.testing.assert_allclose(data.array, expected.astype(dtype), rtol=1e-5, atol=1e-6)
     assert data.splits == images.splits and data.metadata.sources == images.metadata.sources
     assert data.groups("place").table() == images.groups("place").table() and data.verify() == []
-    assert data.made["model"]["name"] == "small" and sorted(p.name for p in report.path.iterdir()) == [
+    assert data.provenance["model"]["name"] == "small" and sorted(p.name for p in report.path.iterdir()) == [
         "dataset.json",
         "features.npy",
         "metadata.parquet",
@@ -128,7 +128,7 @@ def test_bad_input(images: PackedDataset, network: Any, tmp_path: Path) -> None:
     pack_features.pack_features(network, images, tmp_path / "done")
     with pytest.raises(ValueError, match="holds features"):
         pack_features.pack_features(network, PackedDataset(tmp_path / "done"), tmp_path / "f")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         pack_features.pack_features(network, images, tmp_path / "done")
     with torch.no_grad():
         network.resnet.embedder.embedder.normalization.weight.mul_(1e9)
@@ -149,7 +149,7 @@ def check_merged(images: PackedDataset, network: Any, target: Path) -> None:
     data = PackedDataset(merge(shards_of(target), target).path)
     expected = extract_features(network, images.source()).numpy()
     np.testing.assert_allclose(data.array, expected, rtol=1e-5, atol=1e-6)
-    assert data.splits == images.splits and data.made["parts"] == 2
+    assert data.splits == images.splits and data.provenance["parts"] == 2
 
 
 @pytest.fixture

@@ -471,7 +471,7 @@ def test_one_message_and_no_traceback(images: Path, tmp_path: Path) -> None:
     )
     for arguments, text in (
         (("train", "--out", tmp_path), "dataset: name the folder"),
-        (("train", tmp_path / "none"), "is no folder"),
+        (("train", tmp_path / "none"), "is not a folder"),
     ):
         with pytest.raises(ValueError, match=text):
             invoke(*arguments)

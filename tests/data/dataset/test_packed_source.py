@@ -111,7 +111,7 @@ def test_data_four_times_as_large_as_memory(tmp_path: Path, scarce: Any) -> None
     images[:] = small.array[rows]
     metadata = small.metadata.select(rows)
     write_metadata(target, metadata)
-    write_description(target, "images", metadata, small.made)
+    write_description(target, "images", metadata, small.provenance)
     done = scarce(SCARCE, target, images.nbytes // 4)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 700
