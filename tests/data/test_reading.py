@@ -118,7 +118,7 @@ def test_a_dataset_is_read_from_where_it_fits(large: PackedDataset, tmp_path: Pa
     for arguments, message in (
         (dict(memory=-1), "memory must be 0 or more bytes, got -1"), (dict(window=2, tier="cache"), 'window is for tier "disk"'),
         (dict(device="cuda"), "CUDA is not available here"), (dict(tier="device"), "is for a GPU"),
-        (dict(tier="auto", room=-2), "room must be 0 or more"),
+        (dict(tier="auto", reserve=-2), "reserve must be 0 or more"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             large.source(**arguments)  # type: ignore[arg-type]
@@ -139,10 +139,10 @@ def test_a_gpu_has_the_data_where_there_is_room(large: PackedDataset, monkeypatc
 
     assert tier(tier="auto") == "device"
     free[0] = 2 * large.nbytes - 2  # half of it is left to the model
-    assert tier(tier="auto") == "pinned" and tier(tier="device") == "device" and tier(tier="auto", room=0) == "device"
+    assert tier(tier="auto") == "pinned" and tier(tier="device") == "device" and tier(tier="auto", reserve=0) == "device"
     assert tier(tier="auto", memory=large.nbytes) == "cache" and tier(tier="auto", memory=large.nbytes - 1) == "disk"
     with pytest.raises(MemoryError, match="kept for the model"):
-        tier(tier="device", room=2 * large.nbytes)
+        tier(tier="device", reserve=2 * large.nbytes)
 
 
 def test_memory_is_what_system_groups_and_limits_leave(tmp_path: Path) -> None:

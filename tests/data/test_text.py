@@ -418,7 +418,7 @@ def test_progress_is_shown_when_asked(capfd: pytest.CaptureFixture[str]) -> None
         (lambda: TokenSource([1], [0, 1], max_length=0), ValueError, "max_length must be 1"),
         (lambda: TokenSource([1], [0, 1], pad_multiple=8.0), TypeError, "pad_multiple must be an integer"),
         (lambda: TokenSource([1], [0, 1], tokenizer=3), TypeError, "tokenizer must be a tokenizer of transformers"),
-        (lambda: TokenSource.from_lists([]), ValueError, "texts must not be empty"),
+        (lambda: TokenSource.from_lists([]), ValueError, "texts: the dataset is empty"),
         (lambda: TokenSource.from_lists([[1], []]), ValueError, "offsets: text 1 has no tokens"),
         (lambda: TokenSource.from_lists([[1], [2.5]]), TypeError, "texts[1] must be integers"),
         (lambda: TokenSource.from_lists([[1], [[2]]]), ValueError, "texts[1] must have shape [N]"),

@@ -136,7 +136,7 @@ def test_bad_input(images: PackedDataset, network: Any, tmp_path: Path) -> None:
             for name, weights in stage.named_parameters():
                 if name.endswith("normalization.weight"):
                     weights.mul_(1e7)
-    with pytest.raises(ValueError, match=r"features of example 0 \(0\.png\) do not fit float16"):
+    with pytest.raises(ValueError, match=r"features of example 0 \(0\.png\) are too large for float16"):
         pack_features.pack_features(network, images, tmp_path / "f", dtype="float16")
     with torch.no_grad():
         network.resnet.embedder.embedder.normalization.bias.fill_(float("nan"))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from spurmix.data.dataset.tokenize import TokenizerLike
-    from spurmix.data.sources.arrays import Source
+    from spurmix.data.sources.open import Source
 
 
 class PackedDataset:

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from spurmix.data.dataset.packed import PackedDataset
-    from spurmix.data.sources.arrays import Source
+    import torch
+
+    from spurmix.data.sources.arrays import Source as Source  # re-exported for `PackedDataset`
+
+
+class ReadableDataset(Protocol):
+    """What a source needs of a `PackedDataset`."""
+
+    path: Path
+    kind: str
+    begin: int
+    provenance: dict[str, Any]
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """Images or features, memory-mapped."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the examples."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def memory_map(self, number: int) -> NDArray[Any]:
+        """Return an array file, memory-mapped."""
+        ...
 
 
 def open_source(
-    data: PackedDataset, window: int | None, tier: str | None, device: Any, memory: int | None, room: int | None
+    data: ReadableDataset,
+    window: int | None,
+    tier: str | None,
+    device: torch.device | str | None,
+    memory: int | None,
+    reserve: int | None,
 ) -> Source:
     """See `PackedDataset.source`."""
     try:
@@ -28,7 +61,7 @@ def open_source(
     from spurmix.data.sources.windowed import MEMORY, WindowedImages
     from spurmix.ops import validate
 
-    for name, value in (("memory", memory), ("room", room)):
+    for name, value in (("memory", memory), ("reserve", reserve)):
         if value is not None and checks.integer(value, name) < 0:
             raise ValueError(f"{name} must be 0 or more bytes, got {value}")
     window = None if window is None else checks.integer(window, "window")
@@ -43,7 +76,7 @@ def open_source(
         if not torch.cuda.is_available():
             raise ValueError(f"device: {target} was asked for, but CUDA is not available here")
         free = sources.free_on(target)[0]
-    left = room if room is not None else free // 2 if free is not None and wanted == "auto" else 0
+    left = reserve if reserve is not None else free // 2 if free is not None and wanted == "auto" else 0
     host = memory if memory is not None else available()
     chosen = tiers.choose(tiers.Sizes(data.nbytes, host, free, left), wanted, data.kind)
     source: Source
