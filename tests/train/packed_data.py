@@ -1,4 +1,4 @@
-"""Small packed datasets whose classes are easy to tell and whose attribute follows the class in the training split."""
+"""Small packed datasets with separable classes. The attribute correlates with the class in the training split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from spurmix.data.dataset.format import Metadata, write_description, write_metadata
 
 SPLITS = {"train": (240, 0.9), "val": (80, 0.5), "test": (120, 0.5)}
-"""Examples, and how many of them have the attribute of their class."""
+"""Number of examples of each split, and the fraction whose attribute equals the class."""
 
 
 def pack(folder: Path, kind: str, seed: int = 0) -> Path:

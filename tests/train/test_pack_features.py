@@ -1,4 +1,4 @@
-"""Packed features: against extract_features, on images and texts, by shards, killed in the middle, with bad input."""
+"""`pack_features`: results for images and texts, shards, interrupted jobs and invalid input."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_features_of_images(dtype: str, images: PackedDataset, network: Any, tmp
     assert not torch.equal(before, network.classifier[1].weight)
 
 
-def test_shards_and_a_killed_job(
+def test_shards_and_interrupted_job(
     images: PackedDataset, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pack_features, "BATCHES", 2)
@@ -159,7 +159,7 @@ def weights(tmp_path: Path) -> tuple[Any, Path]:
     return network, tmp_path / "w.safetensors"
 
 
-def test_each_process_packs_its_share(
+def test_each_process_packs_its_shard(
     images: PackedDataset, weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -174,7 +174,7 @@ def test_each_process_packs_its_share(
 
 
 @pytest.mark.slow
-def test_the_command_under_torchrun(images: PackedDataset, weights: Any, tmp_path: Path) -> None:
+def test_command_under_torchrun(images: PackedDataset, weights: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "spurmix"]
     arguments = ("features", images.path, tmp_path / "f", "--model", "small", "--weights", weights[1])
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
@@ -182,7 +182,7 @@ def test_the_command_under_torchrun(images: PackedDataset, weights: Any, tmp_pat
     check_merged(images, weights[0], tmp_path / "f")
 
 
-def test_models_and_weights_that_do_not_fit(images: PackedDataset, tmp_path: Path) -> None:
+def test_invalid_models_and_weights(images: PackedDataset, tmp_path: Path) -> None:
     for name, weights, message in (
         ("vgg", None, "--model: .* holds images, which resnet50, small can read; got 'vgg'"),
         ("bert", tmp_path, "--model: .* holds images, which resnet50, small can read; got 'bert'"),

@@ -60,6 +60,9 @@ def file_checksums(path: Path, known: Mapping[int, str] | None = None) -> list[s
     Args:
         path: The file.
         known: Checksums that need not be computed, by chunk number.
+
+    Returns:
+        Hex digits of the CRC-32 of each chunk.
     """
     count = -(-path.stat().st_size // CHUNK)
     found = dict(known or {})

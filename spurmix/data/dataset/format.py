@@ -62,8 +62,7 @@ class Description(TypedDict):
 def import_parquet() -> ModuleType:
     """Import `pyarrow.parquet`.
 
-    Raises:
-        ImportError: If pyarrow is missing. The message names the extra to install.
+    Raises `ImportError` if pyarrow is missing. The message names the extra to install.
     """
     try:
         import pyarrow.parquet
@@ -127,8 +126,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
 def read_metadata(folder: Path, description: Description) -> Metadata:
     """Read and check `metadata.parquet`.
 
-    Raises:
-        DatasetError: If the file is damaged or does not match the description.
+    Raises `DatasetError` if the file is damaged or does not match the description.
     """
     path = folder / METADATA_FILE
     names = {name: tuple(values) for name, values in description["attributes"].items()}
@@ -228,6 +226,9 @@ def read_description(folder: Path, incomplete: bool = False) -> Description:
         folder: Folder of the dataset.
         incomplete: Whether the folder may be one in which a dataset is being packed.
 
+    Returns:
+        The description.
+
     Raises:
         DatasetError: If the folder is not a packed dataset, is damaged, or has a newer format.
     """
@@ -296,8 +297,7 @@ def _check_description(description: dict[str, Any]) -> None:
 def check_size(path: Path, size: int) -> None:
     """Check that a file exists and has the recorded size.
 
-    Raises:
-        DatasetError: If it does not.
+    Raises `DatasetError` if it does not.
     """
     if not path.is_file():
         raise DatasetError(f"{path} is missing")
@@ -309,8 +309,7 @@ def check_size(path: Path, size: int) -> None:
 def check_provenance(folder: Path, kind: str, provenance: Provenance, metadata: Metadata) -> None:
     """Check the fields of the provenance that reading depends on.
 
-    Raises:
-        DatasetError: If one is missing or invalid.
+    Raises `DatasetError` if one is missing or invalid.
     """
     path = folder / DESCRIPTION_FILE
     if kind == "tokens" and not isinstance(provenance.get("tokens"), dict):
@@ -331,8 +330,7 @@ def array_header(shape: tuple[int, ...], dtype: DTypeLike) -> bytes:
 def read_array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Return shape and dtype of an `.npy` file in C order, and the offset of its data in bytes.
 
-    Raises:
-        DatasetError: If the file is not such an array.
+    Raises `DatasetError` if the file is not such an array.
     """
     try:
         with path.open("rb") as file:
@@ -351,8 +349,7 @@ def read_array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 def check_arrays(folder: Path, kind: str, count: int) -> None:
     """Check dtype, rank and row count of the array files.
 
-    Raises:
-        DatasetError: If they do not match the kind of dataset or the row count of the metadata.
+    Raises `DatasetError` if they do not match the kind of dataset or the row count of the metadata.
     """
     headers = [read_array_header(folder / name)[:2] for name in ARRAY_FILES[kind]]
     shape, dtype = headers[0]

@@ -31,8 +31,7 @@ _UNLIMITED = 1_000_000
 def fast_backend(tokenizer: TokenizerLike) -> Tokenizer | None:
     """Return the `tokenizers.Tokenizer` behind a tokenizer, or None for a tokenizer written in Python.
 
-    Raises:
-        TypeError: If `tokenizer` is not a tokenizer of transformers or tokenizers.
+    Raises `TypeError` if `tokenizer` is not a tokenizer of transformers or tokenizers.
     """
     candidate: Any = tokenizer
     if hasattr(candidate, "encode_batch"):

@@ -59,8 +59,7 @@ def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> Toke
 def require_fast(tokenizer: TokenizerLike) -> Tokenizer:
     """Return the `tokenizers.Tokenizer` behind a tokenizer.
 
-    Raises:
-        TypeError: If there is none, because the tokenizer is written in Python.
+    Raises `TypeError` if there is none, because the tokenizer is written in Python.
     """
     is_fast = hasattr(tokenizer, "encode_batch") or hasattr(tokenizer, "backend_tokenizer")
     backend = fast_backend(tokenizer) if is_fast else None

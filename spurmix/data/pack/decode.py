@@ -41,9 +41,8 @@ def file_fingerprint(status: os.stat_result) -> int:
 def read_file_with_fingerprint(path: str) -> tuple[bytes, int]:
     """Read a local file. The fingerprint is taken before reading.
 
-    Raises:
-        ImageError: If it is not a regular file, which might never end, or is larger than `MAX_BYTES`.
-        OSError: If it cannot be read.
+    Raises `ImageError` if it is not a regular file, which might never end, or is larger than `MAX_BYTES`. Raises
+    `OSError` if it cannot be read.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
     try:
@@ -69,8 +68,7 @@ def read_file(path: str) -> bytes:
 def import_pillow() -> tuple[ModuleType, ModuleType]:
     """Return `PIL.Image` and `PIL.ImageOps`.
 
-    Raises:
-        ImportError: If Pillow is missing. The message names the extra to install.
+    Raises `ImportError` if Pillow is missing. The message names the extra to install.
     """
     try:
         from PIL import Image, ImageOps

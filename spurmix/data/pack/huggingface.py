@@ -44,8 +44,7 @@ class _ImageRecord(TypedDict):
 def import_datasets() -> ModuleType:
     """Import the package `datasets`.
 
-    Raises:
-        ImportError: If it is missing. The message names the extra to install.
+    Raises `ImportError` if it is missing. The message names the extra to install.
     """
     try:
         import datasets

@@ -181,11 +181,7 @@ def _open_state(
 
 
 class _Decoder:
-    """Decodes all rows that are TODO into the array file.
-
-    Attributes:
-        reasons: Why rows could not be read, by row.
-    """
+    """Decodes all rows that are TODO into the array file. `reasons` says why rows could not be read."""
 
     def __init__(
         self,

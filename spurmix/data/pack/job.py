@@ -259,8 +259,7 @@ class PackJob:
     def require_space(self, needed: int, what: str) -> None:
         """Check that `needed` bytes are free; `what` needs them.
 
-        Raises:
-            NoSpace: If they are not.
+        Raises `NoSpace` if they are not.
         """
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -377,8 +376,7 @@ def run_in_threads(work: Callable[[T], None], blocks: Iterable[T], workers: int)
 def process_shard() -> tuple[int, int]:
     """Return (rank, number of processes) from torchrun's environment variables, or (0, 1) without them.
 
-    Raises:
-        ValueError: If the variables are invalid.
+    Raises `ValueError` if the variables are invalid.
     """
     rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     try:
@@ -398,8 +396,7 @@ def check_shard(shard: tuple[int, int]) -> None:
 def shard_rows(count: int, shard: tuple[int, int]) -> NDArray[np.int64]:
     """Return the rows of shard (i, n): the i-th of n contiguous parts of [0, count).
 
-    Raises:
-        ValueError: If the shard is empty.
+    Raises `ValueError` if the shard is empty.
     """
     begin, end = (count * k // shard[1] for k in (shard[0], shard[0] + 1))
     if begin == end:

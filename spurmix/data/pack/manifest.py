@@ -127,8 +127,7 @@ class Manifest:
 def check_paths(paths: Sequence[str], where: str) -> None:
     """Check that paths are relative, below the root, valid UTF-8 and different.
 
-    Raises:
-        ValueError: If a path is not. The message names `where` and the row.
+    Raises `ValueError` if a path is not. The message names `where` and the row.
     """
     seen: dict[str, int] = {}
     for n, given in enumerate(paths):
@@ -198,6 +197,10 @@ def encode_attributes(
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, tuple[str, ...]], list[str]]:
     """Encode attribute columns with `encode_column`.
 
+    Args:
+        columns: Values of each attribute, by name.
+        where: File name for messages.
+
     Returns:
         Codes and names of the values by attribute, and a note for each attribute with unknown values.
 
@@ -219,8 +222,7 @@ def encode_attributes(
 def split_names(values: Iterable[object], where: str, column: str) -> list[str]:
     """Return a column of splits as strings.
 
-    Raises:
-        ValueError: If a split is missing. The message names the row.
+    Raises `ValueError` if a split is missing. The message names the row.
     """
     rows = [_normalize(value) for value in values]
     for n, value in enumerate(rows):
@@ -235,8 +237,7 @@ _THREE_SPLITS = ("train", "val", "test")
 def numbered_splits(values: Iterable[object], where: str, column: str) -> list[str]:
     """Return the names of splits that are numbered 0, 1 and 2.
 
-    Raises:
-        ValueError: If there is another number. The message names the row.
+    Raises `ValueError` if there is another number. The message names the row.
     """
     names = []
     for n, value in enumerate(values):
@@ -248,6 +249,10 @@ def numbered_splits(values: Iterable[object], where: str, column: str) -> list[s
 
 class TextColumn:
     """`SampleSource` of an Arrow column of strings, which takes less memory than a list.
+
+    Args:
+        column: Column of type string or large_string.
+        where: Name of the column for messages.
 
     Raises:
         ValueError: If the column has another type.

@@ -35,8 +35,7 @@ def parent_url(path: str | Path) -> str:
 def local_path(path: str | Path) -> str | Path:
     """Return a local path, which may be given as a `file://` URL.
 
-    Raises:
-        ValueError: If `path` is another URL.
+    Raises `ValueError` if `path` is another URL.
     """
     text = str(path)
     if text.startswith("file://"):
@@ -49,8 +48,7 @@ def local_path(path: str | Path) -> str | Path:
 def import_fsspec() -> ModuleType:
     """Import fsspec.
 
-    Raises:
-        ImportError: If it is missing. The message names the extra to install.
+    Raises `ImportError` if it is missing. The message names the extra to install.
     """
     try:
         import fsspec
@@ -63,6 +61,9 @@ def open_root(root: str) -> tuple[AbstractFileSystem, str]:
     """Open a folder or URL.
 
     Web servers (http, https) have no folders, so their URLs are not checked.
+
+    Args:
+        root: Folder or fsspec URL.
 
     Returns:
         The file system and the path in it.
@@ -96,8 +97,7 @@ def is_local(system: AbstractFileSystem) -> bool:
 def list_files(system: AbstractFileSystem, base: str) -> list[str]:
     """List all files below a folder, relative to it and sorted. Local links to folders are followed.
 
-    Raises:
-        ValueError: If the file system is a web server.
+    Raises `ValueError` if the file system is a web server.
     """
     if is_web(system):
         raise ValueError(

@@ -168,13 +168,7 @@ class _Block:
 
 
 class WriteRange:
-    """Consecutive rows of a block.
-
-    Attributes:
-        block: The block.
-        first: Row of the file at which the range begins.
-        count: Number of rows.
-    """
+    """`count` consecutive rows of a block. The first one is row `first` of the file."""
 
     def __init__(self, block: _Block, block_first: int, rows: range, row_bytes: int) -> None:
         self.block, self.first, self.count, self._row_bytes = block, block_first + rows.start, len(rows), row_bytes

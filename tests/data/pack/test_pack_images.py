@@ -189,8 +189,8 @@ def test_inspect_escapes_markup_in_names(tmp_path: Path, capsys: pytest.CaptureF
         (tmp_path / "f" / name.replace("/", "")).mkdir(parents=True)
         (tmp_path / "f" / name.replace("/", "") / "1.png").write_bytes(encoded(Image.new("RGB", (6, 6))))
     inspect(pack_images(from_folder(tmp_path / "f"), tmp_path / "t", size=4).path)
-    told = capsys.readouterr().out
-    assert "[red]cat" in told and "[bold]" in told
+    output = capsys.readouterr().out
+    assert "[red]cat" in output and "[bold]" in output
 
 
 def test_contact_sheet_that_cannot_be_written(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +168,30 @@ def test_job_with_other_settings_starts_over(tmp_path: Path) -> None:
         "t.packing holds an interrupted job with another shape; packing starts over" in str(report)
         and report.resumed == 0
     )
+
+
+def test_job_of_another_version_starts_over(tmp_path: Path) -> None:
+    found = class_folder(tmp_path, unreadable=(1,))
+    with pytest.raises(BrokenFiles):
+        pack_images(found, tmp_path / "t", size=4)
+    plan = tmp_path / "t.packing/plan.json"
+    old = json.loads(plan.read_text())
+    del old["version"]
+    plan.write_text(json.dumps(old))
+    report = pack_images(found, tmp_path / "t", size=4, broken="skip")
+    assert "t.packing holds an interrupted job of another spurmix version; packing starts over" in str(report)
+    assert report.resumed == 0
+
+
+def test_dropping_rows_needs_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = class_folder(tmp_path, unreadable=(1,))
+    with pytest.raises(BrokenFiles):
+        pack_images(found, tmp_path / "t", size=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(job.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))  # type: ignore[attr-defined]
+        with pytest.raises(NoSpace, match=r"leaving out 1 unreadable image \(a second copy of the array\) needs"):
+            pack_images(found, tmp_path / "t", size=4, broken="skip")
+    assert pack_images(found, tmp_path / "t", size=4, broken="skip").resumed == 11
 
 
 @pytest.mark.parametrize("where", ["images.npy", "metadata", "write_description"])

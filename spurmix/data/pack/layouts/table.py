@@ -139,8 +139,7 @@ def _open_arrow(where: str) -> NativeFile:
 def get_column(table: Table, name: str, where: str) -> ChunkedArray:
     """Return a column of a table.
 
-    Raises:
-        ValueError: If it is missing or there are two. The message names the columns.
+    Raises `ValueError` if it is missing or there are two. The message names the columns.
     """
     if name not in table.column_names:
         raise ValueError(f"{where}: no column {name!r}; the columns are {', '.join(table.column_names)}")
