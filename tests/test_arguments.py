@@ -222,7 +222,7 @@ def test_wrong_values_of_what_reads_files(tmp_path: Path) -> None:
     packed = spurmix.PackedDataset(tmp_path)
     model = export(path=tmp_path / "model.onnx").path
     table: list[tuple[Callable[..., Any], dict[str, list[Any]]]] = [
-        (packed.source, {"window": but(INTEGER, None), "tier": ["disc", 3, True], "device": DEVICE, "memory": but(INTEGER, None), "room": but(INTEGER, None)}),
+        (packed.source, {"window": but(INTEGER, None), "tier": ["disc", 3, True], "device": DEVICE, "memory": but(INTEGER, None), "reserve": but(INTEGER, None)}),
         (lambda **o: packed.part(**{"begin": 0, "end": 3, **o}), {"begin": NOT_INTEGER, "end": NOT_INTEGER}),
         (lambda **o: packed.split(*o.values()), {"split": ["val", None, 3, ["train"]]}),
         (packed.groups, {"attribute": ["place", 3, ["place"]]}),
