@@ -24,6 +24,7 @@ LAYERS = [
     "spurmix.ops",
     "spurmix.kernels",
     "spurmix.data.batch",
+    "spurmix.data.memory",
     "spurmix.data.dataset",
     "spurmix.data.sources",
     "spurmix.data.pack",

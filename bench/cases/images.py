@@ -13,7 +13,7 @@ from bench import limits
 from bench.context import Context
 from bench.registry import Case, Contender, case
 from spurmix import functional
-from spurmix.data.loader.buffers import buffer
+from spurmix.data.memory import host_tensor
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 SCALE, BIAS = 1 / (255 * STD), -MEAN / STD
@@ -54,7 +54,7 @@ def _batch_case(context: Context, batch: int, dtype: torch.dtype, last: bool, cl
     images, index, partner, lam = _inputs(224, batch)
     planar = images.permute(0, 3, 1, 2).contiguous()
     shape = (batch, 3, 224, 224)
-    out, theirs, limit_out = (buffer(shape, dtype, last).zero_() for _ in range(3))
+    out, theirs, limit_out = (host_tensor(shape, dtype, last).zero_() for _ in range(3))
     compiled: list[Callable[..., Tensor]] = [torch.compile(f, dynamic=False) for f in (_planar, _pixels)]
     labels = torch.randint(0, classes, (STORE,), generator=torch.Generator().manual_seed(1))
     labels[0] = classes - 1
@@ -159,7 +159,7 @@ def _crop_case(context: Context, batch: int, last: bool = False) -> Case:
     images, index, partner, lam = _inputs(256, batch)
     boxes = _boxes(batch, 256)
     flips = torch.randint(0, 2, (batch, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    out, theirs = (buffer((batch, 3, 224, 224), torch.float32, last).zero_() for _ in range(2))
+    out, theirs = (host_tensor((batch, 3, 224, 224), torch.float32, last).zero_() for _ in range(2))
     compiled = torch.compile(_gathered_crops, dynamic=False)
 
     def ours() -> Tensor:

@@ -116,7 +116,7 @@ class Batch:
         """The batch on `device`."""
         return self.each(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def handles(self) -> Batch:
+    def detached(self) -> Batch:
         """Other tensors on the same memory: what a consumer asks of them (`requires_grad_`, `.grad`) stays with them."""
         return self.each(Tensor.detach)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spurmix.data.loader import buffers as ring
+from spurmix.data import memory
 from spurmix.ops import flags
 
 
@@ -109,6 +109,7 @@ class Device(TorchFunctionMode):
         self.streams = streams
         self.memory: dict[int, Tensor] = {}  # by address; kept, so that no address comes twice
         self.copied = 0  # bytes from the host
+        self.copies = 0  # transfers from the host
         self._queue = _Queue(self)
 
     def here(self, tensor: Any) -> bool:
@@ -159,6 +160,7 @@ class _Queue(TorchDispatchMode):
         )
         if "copy_" in func.__name__ and not self.device.here(args[1]):
             self.device.copied += args[1].nbytes
+            self.device.copies += 1
         # The work runs outside of both modes, whoever makes it run.
         self.device.streams.current.queue(lambda: _outside(func, args, kwargs))
         return args[0] if func._schema.returns else None
@@ -183,7 +185,7 @@ def model_of_a_gpu(monkeypatch: pytest.MonkeyPatch, eager: bool) -> Iterator[Dev
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(flags, "check", lambda device: None)
-    monkeypatch.setattr(ring, "_register", lambda address, size: None)
-    monkeypatch.setattr(ring, "_unregister", lambda address: None)
+    monkeypatch.setattr(memory, "_register", lambda address, size: None)
+    monkeypatch.setattr(memory, "_unregister", lambda address: None)
     with Device(streams) as device:
         yield device

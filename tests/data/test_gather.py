@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def check(gpu: Device, source: Any, expected: list[Any], **options: Any) -> MixL
 def test_batches_are_those_of_the_cpu(gpu: Device, prefetch: int, options: Any) -> None:
     expected = [b.clone() for b in loader(**options)]
     here = check(gpu, IMAGES, expected, prefetch=prefetch, **options)
-    assert here._gathers
+    assert here._strategy.gathers
     single = here.batch(5)
     gpu.streams.run(side_first=False)
     assert all(torch.equal(a, b) for a, b in zip(single.tensors(), expected[5].tensors(), strict=True))
@@ -96,7 +97,7 @@ def test_batches_are_those_of_the_cpu(gpu: Device, prefetch: int, options: Any) 
 )
 def test_other_sources_are_mixed_here_and_copied(gpu: Device, source: Any) -> None:
     expected = [b.clone() for b in loader(source)]
-    assert not check(gpu, source, expected, prefetch=2)._gathers
+    assert not check(gpu, source, expected, prefetch=2)._strategy.gathers
 
 
 def test_each_image_goes_once_over_the_bus(gpu: Device) -> None:
@@ -105,6 +106,27 @@ def test_each_image_goes_once_over_the_bus(gpu: Device) -> None:
     images = sum(np.union1d(b.index, b.partner).size for b in expected) * IMAGES[0].nbytes
     small = sum(sum(t.nbytes for t in b.tensors()[1:]) + 2 * 8 * 8 for b in expected)
     assert gpu.copied == images + small
+    assert gpu.copies == 2 * len(expected)  # the images, and one buffer of everything else
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_packed_tensors_are_aligned_and_disjoint(count: int) -> None:
+    augment = Augment(size=8)
+    size = gather.packed_bytes(count, augment)
+    batch = gather.unpack(torch.empty(1), torch.zeros(size, dtype=torch.uint8), count, augment)
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in batch.tensors()[1:])
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    assert spans[-1][1] - spans[0][0] == size
+    assert all(t.storage_offset() * t.itemsize % t.itemsize == 0 for t in batch.tensors())
+    version = batch.lam._version
+    batch.group.zero_()
+    assert batch.lam._version == version  # autograd sees the tensors as independent
+
+
+def test_copied_batches_take_one_transfer_besides_the_input(gpu: Device) -> None:
+    expected = [b.clone() for b in loader(FEATURES)]
+    check(gpu, FEATURES, expected)
+    assert gpu.copies == 2 * len(expected)
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -116,7 +138,7 @@ def test_memory_maps_and_windows(gpu: Device, prefetch: int, tmp_path: Path) -> 
         ImageSource(np.load(tmp_path / "images.npy", mmap_mode="r")),
         WindowedImages(tmp_path / "images.npy", 0, 60, 4),
     ):
-        assert check(gpu, source, expected, **options)._gathers
+        assert check(gpu, source, expected, **options)._strategy.gathers
 
 
 @pytest.mark.parametrize("debug", ["0", "1"])
@@ -181,11 +203,13 @@ def test_rows_are_gathered_whatever_words_they_consist_of() -> None:
                 gather.gather(images, rows - 1, out)
 
 
-def test_it_is_done_where_it_pays() -> None:
+def test_images_are_gathered_where_that_is_cheaper() -> None:
     crop, large = Augment(size=224), ImageSource(np.zeros((1, 256, 256, 3), dtype=np.uint8))
     mixed = 224 * 224 * 3
-    assert gather.pays(large, 256 * 256 * 3 * 4, NO_AUGMENT)
-    assert not gather.pays(large, 256 * 256 * 3 * 2, NO_AUGMENT)  # as many bytes: the CPU mixes as fast as it copies
-    assert gather.pays(large, mixed * 4, crop) and gather.pays(large, mixed * 2, crop)
-    assert not gather.pays(large, 64 * 64 * 3 * 4, Augment(size=64))
-    assert not gather.pays(ImageSource(np.zeros((1, 5, 5, 3), dtype=np.uint8)), 300, NO_AUGMENT)
+    assert gather.gathering_is_cheaper(large, 256 * 256 * 3 * 4, NO_AUGMENT)
+    assert not gather.gathering_is_cheaper(
+        large, 256 * 256 * 3 * 2, NO_AUGMENT
+    )  # as many bytes: the CPU mixes as fast as it copies
+    assert gather.gathering_is_cheaper(large, mixed * 4, crop) and gather.gathering_is_cheaper(large, mixed * 2, crop)
+    assert not gather.gathering_is_cheaper(large, 64 * 64 * 3 * 4, Augment(size=64))
+    assert not gather.gathering_is_cheaper(ImageSource(np.zeros((1, 5, 5, 3), dtype=np.uint8)), 300, NO_AUGMENT)

@@ -73,14 +73,14 @@ def test_side_streams_refill_what_was_used_and_hand_out_what_was_filled(
 ) -> None:
     streams = Streams()
     monkeypatch.setattr(gpu, "cuda", streams)
-    buffers: Any = ring.Ring(Slot, lifetime + ahead, ahead=False)  # type: ignore[arg-type,return-value]
+    buffers: Any = ring.BufferRing(Slot, lifetime + ahead, ahead=False)  # type: ignore[arg-type,return-value]
     buffers.restart(False)
 
     def produce() -> Any:
         for step in range(20):
-            slot = buffers.take_back()
+            slot = buffers.reclaim()
             streams.current.queue(lambda slot=slot, step=step: setattr(slot, "value", step))
-            buffers.hand_out(slot)
+            buffers.deliver(slot)
             yield slot
 
     seen: list[tuple[int, int]] = []

@@ -244,7 +244,11 @@ def test_memory_stays_flat() -> None:
     [
         (dict(batch=0), ValueError, "batch_size must be 1 or more"),
         (dict(batch=24.0), TypeError, "batch_size must be an integer"),
-        (dict(batch=25, world_size=2), ValueError, "not divisible by world_size 2"),
+        (
+            dict(batch=25, world_size=2),
+            ValueError,
+            "batch_size must be divisible by world_size, got batch_size=25 and world_size=2",
+        ),
         (dict(rank=2, world_size=2), ValueError, "rank must lie in"),
         (dict(rank=-1), ValueError, "rank must be 0"),
         (dict(world_size=0), ValueError, "world_size must be 1"),

@@ -20,7 +20,7 @@ import torch
 from spurmix import GroupIndex, MixLoader, policies
 from spurmix.core import memory
 from spurmix.data.batch import Batch
-from spurmix.data.loader import buffers as ring
+from spurmix.data.memory import host_tensor
 
 RNG = np.random.default_rng(5)
 GROUPS = GroupIndex(RNG.integers(0, 3, 60), RNG.integers(0, 2, 60))
@@ -36,20 +36,20 @@ def prefetch_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name == "spurmix-prefetch"]
 
 
-def replace_fill(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
+def before_each_batch(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
     """Have `before(step)` run before every batch is made."""
-    real = MixLoader._filler
+    real = MixLoader._new_maker
 
-    def filler(self: MixLoader) -> Any:
-        fill = real(self)
+    def new_maker(self: MixLoader) -> Any:
+        make_batch = real(self)
 
         def checked(step: int, buffers: Any) -> Any:
             before(step)
-            return fill(step, buffers)
+            return make_batch(step, buffers)
 
         return checked
 
-    monkeypatch.setattr(MixLoader, "_filler", filler)
+    monkeypatch.setattr(MixLoader, "_new_maker", new_maker)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_an_exception_while_filling_is_raised_in_its_turn(prefetch: int, monkeyp
         if step == 3 and fail[0]:
             raise OSError("disk gone")
 
-    replace_fill(monkeypatch, before)
+    before_each_batch(monkeypatch, before)
     whole = [b.clone() for b in loader(copy=True, steps=3)]
     batches = loader(prefetch=prefetch)
     seen = []
@@ -134,7 +134,7 @@ def test_the_thread_computes_with_the_consumers_number_of_threads(
     prefetch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    replace_fill(monkeypatch, lambda step: seen.append(torch.get_num_threads()))
+    before_each_batch(monkeypatch, lambda step: seen.append(torch.get_num_threads()))
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
@@ -201,7 +201,7 @@ def test_buffers_beyond_memory_are_refused_before_any_is_touched(monkeypatch: py
         next(iter(loader()))
     assert next(iter(loader(prefetch=0))).input.shape == (12, 4)
     with pytest.raises(MemoryError, match="no room for"):
-        ring.buffer((1 << 62,), torch.uint8)
+        host_tensor((1 << 62,), torch.uint8)
 
 
 # ---- pinned memory
@@ -212,7 +212,7 @@ def test_pinned_memory_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="pin_memory=True needs CUDA"):
         loader(pin_memory=True)
     with pytest.raises(ValueError, match="pin_memory=True needs CUDA"):
-        ring.buffer((3,), torch.float32, pin_memory=True)
+        host_tensor((3,), torch.float32, pin_memory=True)
 
 
 def test_pinned_buffers_are_registered_on_pages_of_their_own_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,16 +231,16 @@ def test_pinned_buffers_are_registered_on_pages_of_their_own_and_released(monkey
     pinned = loader(IMAGES, pin_memory=True)
     for a, b in zip(plain, pinned, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
-    assert len(registered) == 5 * 7
+    assert len(registered) == 5 * 2
     last = b.input.data_ptr()
     assert registered[last] == b.input.nbytes
     del pinned
-    assert len(registered) == 7  # those of the batch that is still held
+    assert len(registered) == 2  # those of the batch that is still held
     del b
     assert not registered
     error[0] = 2
     with pytest.raises(ValueError, match=r"could not pin 4,194,304 bytes \(error 2"):
-        ring.buffer((1 << 20,), torch.float32, pin_memory=True)
+        host_tensor((1 << 20,), torch.float32, pin_memory=True)
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -294,15 +294,15 @@ images = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
 def loader(batch=64, **options):
     return MixLoader(images, groups, policies.mixup(), batch, **dict(steps=10**6) | options)
 def slow(seconds, at=0):
-    real = MixLoader._filler
-    def filler(self):
-        fill = real(self)
+    real = MixLoader._new_maker
+    def new_maker(self):
+        make_batch = real(self)
         def late(step, buffers):
             if step >= at:
                 time.sleep(seconds)
-            return fill(step, buffers)
+            return make_batch(step, buffers)
         return late
-    MixLoader._filler = filler
+    MixLoader._new_maker = filler
 """
 
 
@@ -445,8 +445,8 @@ def test_a_limit_set_by_openmp_holds_in_the_thread_too() -> None:
     import threadpoolctl
     torch.get_num_threads()
     seen = []
-    real = MixLoader._filler
-    MixLoader._filler = lambda self: (seen.append(0), lambda step, b, f=real(self): (seen.append(torch.get_num_threads()), f(step, b))[1])[1]
+    real = MixLoader._new_maker
+    MixLoader._new_maker = lambda self: (seen.append(0), lambda step, b, f=real(self): (seen.append(torch.get_num_threads()), f(step, b))[1])[1]
     for threads in (3, 1):
         with threadpoolctl.threadpool_limits(threads, user_api="openmp"):
             assert torch.get_num_threads() == threads

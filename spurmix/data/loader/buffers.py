@@ -1,65 +1,83 @@
-"""Ring memory: batch buffers that are allocated once, on huge pages where the system gives them, and reused.
+"""Reusable batch buffers: allocation, packing of the small tensors, and the ring that recycles them.
 
-A fresh buffer per batch costs several times the fused kernel: every page of it faults when first written.
+A fresh buffer per batch costs several times as much as the fused kernel, because each of its pages faults on first use.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spurmix.core import memory
 from spurmix.data.batch import Batch, TokenPairs
+from spurmix.data.memory import host_tensor
 
 _CPU = torch.device("cpu")
 
 
-def buffer(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False, pin_memory: bool = False) -> Tensor:
-    """An uninitialised CPU tensor for reuse: page-aligned and advised for huge pages when large, pinned on request.
+@dataclass(frozen=True, slots=True)
+class PackedBatch(Batch):
+    """A batch whose small tensors are views of one buffer, so that one transfer copies all of them.
 
-    Raises:
-        ValueError: for pinned memory where CUDA is not available or refuses it.
+    Attributes:
+        packed: uint8 `[bytes]`, the memory of label, partner_label, index, partner, group and lam.
     """
-    if pin_memory:
-        check_pinning()
+
+    packed: Tensor
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Copy the batch to `device`: the input and, in one transfer, everything else."""
+        fields = batch_fields(self.packed.to(device, non_blocking=non_blocking), len(self))
+        values: Tensor | TokenPairs
+        if isinstance(self.input, Tensor):
+            values = self.input.to(device, non_blocking=non_blocking)
+        else:
+            moved = (t.to(device, non_blocking=non_blocking) for t in self.input.tensors()[:4])
+            values = TokenPairs(*moved, fields[2])
+        return Batch(values, *fields)
+
+
+def allocate(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    reusable: bool,
+    pin_memory: bool = False,
+    channels_last: bool = False,
+    device: torch.device = _CPU,
+) -> Tensor:
+    """Allocate an uninitialized tensor. Reusable tensors on the CPU are worth huge pages."""
+    if reusable and device.type == "cpu":
+        return host_tensor(shape, dtype, channels_last, pin_memory)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    size = dtype.itemsize
-    for extent in shape:
-        size *= extent
-    # Pinned tensors of any size get pages of their own: CUDA registers whole pages, and each only once.
-    if (size < memory.HUGE_PAGE and not (pin_memory and size)) or not memory.HAS_PAGES:
-        return torch.empty(shape, dtype=dtype, memory_format=layout, pin_memory=pin_memory)
-    array = memory.pages(size)
-    if pin_memory:
-        _register(array.ctypes.data, size)
-        # The tensor keeps the array, so this runs before the pages are unmapped. At exit the driver tidies up itself.
-        weakref.finalize(array, _unregister, array.ctypes.data).atexit = False
-    flat = torch.from_numpy(array).view(dtype)
-    if channels_last:
-        b, c, h, w = shape
-        return flat.view(b, h, w, c).permute(0, 3, 1, 2)
-    return flat.view(shape)
+    return torch.empty(shape, dtype=dtype, memory_format=layout, pin_memory=pin_memory, device=device)
 
 
-def check_pinning() -> None:
-    """Check that memory can be pinned here."""
-    if not torch.cuda.is_available():
-        raise ValueError("pin_memory=True needs CUDA, which is not available here")
+def views(packed: Tensor, parts: list[tuple[torch.dtype, tuple[int, ...]]], offset: int = 0) -> list[Tensor]:
+    """Lay out tensors one after the other in `packed` (uint8), from byte `offset` on.
+
+    Each view gets its own version counter (`.data`), so that autograd does not take a change of one for a change of all.
+    """
+    made = []
+    for dtype, shape in parts:
+        size = dtype.itemsize * torch.Size(shape).numel()
+        made.append(packed[offset : offset + size].view(dtype).view(shape).data)
+        offset += size
+    return made
 
 
-def _register(address: int, size: int) -> None:
-    code = int(torch.cuda.cudart().cudaHostRegister(address, size, 0))
-    if code != 0:
-        raise ValueError(f"pin_memory=True: CUDA could not pin {size:,} bytes (error {code}; see `ulimit -l`)")
+def batch_fields(packed: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Label, partner_label, lam, index, partner and group of `count` samples as views of `packed`."""
+    vector = (torch.int64, (count,))
+    label, partner_label, index, partner, group, lam = views(packed, [vector] * 5 + [(torch.float32, (count,))])
+    return label, partner_label, lam, index, partner, group
 
 
-def _unregister(address: int) -> None:
-    torch.cuda.cudart().cudaHostUnregister(address)
+FIELD_BYTES = 5 * 8 + 4
+"""Bytes per sample of the tensors of `batch_fields`."""
 
 
 def batch_buffers(
@@ -71,24 +89,34 @@ def batch_buffers(
     pin_memory: bool = False,
     device: torch.device = _CPU,
 ) -> Batch:
-    """Buffers of one batch whose input has `shape`; `reusable` ones on the CPU are worth huge pages."""
-    with torch.inference_mode(False):  # buffers outlive the mode of whoever asks for the first batch
-        values = _make((batch, *shape), dtype, reusable, pin_memory, channels_last, device)
-        lam, rest = _small_buffers(batch, reusable, pin_memory, device)
-        return Batch(values, rest[0], rest[1], lam, *rest[2:])
+    """Allocate a batch whose input has `shape` per sample. The small tensors of a pinned batch are packed."""
+    with torch.inference_mode(False):  # buffers outlive the inference mode of the caller
+        values = allocate((batch, *shape), dtype, reusable, pin_memory, channels_last, device)
+        return _with_fields(values, batch, reusable, pin_memory, device)
 
 
 def token_buffers(width: int, *, batch: int, reusable: bool, pin_memory: bool = False) -> Batch:
-    """Buffers of one batch of token pairs, padded to `width`."""
+    """Allocate a batch of token pairs, padded to `width`."""
     with torch.inference_mode(False):
-        ids, partner_ids = (_make((batch, width), torch.int64, reusable, pin_memory) for _ in range(2))
-        mask, partner_mask = (_make((batch, width), torch.bool, reusable, pin_memory) for _ in range(2))
-        lam, rest = _small_buffers(batch, reusable, pin_memory)
-        return Batch(TokenPairs(ids, partner_ids, mask, partner_mask, lam), rest[0], rest[1], lam, *rest[2:])
+        ids, partner_ids = (allocate((batch, width), torch.int64, reusable, pin_memory) for _ in range(2))
+        mask, partner_mask = (allocate((batch, width), torch.bool, reusable, pin_memory) for _ in range(2))
+        made = _with_fields(ids, batch, reusable, pin_memory, _CPU)
+        return replace(made, input=TokenPairs(ids, partner_ids, mask, partner_mask, made.lam))
+
+
+def _with_fields(values: Tensor, batch: int, reusable: bool, pin_memory: bool, device: torch.device) -> Batch:
+    if pin_memory:
+        packed = allocate((batch * FIELD_BYTES,), torch.uint8, reusable, pin_memory, device=device)
+        return PackedBatch(values, *batch_fields(packed, batch), packed)
+    lam = allocate((batch,), torch.float32, reusable, device=device)
+    label, partner_label, index, partner, group = (
+        allocate((batch,), torch.int64, reusable, device=device) for _ in range(5)
+    )
+    return Batch(values, label, partner_label, lam, index, partner, group)
 
 
 def narrowed(batch: Batch, width: int) -> Batch:
-    """The batch of token pairs of `width` that lies dense at the beginning of wider buffers."""
+    """View the beginning of wide token buffers as a dense batch of token pairs of `width`."""
     pairs = batch.input
     assert isinstance(pairs, TokenPairs)
     rows = len(batch)
@@ -96,34 +124,10 @@ def narrowed(batch: Batch, width: int) -> Batch:
     return replace(batch, input=TokenPairs(ids, partner_ids, mask, partner_mask, pairs.lam))
 
 
-def _make(
-    extents: tuple[int, ...],
-    kind: torch.dtype,
-    reusable: bool,
-    pin_memory: bool,
-    channels_last: bool = False,
-    device: torch.device = _CPU,
-) -> Tensor:
-    if reusable and device.type == "cpu":
-        return buffer(extents, kind, channels_last, pin_memory)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(extents, dtype=kind, memory_format=layout, pin_memory=pin_memory, device=device)
-
-
-def _small_buffers(
-    batch: int, reusable: bool, pin_memory: bool, device: torch.device = _CPU
-) -> tuple[Tensor, list[Tensor]]:
-    """lam, and the five int64 vectors of a batch."""
-    lam, *vectors = (
-        _make((batch,), kind, reusable, pin_memory, device=device) for kind in (torch.float32, *[torch.int64] * 5)
-    )
-    return lam, vectors
-
-
 def poison(batch: Batch) -> None:
-    """Overwrite a batch with NaN, the smallest integers and True, so that whoever still uses it notices.
+    """Overwrite a batch with NaN, the smallest integers and True, so that later use of it is noticed.
 
-    On the CPU by NumPy, in this thread alone: torch's own threads are not there after a fork.
+    On the CPU by NumPy in the calling thread, because the threads of torch do not exist after a fork.
     """
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     for tensor in batch.tensors():
@@ -139,25 +143,28 @@ def poison(batch: Batch) -> None:
     torch.autograd.graph.increment_version(batch.tensors())
 
 
-def _check_room(size: int, count: int) -> None:
-    """Check that `count` batches of `size` bytes fit into memory: the system hands out more than it has, then kills.
+def _check_memory(size: int, count: int) -> None:
+    """Check that `count` batches of `size` bytes fit into memory. The system overcommits and then kills the process.
 
     Raises:
-        MemoryError: where they do not.
+        MemoryError: If they do not fit.
     """
     if size * count > (free := memory.available()):
         raise MemoryError(
-            f"batch_size, prefetch: {count} batches of {size / 2**30:,.1f} GiB are held at a time, {free / 2**30:,.1f} GiB "
-            "are available; take smaller batches, or fewer ahead"
+            f"batch_size, prefetch: {count} batches of {size / 2**30:,.1f} GiB are held at a time, but only "
+            f"{free / 2**30:,.1f} GiB are available; reduce batch_size or prefetch"
         )
 
 
-class Ring:
-    """2 P + 1 buffers for `prefetch` = P: P that the consumer may still use, P that are ready, one that is being filled.
+class BufferRing:
+    """Recycles 2 P + 1 buffers for `prefetch` = P: P held by the consumer, P ready, one being written.
 
-    With P = 0 there is one, the consumer's until the next batch is asked for. Where nothing is made ahead (`ahead` False,
-    on a GPU's stream), there are only the consumer's P. `make` may return None: the ring then hands out nothing to write
-    into, and only counts.
+    With P = 0 there is one buffer, which the consumer holds until it asks for the next batch.
+
+    Args:
+        make: Allocates a buffer. May return None: the ring then only counts, and batches are made in fresh memory.
+        prefetch: Number of batches the consumer may hold.
+        ahead: Whether batches are made ahead of the consumer. If False, there are only the consumer's P buffers.
     """
 
     def __init__(self, make: Callable[[], Batch | None], prefetch: int, ahead: bool = True) -> None:
@@ -165,34 +172,33 @@ class Ring:
         count = 2 * prefetch + 1 if ahead else max(1, prefetch)
         first = make()
         if isinstance(first, Batch) and first.lam.is_cpu:
-            _check_room(sum(t.nbytes for t in first.tensors()), count)
+            _check_memory(sum(t.nbytes for t in first.tensors()), count)
         self._buffers = [first, *(make() for _ in range(count - 1))]
         self._size, self._lifetime = len(self._buffers), max(1, prefetch)
         self._reused = self._buffers[0] is not None
-        self._held: deque[Batch | None] = deque(self._buffers[: self._lifetime])  # the consumer's, oldest first
+        self._held: deque[Batch | None] = deque(self._buffers[: self._lifetime])  # by the consumer, oldest first
         self._resting: deque[Batch | None] = deque()
         self._copies: dict[int, torch.cuda.Event] = {}
 
     def restart(self, debug: bool) -> list[Batch | None]:
-        """The buffers to fill first: all but those the consumer may still use from an earlier iteration.
+        """Return the buffers to write first: all except those the consumer may still use from an earlier iteration.
 
-        With `debug`, a buffer that is taken back is poisoned, and one more buffer lets it rest for a batch: misuse then
-        finds the poison and not newer contents.
+        With `debug`, a reclaimed buffer is poisoned and rests for one batch. Late use then finds the poison.
         """
         debug = debug and self._reused
         if debug and len(self._buffers) == self._size:
             self._buffers.append(self._make())
         held = {id(b) for b in self._held}
         free = [b for b in self._buffers if id(b) not in held] if self._reused else self._buffers[len(self._held) :]
-        while len(self._held) < self._lifetime:  # an iteration that broke off between taking and handing out
+        while len(self._held) < self._lifetime:  # an iteration stopped between `reclaim` and `deliver`
             self._held.appendleft(free.pop())
         self._resting.clear()
         if debug:
             self._resting.append(free.pop())
         return free
 
-    def take_back(self) -> Batch | None:
-        """The buffer whose lifetime ends now that another batch is handed out: it may be filled again."""
+    def reclaim(self) -> Batch | None:
+        """Take the buffer that the consumer has held longest. It may be written again."""
         free = self._held.popleft()
         copy = self._copies.pop(id(free), None)
         if copy is not None:
@@ -203,16 +209,16 @@ class Ring:
             free = self._resting.popleft()
         return free
 
-    def hand_out(self, buffers: Batch | None) -> None:
-        """What lies in `buffers` is the consumer's from now on."""
+    def deliver(self, buffers: Batch | None) -> None:
+        """Record that the consumer holds `buffers` from now on."""
         self._held.append(buffers)
 
-    def unused(self, count: int) -> None:
-        """The `count` that were handed out last were not asked for: they are the first to be filled again."""
+    def withdraw(self, count: int) -> None:
+        """Take back the `count` buffers delivered last, which the consumer never received. They are written first."""
         self._held.rotate(count)
 
-    def copied(self, device: torch.device) -> None:
-        """A copy of what was handed out last, pinned, to `device` was queued: it is not taken back before that is done."""
+    def record_copy(self, device: torch.device) -> None:
+        """Note that a copy of the last delivered, pinned buffer to `device` was queued. `reclaim` waits for it."""
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))
         self._copies[id(self._held[-1])] = event

@@ -1,4 +1,4 @@
-"""Batches on a GPU: made ahead on a stream of their own, or into one set of buffers that a CUDA graph can refill."""
+"""Batches on a GPU: made ahead on a side stream, or in one set of buffers that a CUDA graph refills."""
 
 from __future__ import annotations
 
@@ -9,51 +9,58 @@ import torch
 from torch import Tensor, cuda
 
 from spurmix.data.batch import Batch
-from spurmix.data.loader.buffers import Ring
+from spurmix.data.loader.buffers import BufferRing
 from spurmix.data.sources.arrays import ImageSource, Source
 from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops import validate
 
-Refill = Callable[[Tensor, Batch], None]
-"""refill(counter, batch): the samples from the number in `counter`, int64 `[1]` on the device, on into `batch`."""
+WriteAt = Callable[[Tensor, Batch], None]
+"""write(counter, batch): make the batch of the samples from the number in `counter` (int64 `[1]`, on the device) on."""
 
 
 def delivery_device(source: Source, device: torch.device | str | None) -> torch.device:
-    """Where batches go, with the number of a GPU filled in.
+    """Return the device batches are delivered to, with the number of a GPU filled in.
 
     Raises:
-        ValueError: where CUDA is not available, or the source lies on another GPU.
+        ValueError: If CUDA is not available, or the source is on another GPU.
     """
     wanted = validate.device(device) if device is not None else source.device
     if wanted.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device: {wanted} was asked for, but CUDA is not available here")
+            raise ValueError(f"device: {wanted} was requested, but CUDA is not available here")
         if wanted.index is None:
             wanted = torch.device("cuda", torch.cuda.current_device())
     if source.device.type == "cuda" and source.device != wanted:
-        raise ValueError(f"device: batches are to go to {wanted}, but the source is on {source.device}; move it there")
+        raise ValueError(
+            f"device must be the device of a source on a GPU, got {wanted} for a source on {source.device}; "
+            "move the source with source.to(device)"
+        )
     return wanted
 
 
-def reads_host(source: Source, device: torch.device) -> bool:
-    """Whether kernels on `device` read the source where it is: pinned images of the host."""
+def gpu_reads_host(source: Source, device: torch.device) -> bool:
+    """Whether kernels on `device` read the source in host memory, because its images are pinned."""
     if device.type != "cuda" or not isinstance(source, ImageSource) or isinstance(source, WindowedImages):
         return False
     return source.device.type == "cpu" and source.images.is_pinned()
 
 
 class SideStream(Iterator[Batch]):
-    """What `produce` queues on a stream of its own, `ahead` batches before they are asked for.
+    """Runs `produce` on a side stream, `ahead` batches before the consumer asks for them.
 
-    The consumer's current stream waits for a batch before it is handed out; the side stream waits for what the consumer
-    has queued by then before it makes another one, so that buffers are refilled only after they were used.
+    The consumer's current stream waits for a batch before receiving it. The side stream waits for the work the consumer
+    has queued before it makes another batch, so buffers are rewritten only after they were used.
 
     Args:
-        produce: queues a batch on the current stream; raises StopIteration after the last.
-        ring: what the batches' buffers on the device come from, if they are reused.
+        produce: Queues a batch on the current stream.
+        device: The GPU.
+        ahead: Number of batches queued ahead.
+        ring: Ring of the batches' buffers on the device, if they are reused.
     """
 
-    def __init__(self, produce: Iterator[Batch], device: torch.device, ahead: int, ring: Ring | None = None) -> None:
+    def __init__(
+        self, produce: Iterator[Batch], device: torch.device, ahead: int, ring: BufferRing | None = None
+    ) -> None:
         self._produce, self._device, self._ahead, self._ring = produce, device, ahead, ring
         self._stream = cuda.Stream(device)
         self._queued: deque[tuple[Batch, cuda.Event]] = deque()
@@ -83,44 +90,64 @@ class SideStream(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Let the consumer's stream wait for what is queued here: what both use may be freed or used anew after that."""
+        """Let the consumer's stream wait for the side stream. Memory that both use may be freed or reused afterwards."""
         cuda.current_stream(self._device).wait_stream(self._stream)
         if self._ring is not None:
-            self._ring.unused(len(self._queued))
+            self._ring.withdraw(len(self._queued))
         self._queued.clear()
 
 
 class StaticBatch:
-    """One set of buffers, and a call that refills them with the next batch of the loader's sequence.
+    """One set of buffers and a call that writes the loader's next batch into them.
 
-    The number of the batch is kept on the device, so a CUDA graph that captured the call, and the training step after
-    it, makes the next batch at each replay:
+    The sample number is kept on the device. A CUDA graph that captures the call makes the next batch at each replay.
+    Calling it, or replaying the graph, beyond the end of the run continues the sequence.
 
-        >>> static = loader.static_batch()  # doctest: +SKIP
-        >>> with torch.cuda.graph(graph): step(static())  # doctest: +SKIP
-        >>> for _ in range(len(loader)): graph.replay()  # doctest: +SKIP
-
-    Calling it, or replaying, beyond the end of the run continues the sequence.
+    Args:
+        batch: The buffers.
+        write: Makes a batch in them.
+        device: Device of the buffers.
+        batch_size: Global batch size.
+        step: Number of the first batch.
 
     Attributes:
-        batch: the buffers. counter: int64 `[1]`, number of the sample the next call begins with, on the device.
+        batch: The buffers, always the same memory.
+        counter: int64 `[1]` on the device, number of the first sample of the next global batch.
+
+    Example:
+        >>> static = loader.static_batch()  # doctest: +SKIP
+        >>> with torch.cuda.graph(graph):  # doctest: +SKIP
+        ...     train_step(static())
+        >>> for _ in range(len(loader)):  # doctest: +SKIP
+        ...     graph.replay()
     """
 
-    def __init__(self, batch: Batch, refill: Refill, device: torch.device, batch_size: int, step: int) -> None:
+    def __init__(self, batch: Batch, write: WriteAt, device: torch.device, batch_size: int, step: int) -> None:
         self.batch = batch
-        self._refill, self._batch_size = refill, batch_size
+        self._write, self._batch_size = write, batch_size
         self.counter = torch.tensor([step * batch_size], device=device)
-        # Once now: the first call compiles, tunes and allocates, none of which a graph may capture.
-        refill(self.counter, batch)
+        # The first call compiles, tunes and allocates, which a graph cannot capture.
+        write(self.counter, batch)
 
     def __call__(self) -> Batch:
-        """The next batch, in the same memory as the one before."""
-        self._refill(self.counter, self.batch)
+        """Make the next batch.
+
+        Returns:
+            The batch, in the same memory as the previous one.
+        """
+        self._write(self.counter, self.batch)
         self.counter.add_(self._batch_size)
         return self.batch
 
     def set_step(self, step: int) -> None:
-        """Continue with batch number `step`."""
+        """Continue with batch number `step`.
+
+        Args:
+            step: Number of the batch, 0 or more.
+
+        Raises:
+            ValueError: If `step` is negative.
+        """
         if step < 0:
             raise ValueError(f"step must be 0 or more, got {step}")
         self.counter.fill_(step * self._batch_size)

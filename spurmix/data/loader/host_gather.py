@@ -1,4 +1,4 @@
-"""Images of the host for a GPU: their bytes are gathered into pinned memory, copied as they are, and mixed there."""
+"""Images on the host for a GPU: their bytes are gathered into pinned memory, copied unmixed, and mixed on the GPU."""
 
 from __future__ import annotations
 
@@ -10,120 +10,133 @@ import torch
 from torch import Tensor
 
 from spurmix.data.batch import Batch
-from spurmix.data.loader.batch_maker import Stream
-from spurmix.data.loader.buffers import Ring, buffer
-from spurmix.data.loader.prefetch import Fill
+from spurmix.data.loader.buffers import FIELD_BYTES, BufferRing, PackedBatch, allocate, batch_fields, views
+from spurmix.data.loader.sequence import Samples, SampleSequence, crops_and_flips
+from spurmix.data.loader.window_plan import PlannedImages, plan_images
 from spurmix.data.sources.arrays import ImageSource
-from spurmix.data.sources.windowed import Pick, Picked, WindowedImages, augmented, pick_windows
 from spurmix.ops.augment import Augment
 from spurmix.ops.backends import implementation
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered(Batch):
-    """A batch before it is mixed.
+class GatheredBatch(PackedBatch):
+    """A batch and what mixing its images needs. Everything except the input is a view of `packed`.
 
     Attributes:
-        input: the images its samples need, each once, uint8 `[K, H, W, C]`; K is 2 B or less.
-        place: int64 `[2, B]`, where index and partner of each sample stand in `input`.
-        boxes, flips: crops float32 `[B, 2, 4]` and mirrors uint8 `[B, 2]` of both, where they are augmented.
+        input: Before mixing, the images that the samples need, each once, uint8 `[K, H, W, C]` with K <= 2 B.
+            On the GPU, the mixed images `[B, C, h, w]`.
+        place: Rows of the gathered images that hold index and partner of each sample, int64 `[2, B]`.
+        boxes: Crop boxes of both images, float32 `[B, 2, 4]`, or None.
+        flips: Flips of both images, uint8 `[B, 2]`, or None.
     """
 
-    input: Tensor
     place: Tensor
     boxes: Tensor | None
     flips: Tensor | None
 
-    def pairs(self) -> tuple[Tensor, ...]:
-        """What only mixing needs: `place`, `boxes` and `flips`, as far as there are any."""
-        return tuple(t for t in (self.place, self.boxes, self.flips) if t is not None)
-
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors: the images, the pairs, then the six others of a batch."""
-        images, *others = Batch.tensors(self)
-        return images, *self.pairs(), *others
+        """Return all tensors: the input, what mixing needs, then the six others of a batch."""
+        values, *others = Batch.tensors(self)
+        return values, *(t for t in (self.place, self.boxes, self.flips) if t is not None), *others
 
 
-def pays(source: ImageSource, item_bytes: int, augment: Augment) -> bool:
-    """Whether to send the images of a pair instead of the `item_bytes` mixed from them.
+def gathering_is_cheaper(source: ImageSource, item_bytes: int, augment: Augment) -> bool:
+    """Decide whether to copy the two images of a sample to the GPU instead of the `item_bytes` mixed from them.
 
-    Where they are fewer bytes, and with crops not many more: those take the CPU longer than copying. Images that are no
-    whole number of words are copied slowly.
+    Gathering is cheaper if that is fewer bytes, and with crops also if it is not many more, because crops take the CPU
+    longer than copying. Images whose size is not a multiple of 4 bytes are slow to gather.
     """
     height, width, channels = source.shape
     row_bytes = height * width * channels
     return row_bytes % 4 == 0 and 2 * row_bytes < item_bytes * (1.5 if augment.crop else 1.0)
 
 
-def gather_buffers(
-    count: int, source: ImageSource, augment: Augment, reusable: bool, pin_memory: bool, device: torch.device
-) -> Gathered:
-    """Buffers of a batch of `count` samples, on the host or a GPU."""
-
-    def make(kind: torch.dtype, *shape: int) -> Tensor:
-        if reusable and device.type == "cpu":
-            return buffer(shape, kind, pin_memory=pin_memory)
-        return torch.empty(shape, dtype=kind, device=device, pin_memory=pin_memory)
-
+def gathered_buffers(
+    count: int, source: ImageSource, augment: Augment, reusable: bool, pin_memory: bool
+) -> GatheredBatch:
+    """Allocate a batch of `count` samples for gathered images on the host."""
     with torch.inference_mode(False):
-        images = make(torch.uint8, 2 * count, *source.shape)
-        label, partner_label, index, partner, group = (make(torch.int64, count) for _ in range(5))
-        boxes = make(torch.float32, count, 2, 4) if augment.crop else None
-        flips = make(torch.uint8, count, 2) if augment.flip else None
-        lam, place = make(torch.float32, count), make(torch.int64, 2, count)
-        return Gathered(images, label, partner_label, lam, index, partner, group, place, boxes, flips)
+        images = allocate((2 * count, *source.shape), torch.uint8, reusable, pin_memory)
+        packed = allocate((packed_bytes(count, augment),), torch.uint8, reusable, pin_memory)
+        return unpack(images, packed, count, augment)
 
 
-def pick_images(source: ImageSource, stream: Stream, count: int) -> Pick:
-    """The samples of batches of `count`, and all images."""
-    draw = implementation("draw", "auto", torch.device("cpu"))
-    tables = stream.tables
-
-    def pick(step: int) -> Picked:
-        start = step * stream.batch_size + stream.first
-        drawn = draw(tables.packed, tables.members, stream.seed, start, count)
-        return Picked(source.images, drawn, drawn[:2])
-
-    return pick
+def packed_bytes(count: int, augment: Augment) -> int:
+    """Return the size of the packed tensors of a gathered batch of `count` samples."""
+    return count * (FIELD_BYTES + 2 * 8 + 32 * augment.crop + 2 * augment.flip) + 4 * (count % 2)
 
 
-def fill_gathered(
-    source: ImageSource, stream: Stream, augment: Augment, count: int, steps: int, fresh: Callable[[], Gathered]
-) -> Fill:
-    """Batches of `count` samples, not mixed yet."""
-    labels, keep = stream.labels, stream.tables.keeps_labels
-    if isinstance(source, WindowedImages):
-        pick = pick_windows(source, stream, count, steps)
-    else:
-        pick = pick_images(source, stream, count)
+def unpack(values: Tensor, packed: Tensor, count: int, augment: Augment) -> GatheredBatch:
+    """Build a gathered batch from its input and its packed tensors, which are laid out by falling alignment."""
+    fields = batch_fields(packed, count)
+    offset = count * FIELD_BYTES + 4 * (count % 2)  # int64 after float32: align to 8 bytes
+    (place,) = views(packed, [(torch.int64, (2, count))], offset)
+    offset += place.nbytes
+    boxes = views(packed, [(torch.float32, (count, 2, 4))], offset)[0] if augment.crop else None
+    offset += boxes.nbytes if boxes is not None else 0
+    flips = views(packed, [(torch.uint8, (count, 2))], offset)[0] if augment.flip else None
+    return GatheredBatch(values, *fields, packed, place, boxes, flips)
 
-    def fill(step: int, buffers: Batch | None) -> Batch:
-        batch = buffers if buffers is not None else fresh()
-        assert isinstance(batch, Gathered)
-        now = pick(step)
-        rows, place = np.unique(torch.stack(now.place).numpy(), return_inverse=True)
-        gather(now.images, torch.from_numpy(rows), batch.input[: rows.size])
-        batch.place.copy_(torch.from_numpy(place.reshape(2, count)))
-        for field, values in zip((batch.index, batch.partner, batch.lam, batch.group), now.drawn, strict=True):
-            field.copy_(values)
-        batch.label.copy_(labels.index_select(0, batch.index))
-        batch.partner_label.copy_(batch.label if keep else labels.index_select(0, batch.partner))
-        for own, made in zip((batch.boxes, batch.flips), augmented(source, stream, augment, step, count), strict=True):
-            if own is not None and made is not None:
-                own.copy_(made)
-        return replace(batch, input=batch.input[: rows.size])
 
-    return fill
+@dataclass(slots=True)
+class _PlannedGather:
+    planner: GatherPlanner
+    images: PlannedImages
+    samples: Samples
+    step: int
+
+    def buffers(self, reused: Batch | None) -> Batch:
+        """Return the reused buffers, or fresh ones."""
+        return reused if reused is not None else self.planner.new_batch()
+
+    def write(self, batch: Batch) -> Batch:
+        """Gather the images."""
+        return self.planner.gather(self.images, self.step, batch)
+
+
+class GatherPlanner:
+    """Images of the host, gathered and not yet mixed."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        sequence: SampleSequence,
+        augment: Augment,
+        steps: int,
+        new_batch: Callable[[], GatheredBatch],
+    ) -> None:
+        self._source, self._sequence, self._augment, self.new_batch = source, sequence, augment, new_batch
+        self._plan = plan_images(source, sequence, steps)
+
+    def __call__(self, step: int) -> _PlannedGather:
+        """Draw the samples of batch `step` and read their images where necessary."""
+        images = self._plan(step)
+        return _PlannedGather(self, images, images.samples, step)
+
+    def gather(self, planned: PlannedImages, step: int, batch: Batch) -> GatheredBatch:
+        """Write each image that the batch needs once, and the places, crops and flips of its samples."""
+        assert isinstance(batch, GatheredBatch) and isinstance(batch.input, Tensor)
+        rows, place = np.unique(torch.stack(planned.place).numpy(), return_inverse=True)
+        images = batch.input[: rows.size]
+        gather(planned.images, torch.from_numpy(rows), images)
+        batch.place.copy_(torch.from_numpy(place.reshape(2, len(batch))))
+        drawn = crops_and_flips(self._source, self._sequence, self._augment, step)
+        for field, values in zip((batch.boxes, batch.flips), drawn, strict=True):
+            if field is not None and values is not None:
+                field.copy_(values)
+        return replace(batch, input=images)
 
 
 def gather(images: Tensor, rows: Tensor, out: Tensor) -> None:
-    """``out.copy_(images[rows])``, by the widest words that rows consist of: torch copies bytes one by one.
+    """Write ``images[rows]`` into `out`, by the widest words that rows consist of. Torch copies single bytes slowly.
 
     Args:
-        images, out: uint8 `[N, H, W, C]` and `[K, H, W, C]`, each image contiguous; rows: int64 `[K]`.
+        images: uint8 `[N, H, W, C]`, each image contiguous.
+        rows: int64 `[K]`, in [0, N).
+        out: uint8 `[K, H, W, C]`, each image contiguous.
 
     Raises:
-        IndexError: for a row out of range.
+        IndexError: If a row is out of range.
     """
     flat, to = images.flatten(1), out.view(len(out), -1)
     divisors = (flat.shape[1], flat.stride(0), flat.storage_offset())
@@ -132,29 +145,52 @@ def gather(images: Tensor, rows: Tensor, out: Tensor) -> None:
     torch.index_select(flat.view(word), 0, rows, out=to.view(word))
 
 
-class Mixer:
-    """Mixes gathered batches on the current stream of a GPU, by way of one set of buffers there.
+class DeviceMixer:
+    """Copies gathered batches to a GPU, in two transfers each, and mixes them on its current stream.
 
     Args:
-        source: whose images they are. there: the buffers. ring: where mixed batches go; fresh: in place of its None.
+        source: Source of the images.
+        augment: Augmentation of the batches.
+        count: Samples of a batch.
+        new_input: Allocates the mixed input of a batch on the GPU.
+        device: The GPU.
+
+    Attributes:
+        ring: Recycles the mixed batches. Replace it to reuse memory.
     """
 
-    def __init__(self, source: ImageSource, there: Gathered, ring: Ring, fresh: Callable[[], Batch]) -> None:
-        device = there.input.device
-        self.ring, self._there, self._fresh = ring, there, fresh
+    def __init__(
+        self,
+        source: ImageSource,
+        augment: Augment,
+        count: int,
+        new_input: Callable[[], Tensor],
+        device: torch.device,
+    ) -> None:
+        self._augment, self._count, self._new_input, self._device = augment, count, new_input, device
+        with torch.inference_mode(False):
+            self._images = torch.empty(2 * count, *source.shape, dtype=torch.uint8, device=device)
+        device = self._images.device
         self._mix = implementation("mix_images_out", "auto", device)
-        self._normalise = source.mean.to(device), source.std.to(device)
+        self._normalization = source.mean.to(device), source.std.to(device)
+        self.ring = BufferRing(lambda: None, 1, ahead=False)
+
+    def new_batch(self) -> GatheredBatch:
+        """Allocate a mixed batch on the GPU."""
+        with torch.inference_mode(False):
+            size = packed_bytes(self._count, self._augment)
+            packed = torch.empty(size, dtype=torch.uint8, device=self._device)
+            return unpack(self._new_input(), packed, self._count, self._augment)
 
     def __call__(self, gathered: Batch) -> Batch:
-        """The batch, mixed."""
-        assert isinstance(gathered, Gathered)
-        there, buffers = self._there, self.ring.take_back()
-        batch = buffers if buffers is not None else self._fresh()
-        there.input[: len(gathered.input)].copy_(gathered.input, non_blocking=True)
-        others = (*there.pairs(), *batch.tensors()[1:])
-        for to, values in zip(others, gathered.tensors()[1:], strict=True):
-            to.copy_(values, non_blocking=True)
-        self._mix(there.input, *there.place, batch.lam, *self._normalise, there.boxes, there.flips, batch.input)
+        """Copy and mix a batch."""
+        assert isinstance(gathered, GatheredBatch) and isinstance(gathered.input, Tensor)
+        buffers = self.ring.reclaim()
+        batch = buffers if buffers is not None else self.new_batch()
+        assert isinstance(batch, GatheredBatch)
+        self._images[: len(gathered.input)].copy_(gathered.input, non_blocking=True)
+        batch.packed.copy_(gathered.packed, non_blocking=True)
+        self._mix(self._images, *batch.place, batch.lam, *self._normalization, batch.boxes, batch.flips, batch.input)
         torch.autograd.graph.increment_version(batch.tensors())
-        self.ring.hand_out(buffers)
+        self.ring.deliver(buffers)
         return batch

@@ -1,4 +1,4 @@
-"""Background prefetch: one thread fills batches ahead of the consumer, in order, into a ring of buffers."""
+"""Background prefetch: one thread makes batches ahead of the consumer, in order, in a ring of buffers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from collections.abc import Callable, Iterator
 import torch
 
 from spurmix.data.batch import Batch
-from spurmix.data.loader.buffers import Ring
+from spurmix.data.loader.buffers import BufferRing
 
-Fill = Callable[[int, Batch | None], Batch]
-"""fill(step, buffers) -> batch: make batch number `step`, in `buffers` (or a part of them) or (None) in fresh memory."""
+MakeBatch = Callable[[int, Batch | None], Batch]
+"""make_batch(step, buffers): make batch number `step` in `buffers`, in a part of them, or (None) in fresh memory."""
 
 _FAILED = "making a batch failed; iterate over the loader again"
 
 
 class _Shared:
-    """State that consumer and thread share; the thread must not keep the consumer alive.
+    """State that the consumer and the thread share. The thread must not keep the consumer alive.
 
-    Simple queues: they are fast, wake up for Ctrl-C, and may be used from finalizers.
+    Simple queues are fast, are interrupted by Ctrl-C, and may be used in finalizers.
     """
 
-    def __init__(self, fill: Fill, steps: range) -> None:
-        self.fill = fill
+    def __init__(self, make_batch: MakeBatch, steps: range) -> None:
+        self.make_batch = make_batch
         self.steps = steps
         self.free: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self.ready: queue.SimpleQueue[tuple[Batch, Batch | None] | BaseException] = queue.SimpleQueue()
@@ -36,7 +36,7 @@ class _Shared:
 
 
 def _produce(shared: _Shared) -> None:
-    # OpenMP counts threads per thread: the consumer's choice, however it was made, holds here too.
+    # OpenMP sets the number of threads per thread, so the consumer's setting must be repeated here.
     if torch.get_num_threads() != shared.threads:
         torch.set_num_threads(shared.threads)
     for step in shared.steps:
@@ -44,13 +44,13 @@ def _produce(shared: _Shared) -> None:
         if shared.stopped:
             return
         try:
-            shared.ready.put((shared.fill(step, buffers), buffers))
+            shared.ready.put((shared.make_batch(step, buffers), buffers))
         except BaseException as error:
             shared.ready.put(error)
             return
 
 
-_forked = False  # whether this process was forked since
+_forked = False  # whether this process is a fork
 
 
 def _note_fork() -> None:
@@ -62,22 +62,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def _in_one_thread(fill: Fill) -> Fill:
-    """`fill` without OpenMP: a fork loses its threads, and the thread that forked would wait for them for ever."""
+def _in_one_thread(make_batch: MakeBatch) -> MakeBatch:
+    """Run `make_batch` without OpenMP. A fork has no OpenMP threads, and would wait for them forever."""
 
-    def alone(step: int, buffers: Batch | None) -> Batch:
+    def single_threaded(step: int, buffers: Batch | None) -> Batch:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return fill(step, buffers)
+            return make_batch(step, buffers)
         finally:
             torch.set_num_threads(threads)
 
-    return alone
+    return single_threaded
 
 
 def _stop(shared: _Shared, thread: threading.Thread | None) -> None:
-    """End the thread and wait for it: at exit too, as a thread that is inside an op then would crash the interpreter."""
+    """End the thread and wait for it, also at exit: a thread inside an op would crash the exiting interpreter."""
     shared.stopped = True
     if thread is None or shared.process != os.getpid():
         return  # a fork has neither the thread nor queues that are safe to touch
@@ -87,17 +87,25 @@ def _stop(shared: _Shared, thread: threading.Thread | None) -> None:
 
 
 class Prefetcher(Iterator[Batch]):
-    """Batches of `steps`, made by a thread up to `prefetch` ahead of the one that is asked for; 0 makes them on demand,
-    in the caller's thread (`prefetch` is not the ring's then: a batch lives as long as the ring says).
+    """Iterates over the batches of `steps`, which a thread makes up to `prefetch` ahead of the consumer.
+
+    Args:
+        make_batch: Makes a batch.
+        steps: Numbers of the batches.
+        ring: Recycles the buffers. It decides how long a batch stays valid.
+        prefetch: Batches made ahead. 0 makes them on demand in the caller's thread.
+        debug: Poison buffers when their lifetime ends.
 
     Raises:
-        RuntimeError: for a batch asked for after `close`, or in a process forked from the one that made the iterator.
-        Exception: whatever making a batch raised; the iterator is closed then.
+        RuntimeError: If a batch is requested after `close`, or in a process forked from the one that made the iterator.
+        Exception: Any exception that making a batch raised. The iterator is closed then.
     """
 
-    def __init__(self, fill: Fill, steps: range, ring: Ring, prefetch: int, debug: bool = False) -> None:
+    def __init__(
+        self, make_batch: MakeBatch, steps: range, ring: BufferRing, prefetch: int, debug: bool = False
+    ) -> None:
         threaded = prefetch > 0 and len(steps) > 0
-        self._shared = shared = _Shared(_in_one_thread(fill) if _forked and not threaded else fill, steps)
+        self._shared = shared = _Shared(_in_one_thread(make_batch) if _forked and not threaded else make_batch, steps)
         self._ring = ring
         self._position = 0
         self._closed = ""
@@ -118,8 +126,8 @@ class Prefetcher(Iterator[Batch]):
         if self._position == len(shared.steps):
             raise StopIteration
         if self._thread is None:
-            buffers = self._ring.take_back()
-            batch = self._make(buffers)
+            buffers = self._ring.reclaim()
+            batch = self._make_now(buffers)
         else:
             item = shared.ready.get()
             if isinstance(item, BaseException):
@@ -129,19 +137,19 @@ class Prefetcher(Iterator[Batch]):
                 finally:
                     del item  # its traceback holds this frame
             batch, buffers = item
-            shared.free.put(self._ring.take_back())
-        self._ring.hand_out(buffers)
+            shared.free.put(self._ring.reclaim())
+        self._ring.deliver(buffers)
         self._position += 1
         return batch
 
-    def _make(self, buffers: Batch | None) -> Batch:
+    def _make_now(self, buffers: Batch | None) -> Batch:
         try:
-            return self._shared.fill(self._shared.steps[self._position], buffers)
+            return self._shared.make_batch(self._shared.steps[self._position], buffers)
         except BaseException:
             self.close(_FAILED)
             raise
 
     def close(self, reason: str = "this iterator was closed") -> None:
-        """Stop the thread and wait for it; whoever asks for a further batch gets `reason`."""
+        """Stop the thread and wait for it. Requests for more batches raise RuntimeError with `reason`."""
         self._closed = self._closed or reason
         self._finalizer()

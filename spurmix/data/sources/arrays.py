@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spurmix.core.memory import available
-from spurmix.data.loader.buffers import buffer
+from spurmix.data.memory import host_tensor
 from spurmix.data.sources.placement import Tier, shown
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.ops import functional, validate
@@ -107,9 +107,9 @@ class ImageSource:
         self.images = validate.images(as_tensor(images, "images"))
         if self.images.shape[0] == 0:
             raise ValueError("images: the dataset is empty, need at least one image")
-        self._set_normalisation(mean, std, self.images.shape[3], self.images.device)
+        self._set_normalization(mean, std, self.images.shape[3], self.images.device)
 
-    def _set_normalisation(self, mean: Any, std: Any, channels: int, device: torch.device) -> None:
+    def _set_normalization(self, mean: Any, std: Any, channels: int, device: torch.device) -> None:
         colour = channels == 3
         self.mean = validate.normalisation(
             mean if mean is not None else (IMAGENET_MEAN if colour else 0.5), "mean", channels, device
@@ -121,7 +121,7 @@ class ImageSource:
     def normalised(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> Self:
         """The same images, normalised by another mean and std per channel."""
         other = copy.copy(self)
-        other._set_normalisation(mean, std, self.shape[2], self.device)
+        other._set_normalization(mean, std, self.shape[2], self.device)
         return other
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class ImageSource:
         Raises:
             ValueError: without CUDA, or where it refuses the memory.
         """
-        copy = buffer(tuple(self.images.shape), torch.uint8, pin_memory=True)
+        copy = host_tensor(tuple(self.images.shape), torch.uint8, pin_memory=True)
         copy.copy_(self.images)
         return ImageSource(copy, mean=self.mean.tolist(), std=self.std.tolist())
 

@@ -6,9 +6,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,10 @@ from torch import Tensor
 from spurmix.core import checks
 from spurmix.core.cells import host_module
 from spurmix.core.memory import HAS_PAGES, pages
-from spurmix.data.batch import Batch
 from spurmix.data.dataset.format import DatasetError, read_array_header
-from spurmix.data.loader.batch_maker import Stream
-from spurmix.data.loader.prefetch import Fill
 from spurmix.data.sources.arrays import ImageSource, as_tensor
 from spurmix.data.sources.placement import shown
-from spurmix.ops import functional, reference_draw
-from spurmix.ops.augment import Augment
-from spurmix.ops.backends import implementation
+from spurmix.ops import functional
 
 THREADS = 16
 """Reads under way at once: a disk answers many sooner than one after the other."""
@@ -75,7 +68,7 @@ class WindowedImages(ImageSource):
         self._row_bytes = shape[1] * shape[2] * shape[3]
         self._begin = data + begin * self._row_bytes
         self._direct = self._row_bytes >= DIRECT_BYTES and hasattr(os, "O_DIRECT") and HAS_PAGES
-        self._set_normalisation(mean, std, shape[3], torch.device("cpu"))
+        self._set_normalization(mean, std, shape[3], torch.device("cpu"))
 
     def batches(self, size: int, steps: int) -> int:
         """Batches of `size` that a window holds, in a run of `steps`.
@@ -209,117 +202,3 @@ class WindowedImages(ImageSource):
         window = f"{self.window} batches" if self.window is not None else f"{memory / 2**20:,.0f} MiB"
         about = f"{len(self):,} images of {height} x {width} x {channels}, {window} at a time"
         return f"WindowedImages({about}{shown(self.tier)})"
-
-
-@dataclass(frozen=True)
-class Picked:
-    """The samples of a batch, and images that hold theirs: `place` in `images` of index and partner of each sample."""
-
-    images: Tensor
-    drawn: tuple[Tensor, ...]  # index, partner, lam, group
-    place: tuple[Tensor, Tensor]
-
-    def part(self, part: slice) -> Picked:
-        """Some of the samples."""
-        index, partner = self.place
-        return Picked(self.images, tuple(d[part] for d in self.drawn), (index[part], partner[part]))
-
-
-Pick = Callable[[int], Picked]
-"""pick(step): this rank's samples of batch number `step`; the images hold until the next call."""
-
-
-def pick_windows(source: WindowedImages, stream: Stream, count: int, steps: int) -> Pick:
-    """The samples of batches of `count`, their images read a window at a time; the next window is read meanwhile."""
-    draw = implementation("draw", "auto", torch.device("cpu"))
-    size = source.batches(count, steps)
-    memory = [source.buffer(2 * count * size) for _ in range(2)]
-    ahead: dict[int, Future[Picked]] = {}
-    kept: dict[int, Picked] = {}
-    reader = ThreadPoolExecutor(1, "spurmix-window")
-    process = os.getpid()
-
-    def read(number: int) -> Picked:
-        batches = range(number * size, min((number + 1) * size, steps))
-        parts = [
-            draw(stream.tables.packed, stream.tables.members, stream.seed, k * stream.batch_size + stream.first, count)
-            for k in batches
-        ]
-        drawn = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        both = torch.cat(drawn[:2]).numpy()
-        rows, place = np.unique(both, return_inverse=True)
-        images, places = source.read(rows, memory[number % 2])
-        index, partner = places[torch.from_numpy(place)].chunk(2)
-        return Picked(images, drawn, (index, partner))
-
-    def window(number: int) -> Picked:
-        nonlocal reader, process
-        if process != os.getpid():  # a fork: it has no thread of the pool, and half of what that was reading
-            reader, process = ThreadPoolExecutor(1, "spurmix-window"), os.getpid()
-            ahead.clear()
-            kept.clear()
-        if number not in kept:
-            waiting = ahead.pop(number, None)
-            for other in ahead.values():  # of a place the loader left: its memory is needed now
-                if not other.cancel():
-                    other.exception()
-            ahead.clear()
-            kept.clear()
-            kept[number] = waiting.result() if waiting is not None else read(number)
-            if (number + 1) * size < steps:
-                ahead[number + 1] = reader.submit(read, number + 1)
-        return kept[number]
-
-    def pick(step: int) -> Picked:
-        number, at = divmod(step, size)
-        return window(number).part(slice(at * count, (at + 1) * count))
-
-    return pick
-
-
-def fill_windows(
-    source: WindowedImages,
-    stream: Stream,
-    augment: Augment,
-    count: int,
-    steps: int,
-    fresh: Callable[[], Batch],
-) -> Fill:
-    """Batches of `count` samples, their images read a window at a time."""
-    mix = implementation("mix_images_out", "auto", torch.device("cpu"))
-    labels, keep = stream.labels, stream.tables.keeps_labels
-    pick = pick_windows(source, stream, count, steps)
-
-    def fill(step: int, buffers: Batch | None) -> Batch:
-        batch = buffers if buffers is not None else fresh()
-        now = pick(step)
-        for field, values in zip((batch.index, batch.partner, batch.lam, batch.group), now.drawn, strict=True):
-            field.copy_(values)
-        boxes, flips = augmented(source, stream, augment, step, count)
-        mix(now.images, *now.place, batch.lam, source.mean, source.std, boxes, flips, batch.input)
-        batch.label.copy_(labels.index_select(0, batch.index))
-        batch.partner_label.copy_(batch.label if keep else labels.index_select(0, batch.partner))
-        torch.autograd.graph.increment_version(batch.tensors())
-        return batch
-
-    return fill
-
-
-def augmented(
-    source: ImageSource, stream: Stream, augment: Augment, step: int, count: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Crop boxes `[B, 2, 4]` and flips `[B, 2]` of a batch, as the fused op draws them."""
-    start, host = step * stream.batch_size + stream.first, host_module()
-    height, width, _ = source.shape
-    boxes = flips = None
-    n = torch.arange(start, start + count)
-    if augment.crop and host is not None:
-        boxes = torch.from_numpy(host.boxes(stream.seed, start, count, height, width, *augment.scale, *augment.ratio))
-    elif augment.crop:
-        boxes = reference_draw.crop_boxes(n, stream.seed, height, width, augment.scale, augment.ratio)
-    if augment.flip and host is not None:
-        flips = torch.from_numpy(host.flips(stream.seed, start, count))
-    elif augment.flip:
-        packed, members = stream.tables.packed, stream.tables.members
-        flips = reference_draw.flip_flags(reference_draw.draw(packed, members, stream.seed, start, count).flip_bits)
-    return boxes, flips

@@ -1,0 +1,181 @@
+"""Where and how a loader makes its batches: the strategy for the input, the buffers, and the copy to the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spurmix.data.batch import Batch
+from spurmix.data.loader.batch_maker import BatchMaker, InputPlanner, InputWriter
+from spurmix.data.loader.buffers import BufferRing, allocate, batch_buffers, token_buffers
+from spurmix.data.loader.cuda_stream import gpu_reads_host
+from spurmix.data.loader.host_gather import (
+    DeviceMixer,
+    GatheredBatch,
+    GatherPlanner,
+    gathered_buffers,
+    gathering_is_cheaper,
+)
+from spurmix.data.loader.input_writers import FeatureWriter, FusedImageWriter, TokenPlanner, WindowedImagePlanner
+from spurmix.data.loader.sequence import SampleSequence
+from spurmix.data.memory import check_pinning
+from spurmix.data.sources.arrays import FeatureSource, ImageSource, Source
+from spurmix.data.sources.tokens import TokenSource
+from spurmix.data.sources.windowed import WindowedImages
+from spurmix.ops.augment import NO_AUGMENT, Augment
+
+
+@dataclass(frozen=True)
+class BatchFormat:
+    """What a rank's batches look like.
+
+    Attributes:
+        count: Samples of a batch.
+        dtype: Data type of the input.
+        channels_last: Memory format of image inputs.
+        augment: Augmentation of images.
+        bucket: Batches per window of texts of similar length.
+        steps: Batches of the run.
+    """
+
+    count: int
+    dtype: torch.dtype
+    channels_last: bool
+    augment: Augment
+    bucket: int
+    steps: int
+
+
+def check_format(source: Source, dtype: torch.dtype, channels_last: bool, augment: Augment | None, bucket: int) -> None:
+    """Check that the options fit the kind of source.
+
+    Raises:
+        ValueError: If an option is for another kind of source.
+    """
+    text = isinstance(source, TokenSource)
+    if bucket > 1 and not text:
+        raise ValueError(f"bucket must be 1 for images and features, got {bucket}; it groups texts by length")
+    if text and dtype != torch.float32:
+        raise ValueError(f"dtype is for images and features, got {dtype} for texts, whose token ids are int64")
+    if not isinstance(source, ImageSource) and (augment is not None or channels_last):
+        name = "augment" if augment is not None else "channels_last"
+        raise ValueError(f"{name} is for images, but this source holds {'texts' if text else 'features'}")
+
+
+class BatchStrategy:
+    """Chooses how batches of a source are made for a device.
+
+    Args:
+        source: Source of the examples.
+        device: Device that batches are delivered to.
+        made: Format of the batches.
+        pin_memory: Whether buffers on the CPU are pinned. None pins them if they are copied to a GPU.
+
+    Attributes:
+        gpu_reads_host: Whether the GPU reads pinned images in host memory.
+        made_on: Device where batches are made.
+        pin_memory: Whether buffers on the CPU are pinned.
+        gathers: Whether images are copied unmixed and mixed on the GPU.
+    """
+
+    def __init__(self, source: Source, device: torch.device, made: BatchFormat, pin_memory: bool | None) -> None:
+        self.source, self.device, self.format = source, device, made
+        self.gpu_reads_host = gpu_reads_host(source, device)
+        self.made_on = device if self.gpu_reads_host else source.device
+        copied = device.type == "cuda" and self.made_on.type == "cpu"
+        self.pin_memory = copied if pin_memory is None else pin_memory
+        if self.pin_memory:
+            check_pinning()
+        self.gathers = False
+        self._shape: tuple[int, ...] = ()
+        if isinstance(source, ImageSource):
+            height, width, channels = source.shape
+            self._shape = (channels, *made.augment.output_size(height, width))
+            item_bytes = math.prod(self._shape) * made.dtype.itemsize
+            self.gathers = copied and gathering_is_cheaper(source, item_bytes, made.augment)
+        elif isinstance(source, FeatureSource):
+            self._shape = source.shape
+
+    def input_writer(self, sequence: SampleSequence) -> InputWriter | InputPlanner:
+        """Return the strategy that writes the input."""
+        source, made = self.source, self.format
+        if isinstance(source, TokenSource):
+            return TokenPlanner(source, sequence, made.bucket, made.steps, self._token_buffers(reusable=False))
+        if isinstance(source, FeatureSource):
+            return FeatureWriter(source, self._buffers(reusable=False))
+        if self.gathers:
+            return GatherPlanner(source, sequence, made.augment, made.steps, self._gathered_buffers(reusable=False))
+        fresh = self._buffers(reusable=False)
+        if isinstance(source, WindowedImages):
+            return WindowedImagePlanner(source, sequence, made.augment, made.steps, fresh)
+        return FusedImageWriter(source, sequence, made.augment, fresh)
+
+    def batch_maker(self, sequence: SampleSequence) -> BatchMaker:
+        """Return the pipeline that makes batches of `sequence`."""
+        return BatchMaker(sequence, self.input_writer(sequence))
+
+    def reusable_buffers(self) -> Batch:
+        """Allocate buffers for the ring in which batches are made."""
+        if isinstance(self.source, TokenSource):
+            return self._token_buffers(reusable=True)(self.source.width(self.source.longest))
+        return (self._gathered_buffers if self.gathers else self._buffers)(reusable=True)()
+
+    def device_mixer(self) -> DeviceMixer:
+        """Return what copies gathered images to the GPU and mixes them there, into fresh memory."""
+        assert isinstance(self.source, ImageSource)
+        return DeviceMixer(self.source, self.format.augment, self.format.count, self._device_input, self.device)
+
+    def reusing_mixer(self, batches: int, reuse: bool) -> DeviceMixer:
+        """Return a `device_mixer` whose ring holds `batches` buffers. With `reuse` False it only counts."""
+        mixer = self.device_mixer()
+        mixer.ring = BufferRing(mixer.new_batch if reuse else lambda: None, batches, ahead=False)
+        return mixer
+
+    def static_obstacle(self) -> str | None:
+        """Explain why batches have no fixed memory, as a CUDA graph needs it, or return None."""
+        if isinstance(self.source, TokenSource):
+            return "texts differ in length, so their batches have no fixed shape"
+        if isinstance(self.source, WindowedImages):
+            return "these images are read from their file ahead of each batch; map them into memory with window=0"
+        if self.made_on != self.device:
+            return (
+                f"batches are made on {self.made_on} and copied to {self.device}; move the source there with "
+                "source.to(device), or pin it with source.pinned()"
+            )
+        return None
+
+    def _device_input(self) -> Tensor:
+        made = self.format
+        return allocate(
+            (made.count, *self._shape), made.dtype, False, channels_last=made.channels_last, device=self.device
+        )
+
+    def _buffers(self, reusable: bool) -> partial[Batch]:
+        made = self.format
+        return partial(
+            batch_buffers,
+            made.count,
+            self._shape,
+            made.dtype,
+            made.channels_last,
+            reusable,
+            self.pin_memory and self.made_on.type == "cpu",
+            self.made_on,
+        )
+
+    def _token_buffers(self, reusable: bool) -> partial[Batch]:
+        return partial(token_buffers, batch=self.format.count, reusable=reusable, pin_memory=self.pin_memory)
+
+    def _gathered_buffers(self, reusable: bool) -> partial[GatheredBatch]:
+        assert isinstance(self.source, ImageSource)
+        made = self.format
+        return partial(gathered_buffers, made.count, self.source, made.augment, reusable, self.pin_memory)
+
+
+def chosen_augment(augment: Augment | None) -> Augment:
+    """Return `augment`, or the augmentation that does nothing."""
+    return augment if augment is not None else NO_AUGMENT
