@@ -152,7 +152,7 @@ TABLE: list[tuple[str, Callable[..., Any], dict[str, list[Any]]]] = [
     ("load_state_dict", lambda **o: loader(steps=3).load_state_dict(**o), {"state": [None, 3, {}, {"step": 1, "fingerprint": 3}]}),
     ("ImageSource", lambda **o: ImageSource(**{"images": IMAGES, **o}), {
         "images": ["a", LABELS, FEATURES, IMAGES[:0]], "mean": MEAN, "std": [*MEAN, 0.0]}),
-    ("ImageSource.normalised", lambda **o: ImageSource(IMAGES).normalised(**{"mean": 0.5, "std": 0.5, **o}), {"mean": MEAN, "std": MEAN}),
+    ("ImageSource.normalized", lambda **o: ImageSource(IMAGES).normalized(**{"mean": 0.5, "std": 0.5, **o}), {"mean": MEAN, "std": MEAN}),
     ("ImageSource.to", lambda **o: ImageSource(IMAGES).to(**o), {"device": DEVICE}),
     ("FeatureSource", spurmix.FeatureSource, {"features": ["a", LABELS, IMAGES, FEATURES[:0], LABEL]}),
     ("FeatureSource.to", lambda **o: spurmix.FeatureSource(FEATURES).to(**o), {"device": DEVICE}),

@@ -62,7 +62,8 @@ class BatchMaker:
 
     def __init__(self, sequence: SampleSequence, writer: InputWriter | InputPlanner) -> None:
         tables = sequence.tables
-        self._sequence, self._labels, self._keeps_labels = sequence, sequence.labels, tables.keeps_labels
+        self._batch_size, self._first = sequence.batch_size, sequence.first
+        self._labels, self._keeps_labels = sequence.labels, tables.keeps_labels
         self._drawn_from = tables.packed, tables.members, sequence.seed
         self._writer: InputWriter | None = None
         self._plan: InputPlanner | None = None
@@ -86,7 +87,11 @@ class BatchMaker:
         if self._plan is None:
             assert self._writer is not None
             batch = buffers if buffers is not None else self._writer.new_batch()
-            self.write_at(self._sequence.start(step), None, batch)
+            start = step * self._batch_size + self._first
+            if self._fused is not None:
+                self._fused(start, None, batch)
+            else:
+                self.write_at(start, None, batch)
         else:
             planned = self._plan(step)
             batch = planned.buffers(buffers)

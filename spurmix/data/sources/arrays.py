@@ -119,7 +119,26 @@ class ImageSource:
         )
 
     def normalised(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> Self:
-        """The same images, normalised by another mean and std per channel."""
+        """Deprecated name of `normalized`."""
+        warnings.warn(
+            "ImageSource.normalised is deprecated, use ImageSource.normalized", DeprecationWarning, stacklevel=2
+        )
+        return self.normalized(mean, std)
+
+    def normalized(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> Self:
+        """Return a source of the same images with another normalization.
+
+        Args:
+            mean: Mean per channel, in units of 0 to 1.
+            std: Standard deviation per channel, in the same units.
+
+        Returns:
+            The source. It shares the images.
+
+        Raises:
+            TypeError: If an argument is not a number or a sequence of numbers.
+            ValueError: If the numbers do not match the channels.
+        """
         other = copy.copy(self)
         other._set_normalization(mean, std, self.shape[2], self.device)
         return other

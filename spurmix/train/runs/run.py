@@ -151,7 +151,7 @@ def read_part(
     source = part.source(tier=config.tier if device is not None else "auto", device=device, memory=memory)
     mean = getattr(getattr(model, "config", None), "image_mean", None)
     if isinstance(source, ImageSource) and mean is not None:
-        source = source.normalised(mean, model.config.image_std)  # type: ignore[union-attr, arg-type]
+        source = source.normalized(mean, model.config.image_std)  # type: ignore[union-attr, arg-type]
     cells = part.cells() if config.cells else None
     if config.cells and cells is None:
         raise ValueError(f"cells: {dataset.path} has no attributes whose cells overlap")

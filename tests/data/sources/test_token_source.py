@@ -427,9 +427,9 @@ def test_progress_is_shown_when_asked(capfd: pytest.CaptureFixture[str]) -> None
         (lambda: TokenSource.from_texts(["a", None], bert_tokenizer()), TypeError, "texts[1] must be a string, got NoneType"),
         (lambda: TokenSource.from_texts(["a"], lambda texts: texts), TypeError, "tokenizer must be a tokenizer of transformers"),
         (lambda: loader(dtype=torch.bfloat16), ValueError, "dtype is for images and features"),
-        (lambda: loader(augment=F.Augment()), ValueError, "augment is for images; this source holds texts"),
+        (lambda: loader(augment=F.Augment()), ValueError, "augment is for images, but this source holds texts"),
         (lambda: loader(bucket=0), ValueError, "bucket must be 1"),
-        (lambda: MixLoader(np.zeros((90, 2), np.float32), GROUPS, policies.erm(), 9, bucket=2), ValueError, "bucket is for texts"),
+        (lambda: MixLoader(np.zeros((90, 2), np.float32), GROUPS, policies.erm(), 9, bucket=2), ValueError, "bucket must be 1 for images and features, got 2"),
         (lambda: MixLoader(source(), GroupIndex(LABELS[:80]), policies.erm(), 9), ValueError, "source has 90 examples"),
     ],
 )  # fmt: skip

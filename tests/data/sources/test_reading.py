@@ -139,7 +139,9 @@ def test_a_gpu_has_the_data_where_there_is_room(large: PackedDataset, monkeypatc
 
     assert tier(tier="auto") == "device"
     free[0] = 2 * large.nbytes - 2  # half of it is left to the model
-    assert tier(tier="auto") == "pinned" and tier(tier="device") == "device" and tier(tier="auto", reserve=0) == "device"
+    assert (
+        tier(tier="auto") == "pinned" and tier(tier="device") == "device" and tier(tier="auto", reserve=0) == "device"
+    )
     assert tier(tier="auto", memory=large.nbytes) == "cache" and tier(tier="auto", memory=large.nbytes - 1) == "disk"
     with pytest.raises(MemoryError, match="kept for the model"):
         tier(tier="device", reserve=2 * large.nbytes)
@@ -363,6 +365,6 @@ def test_memory_stays_over_a_hundred_thousand_batches(kind: str) -> None:
 def growth(kinds: list[str], steps: int) -> list[float]:
     """By how much a process grew from a tenth of each loader's run on."""
     command = [sys.executable, "-m", "bench.soak", *kinds, str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr[-2000:]
     return [float(json.loads(line)[1]) for line in done.stdout.splitlines()]

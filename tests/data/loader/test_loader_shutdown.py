@@ -302,7 +302,7 @@ def slow(seconds, at=0):
                 time.sleep(seconds)
             return make_batch(step, buffers)
         return late
-    MixLoader._new_maker = filler
+    MixLoader._new_maker = new_maker
 """
 
 
