@@ -166,13 +166,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def load_latest(
     folder: Path, run: dict[str, Any], apply: Callable[[dict[str, Any]], object] = lambda state: None
 ) -> dict[str, Any] | None:
-    """State of the newest sound checkpoint below `folder`, or None where there is none at all.
+    """State of the newest valid checkpoint below `folder`, or None where there is none at all.
 
     Args:
         apply: takes the state over; where that fails, the checkpoint is damaged, and the one before is applied on top.
 
     A damaged one is passed over with a warning. Raises CheckpointError where all are damaged, or where the newest
-    sound one belongs to another run, saying what differs.
+    valid one belongs to another run, saying what differs.
     """
     paths = sorted(folder.glob("step-*"), reverse=True)
     for path in paths:
@@ -190,7 +190,7 @@ def load_latest(
             raise CheckpointError(f"{path} belongs to another run; different: {listed}")
         return state
     if paths:
-        raise CheckpointError(f"no checkpoint in {folder} is sound; newest: {paths[0]}")
+        raise CheckpointError(f"all checkpoints in {folder} are corrupt; newest: {paths[0]}")
     return None
 
 

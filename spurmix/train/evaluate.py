@@ -18,7 +18,7 @@ from spurmix.data.sources.tokens import TokenSource
 from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops import validate
 from spurmix.ops.flags import check
-from spurmix.train.metrics import Evaluation, check_options, evaluate_logits
+from spurmix.train.metrics import Evaluation, check_options, evaluate_predictions
 from spurmix.train.models import device_of, logits_of, modes_kept
 from spurmix.train.text import apply
 
@@ -132,21 +132,32 @@ def evaluate(
     device: torch.device | str | None = None,
     sharded: bool = False,
 ) -> Evaluation:
-    """Accuracy of each group with 95% Wilson intervals, worst group, average and adjusted average.
+    """Measure the accuracy of a model on each group, with 95% Wilson intervals.
 
     Args:
-        model: maps the source's inputs to logits (tensor, `.logits` or tuple).
-        source: images or features, as for `MixLoader`.
-        groups: the groups of the same examples.
-        train_groups: groups whose sizes weigh the adjusted average; default: the evaluated groups' own.
-        membership: bool `[N, K]`, cells that may overlap, such as the 16 of CivilComments (identity mentioned x label).
-            The worst group is then the worst cell; the adjusted average remains one over `groups`. cell_names: K names.
-        min_group_size: groups (cells) of fewer examples are reported, but do not decide the worst group.
-        sharded: each process of torch.distributed reads its share of the examples; all must call, and all get the same.
+        model: Model that maps the inputs of the source to logits (a tensor, an object with `.logits`, or a tuple).
+        source: Images, texts or features, as for `MixLoader`.
+        groups: Groups of the same examples.
+        batch_size: Number of examples per batch.
+        train_groups: Groups whose sizes weight the adjusted average. Default: `groups`.
+        membership: Boolean matrix `[N, K]` of K cells that may overlap, such as the 16 cells of CivilComments
+            (identity x label). If given, the worst group is the worst cell. The adjusted average still uses `groups`.
+        cell_names: Names of the K cells.
+        min_group_size: Minimum size of a group or cell that can be the worst group. Smaller ones are only reported.
+        device: Device of the inputs. Default: the device of the model.
+        sharded: If True, each process of torch.distributed reads its share of the examples. All processes must call
+            and all get the same result.
+
+    Returns:
+        Accuracy of each group and cell, worst group, average and adjusted average.
 
     Raises:
-        TypeError: for a membership matrix that is not boolean.
-        ValueError: where lengths differ, a label has no logit, logits are not finite, or no group is large enough.
+        TypeError: If `membership` is not boolean.
+        ValueError: If lengths differ, a label has no logit, logits are not finite, or no group is large enough.
+
+    Example:
+        >>> result = evaluate(model, features, groups)
+        >>> result.worst_group
     """
     source = as_source(source)
     checks.instance(groups, "groups", GroupIndex)
@@ -156,5 +167,19 @@ def evaluate(
         train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
     )
     check_options(groups, **options)
-    logits = predict(model, source, batch_size=batch_size, device=device, sharded=sharded)
-    return evaluate_logits(logits, groups, **options)
+    classes = 0
+
+    def predicted_class(inputs: Any) -> Tensor:
+        nonlocal classes
+        logits = logits_of(apply(model, inputs)).float()
+        if logits.ndim != 2:
+            shape = [groups.num_examples, *logits.shape[1:]]
+            raise ValueError(f"logits must have shape [{groups.num_examples}, classes], got {shape}")
+        classes = logits.shape[1]
+        predicted = logits.argmax(dim=1)
+        # float32 holds class numbers up to 2^24 exactly.
+        return torch.where(logits.isfinite().all(dim=1), predicted, -1).float()
+
+    # One number an example is kept, as logits of many classes may not fit in memory.
+    predicted = over_batches(model, source, predicted_class, batch_size=batch_size, device=device, sharded=sharded)
+    return evaluate_predictions(predicted.numpy().astype(np.int64), classes, groups, **options)

@@ -29,7 +29,15 @@ from spurmix.train.text import apply
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training left: optimizer steps made, the last loss, loss of every global batch, seconds and examples a second."""
+    """Result of `finetune`.
+
+    Attributes:
+        steps: Number of optimizer steps.
+        loss: Loss of the last batch.
+        losses: Loss of every global batch.
+        seconds: Training time in seconds.
+        rate: Number of examples per second.
+    """
 
     steps: int
     loss: float
@@ -62,29 +70,51 @@ def finetune(
     progress: bool | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
-    """Fine-tune `model` on the batches of `loader`, in place; its modules' modes are left as they were, by errors too.
+    """Fine-tune a model in place on the batches of a loader.
+
+    The training or evaluation mode of every module is restored at the end, also after an error.
 
     Args:
-        model: maps `batch.input` to logits: a tensor, an object with `.logits`, or a tuple that begins with them; for
-            texts a `MixedInputs`.
-        loader: decides data, order, batch size and number of batches; with several processes (torchrun, accelerate
-            launch) each gives its own with its `rank` and `world_size`, and every process calls.
-        optimizer: "adamw", "sgd", or a function of parameter groups. decay_all: biases and norms decay as well.
-        schedule: "cosine", "one_cycle", "linear", "step" (`stages` equal parts, each at a tenth of the rate before) or
-            "constant", stepped on optimizer steps; warmup is a share of them.
-        mixed_precision: "no", "bf16" or, on a GPU, "fp16".
-        accumulate: batches per optimizer step; an incomplete last group makes a step of its own, scaled correctly.
-        clip: largest gradient norm.
-        freeze: "backbone" trains the head only (see `models.head_of`), the rest stays in evaluation mode.
-        output: folder for `metrics.jsonl` and `checkpoints/`; `save_every`: batches between checkpoints (default: one
-            at the end); keep: how many stay; resume: continue from the newest sound one. A finished run returns at once.
-            A run that is not resumed replaces the checkpoints of an earlier one as it goes.
-        progress: show a progress bar; default: on a terminal.
-        after_step: called by every process after each optimizer step, before a checkpoint, with the batches made so far.
+        model: Model that maps `batch.input` to logits. It returns a tensor, an object with `.logits`, or a tuple whose
+            first element is the logits. For texts, use a `MixedInputs`.
+        loader: Loader that defines the data, order, batch size and number of batches. With several processes (torchrun,
+            accelerate launch), each process passes a loader with its `rank` and `world_size`.
+        optimizer: "adamw", "sgd", or a function that maps parameter groups to an optimizer.
+        learning_rate: Maximum learning rate.
+        weight_decay: Weight decay coefficient.
+        decay_all: If True, weight decay applies to biases and normalization layers too.
+        momentum: Momentum of "sgd".
+        schedule: "cosine", "one_cycle", "linear", "step" or "constant". The schedule counts optimizer steps.
+        stages: Number of equal stages of "step". Each stage divides the learning rate by 10.
+        warmup: Fraction of the optimizer steps used for warmup, in [0, 1].
+        mixed_precision: "no", "bf16" or "fp16". "fp16" needs a GPU.
+        accumulate: Number of batches per optimizer step. An incomplete last group makes a step of its own and is
+            scaled accordingly.
+        clip: Maximum gradient norm. None disables clipping.
+        freeze: "none", or "backbone" to train only the head (see `models.head_of`). Frozen modules stay in evaluation
+            mode.
+        label_smoothing: Label smoothing factor, in [0, 1].
+        output: Folder for `metrics.jsonl` and `checkpoints/`.
+        save_every: Number of batches between checkpoints. Default: one checkpoint at the end.
+        keep: Maximum number of checkpoints to keep.
+        resume: If True, continue from the newest valid checkpoint. A finished run returns at once. If False, new
+            checkpoints replace those of an earlier run.
+        progress: Whether to show a progress bar. Default: only on a terminal.
+        after_step: Function that every process calls after each optimizer step, before a checkpoint, with the number
+            of batches so far. If it has a method `is_due(step)` that returns False, losses are not read for that step.
+
+    Returns:
+        The number of optimizer steps, the loss of every batch and the speed.
 
     Raises:
-        ValueError: for bad arguments, a folder that cannot be written, a loss that is not finite, checkpoints that are
-            damaged or of another run.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is invalid, `output` is not writable, a loss is not finite, or the checkpoints are
+            corrupt or belong to another run. Losses are read in blocks, so that an error may come up to 32 batches
+            late. It always comes before a checkpoint is written.
+
+    Example:
+        >>> loader = MixLoader(features, groups, policies.lisa(), batch_size=32, epochs=3)
+        >>> result = finetune(model, loader, learning_rate=1e-4, output="run")
     """
     checks.instance(model, "model", nn.Module)
     checks.instance(loader, "loader", MixLoader)
@@ -190,21 +220,24 @@ def finetune(
                     parameters["lr"] = rate
                 batch = batch.to(accelerator.device)
                 loss = _loss(model, batch, accelerator, label_smoothing)
-                value = float(accelerator.reduce(loss.detach(), reduction="mean"))  # of the global batch, on every rank
-                if not math.isfinite(value):
-                    raise ValueError(f"the loss is {value} at step {step}; lower the learning rate or check the data")
+                value = accelerator.reduce(loss.detach(), reduction="mean")  # loss of the global batch, on every rank
+                metrics.add(step, value, rate, len(batch))
+                if step == first:
+                    metrics.flush()
                 accelerator.backward(loss / group)
                 if (step + 1) % accumulate == 0 or step + 1 == total:
                     if clip is not None:
                         accelerator.clip_grad_norm_(model.parameters(), clip)
                     optim.step()
                     optim.zero_grad(set_to_none=True)
-                losses.append(value)
-                metrics.write(step, value, rate, len(batch))
                 at_boundary = (step + 1) % accumulate == 0 or step + 1 == total
+                due = save_every is not None and (step + 1) % save_every == 0 and at_boundary
+                notify = after_step is not None and at_boundary
+                # Losses that are not finite are reported before a checkpoint or a callback can save weights.
+                if due or step + 1 == total or (notify and getattr(after_step, "is_due", _always)(step + 1)):
+                    metrics.flush()
                 if after_step is not None and at_boundary:
                     after_step(step + 1)
-                due = save_every is not None and (step + 1) % save_every == 0 and at_boundary
                 if folder is not None and accelerator.is_main_process and (due or step + 1 == total):
                     save()
         seconds = time.perf_counter() - began
@@ -248,14 +281,28 @@ def _loss(model: nn.Module, batch: Batch, accelerator: Any, label_smoothing: flo
     )
 
 
+def _always(step: int) -> bool:
+    """Used for callbacks without an `is_due` method."""
+    return True
+
+
+LOSSES_PER_READ = 32
+"""Number of batches whose losses are read from the device at once."""
+
+
 class _Metrics:
-    """`metrics.jsonl`: a line a batch. Lines of batches that a resumed run makes again are dropped; those that are missing
-    or damaged are written again from the losses."""
+    """Writes `metrics.jsonl`, one line per batch.
+
+    Losses stay on the device and are read in blocks, because each read waits for the device. Lines of batches that a
+    resumed run repeats are dropped. Missing or damaged lines are rewritten from the losses.
+    """
 
     def __init__(self, folder: Path | None, losses: list[float], main: bool) -> None:
         self.path = folder / "metrics.jsonl" if folder is not None and main else None
         self.losses = losses
         self.began = time.perf_counter()
+        self._values: list[Tensor] = []
+        self._rows: list[dict[str, float]] = []
 
     def __enter__(self) -> _Metrics:
         if self.path is not None:
@@ -269,15 +316,44 @@ class _Metrics:
             self.file = self.path.open("a", buffering=1)
         return self
 
-    def write(self, step: int, loss: float, rate: float, examples: int) -> None:
-        if self.path is not None:
-            seconds = round(time.perf_counter() - self.began, 4)
-            row = {"step": step, "loss": loss, "learning_rate": rate, "examples": examples, "seconds": seconds}
-            self.file.write(json.dumps(row) + "\n")
+    def add(self, step: int, loss: Tensor, rate: float, examples: int) -> None:
+        """Record the loss of a batch. It is read from the device at most `LOSSES_PER_READ` batches later."""
+        seconds = round(time.perf_counter() - self.began, 4)
+        self._values.append(loss)
+        self._rows.append({"step": step, "learning_rate": rate, "examples": examples, "seconds": seconds})
+        if len(self._rows) >= LOSSES_PER_READ:
+            self.flush()
 
-    def __exit__(self, *_: object) -> None:
-        if self.path is not None:
-            self.file.close()
+    def flush(self) -> None:
+        """Read and write the losses recorded so far.
+
+        Raises:
+            ValueError: If a loss is not finite.
+        """
+        if not self._rows:
+            return
+        values: list[float] = torch.stack(self._values).tolist()
+        rows, self._values, self._rows = self._rows, [], []
+        for row, value in zip(rows, values, strict=True):
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the loss is {value} at step {row['step']}; lower the learning rate or check the data"
+                )
+            self.losses.append(value)
+            if self.path is not None:
+                line = {"step": row["step"], "loss": value, **row}
+                self.file.write(json.dumps(line) + "\n")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None or issubclass(kind, (Exception, KeyboardInterrupt)):
+                self.flush()
+        except Exception:
+            if kind is None:
+                raise  # otherwise the first error is the one to report
+        finally:
+            if self.path is not None:
+                self.file.close()
 
 
 def _is_of(line: str, step: int) -> bool:

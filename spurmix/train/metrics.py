@@ -261,8 +261,55 @@ def evaluate_logits(
         raise ValueError(f"logits of example {at} are not finite")
     if groups.labels.max() >= array.shape[1]:
         raise ValueError(f"labels go up to {groups.labels.max()}, but the model has {array.shape[1]} classes")
-    classes = array.shape[1]
-    labels, predicted = groups.labels.astype(np.int64), array.argmax(axis=1)
+    return _evaluate_predictions(array.argmax(axis=1), array.shape[1], groups, train_groups, cells, min_group_size)
+
+
+def evaluate_predictions(
+    predicted: NDArray[np.int64],
+    classes: int,
+    groups: GroupIndex,
+    *,
+    train_groups: GroupIndex | None = None,
+    membership: object = None,
+    cell_names: Sequence[str] | None = None,
+    min_group_size: int = 1,
+) -> Evaluation:
+    """Evaluate predicted classes.
+
+    Args:
+        predicted: Predicted class of each example of `groups`, int64 `[N]`. -1 marks logits that are not finite.
+        classes: Number of classes that the model predicts.
+        groups: Groups of the examples.
+        train_groups: See `evaluate`.
+        membership: See `evaluate`.
+        cell_names: See `evaluate`.
+        min_group_size: See `evaluate`.
+
+    Returns:
+        The evaluation, equal to that of the logits.
+
+    Raises:
+        ValueError: If logits are not finite, or a label is not smaller than `classes`.
+    """
+    cells, min_group_size = check_options(
+        groups, train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
+    )
+    if (predicted < 0).any():
+        raise ValueError(f"logits of example {int(np.flatnonzero(predicted < 0)[0])} are not finite")
+    if groups.labels.max() >= classes:
+        raise ValueError(f"labels go up to {groups.labels.max()}, but the model has {classes} classes")
+    return _evaluate_predictions(predicted, classes, groups, train_groups, cells, min_group_size)
+
+
+def _evaluate_predictions(
+    predicted: NDArray[np.int64],
+    classes: int,
+    groups: GroupIndex,
+    train_groups: GroupIndex | None,
+    cells: Cells | None,
+    min_group_size: int,
+) -> Evaluation:
+    labels = groups.labels.astype(np.int64)
     confusion = confusion_of(labels, predicted, groups.group_ids(), (groups.num_groups, classes))
     rows = _cell_rows(cells, labels, predicted, classes, min_group_size) if cells is not None else ()
     return summarise(confusion, groups, train_groups, cells=rows, min_group_size=min_group_size)

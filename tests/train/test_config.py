@@ -84,7 +84,7 @@ def test_stages_of_the_step_schedule() -> None:
 @pytest.mark.parametrize(
     ("toml", "text"),
     [
-        ("sead = 1", "run.toml: sead is no setting; is seed meant?"),
+        ("sead = 1", "run.toml: sead is not a setting; did you mean seed?"),
         ("out = 1", "run.toml: out is a flag of the command"),
         ("momentum = 1.5", "run.toml: momentum must be 0 or more and 0.9999 or less, got 1.5"),
         ("seed = -1", "run.toml: seed must be 0 or more"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy import stats
 from torch import nn
 
 from spurmix import GroupIndex, MixLoader, evaluate, finetune, models, policies
+from spurmix.train import evaluate as evaluate_module
 from spurmix.train import metrics
 from spurmix.train.schedule import factor
 
@@ -80,7 +82,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
     assert same(whole, resumed)
     for path in (tmp_path / "checkpoints").iterdir():
         (path / "state.json").write_text("{")
-    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r"no checkpoint in .* is sound"):
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r"all checkpoints in .* are corrupt"):
         finetune(network(), loader(), output=tmp_path, resume=True)
 
 
@@ -212,3 +214,34 @@ def test_models_give_logits() -> None:
         models.bert(2, pretrained="nowhere")
     with pytest.raises(ValueError, match="num_classes"):
         models.resnet50(0)
+
+
+def test_losses_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = 0
+    for name in ("item", "tolist", "__float__", "__bool__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self: torch.Tensor, original: Any = original) -> Any:
+            nonlocal reads
+            caller = sys._getframe(1).f_code.co_filename
+            reads += caller.endswith(("finetune.py", "finetune_metrics.py"))
+            return original(self)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    loader = MixLoader(FEATURES, GROUPS, policies.lisa(), 8, steps=100, seed=1)
+    result = finetune(network(), loader)
+    assert len(result.losses) == 100
+    assert reads <= 100 / 32 + 3
+
+
+def test_evaluation_does_not_keep_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[torch.Tensor] = []
+    original = evaluate_module.over_batches
+
+    def recorded(*given: Any, **options: Any) -> torch.Tensor:
+        kept.append(original(*given, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(evaluate_module, "over_batches", recorded)
+    evaluate(network(), FEATURES, GROUPS)
+    assert [tensor.shape for tensor in kept] == [(len(FEATURES),)]

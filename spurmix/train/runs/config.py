@@ -41,61 +41,73 @@ def _option(
 class RunConfig:
     """What decides a training run. Every field is a flag of `spurmix train` and a key of its TOML file."""
 
-    dataset: str = _option("", "Folder of a packed dataset.")
-    attribute: str = _option("", "Attribute of the groups; default: the dataset's first.")
-    train_split: str = _option("train", "Split that is trained on.")
+    dataset: str = _option("", "Folder of the packed dataset.")
+    attribute: str = _option("", "Attribute that defines the groups. Default: the first attribute of the dataset.")
+    train_split: str = _option("train", "Split to train on.")
     validation_split: str = _option(
-        "auto", 'Split that chooses the best weights; "auto": val, if there is one; "none".'
+        "auto", 'Split that selects the best weights. "auto" uses val if it exists. "none" disables validation.'
     )
-    test_split: str = _option("auto", 'Split that is reported; "auto": test, if there is one; "none".')
-    cells: bool = _option(False, "Decide the worst group on the overlapping attribute x label cells.")
-    min_group_size: int = _option(1, "Smaller groups are reported, but do not decide the worst group.", low=1)
-    model: str = _option("", f"{', '.join(name for names in MODELS.values() for name in names)}; default: by the data.")
-    weights: str = _option("", "What the model starts from: a file or folder, see models.resnet50 and models.bert.")
-    where: str = _option("embeddings", "Texts: where they are mixed.", ("embeddings", "features"))
-    policy: str = _option("balance_attributes", "How examples are drawn and mixed.", tuple(policies.__all__))
+    test_split: str = _option(
+        "auto", 'Split to report results on. "auto" uses test if it exists. "none" disables the report.'
+    )
+    cells: bool = _option(False, "Take the worst group over the overlapping attribute x label cells.")
+    min_group_size: int = _option(
+        1, "Minimum size of a group that can be the worst group. Smaller groups are only reported.", low=1
+    )
+    model: str = _option(
+        "", f"Model: {', '.join(name for names in MODELS.values() for name in names)}. Default: depends on the data."
+    )
+    weights: str = _option("", "File or folder with the initial weights. See models.resnet50 and models.bert.")
+    where: str = _option("embeddings", "Layer at which texts are mixed.", ("embeddings", "features"))
+    policy: str = _option("balance_attributes", "Policy that draws and mixes examples.", tuple(policies.__all__))
     policy_options: dict[str, Any] = field(
-        default_factory=dict, metadata=_about('Argument of the policy, name=value, such as lam="beta(0.4, 0.4)".')
+        default_factory=dict, metadata=_about('Argument of the policy as name=value, for example lam="beta(0.4, 0.4)".')
     )
-    batch_size: int = _option(128, "Examples of a batch, over all processes.", low=1)
-    epochs: float = _option(10.0, "Passes over the training split.", low=0)
-    steps: int = _option(0, "Batches, instead of epochs.", low=0)
-    seed: int = _option(0, "Seed of the draw, the head and dropout.", low=0, high=2**63 - 1)
-    crop: bool = _option(False, "Images: random resized crops.")
-    crop_area: float = _option(0.08, "Least share of the image that a crop covers.", low=1e-6, high=1)
-    crop_size: int = _option(0, "Height and width of a crop; 0: the images'.", low=0)
-    flip: bool = _option(False, "Images: random flips.")
-    bucket: int = _option(1, "Texts: batches whose samples are handed out by length.", low=1)
-    optimizer: str = _option("adamw", "Optimizer.", ("adamw", "sgd"))
-    learning_rate: float = _option(1e-3, "Peak learning rate.", low=0)
-    weight_decay: float = _option(1e-2, "Weight decay.", low=0)
-    decay_all: bool = _option(False, "Biases and norms decay as well.")
-    momentum: float = _option(0.9, "Momentum of sgd.", low=0, high=0.9999)
+    batch_size: int = _option(128, "Number of examples per batch, over all processes.", low=1)
+    epochs: float = _option(10.0, "Number of passes over the training split.", low=0)
+    steps: int = _option(0, "Number of batches. 0 uses epochs instead.", low=0)
+    seed: int = _option(0, "Random seed of sampling, head initialization and dropout.", low=0, high=2**63 - 1)
+    crop: bool = _option(False, "Apply random resized crops to images.")
+    crop_area: float = _option(0.08, "Minimum fraction of the image area that a crop covers.", low=1e-6, high=1)
+    crop_size: int = _option(0, "Height and width of a crop in pixels. 0 uses the size of the images.", low=0)
+    flip: bool = _option(False, "Flip images horizontally at random.")
+    bucket: int = _option(1, "Number of batches whose texts are grouped by length. 1 disables grouping.", low=1)
+    optimizer: str = _option("adamw", "Optimizer to train with.", ("adamw", "sgd"))
+    learning_rate: float = _option(1e-3, "Maximum learning rate.", low=0)
+    weight_decay: float = _option(1e-2, "Weight decay coefficient.", low=0)
+    decay_all: bool = _option(False, "Apply weight decay to biases and normalization layers too.")
+    momentum: float = _option(0.9, "Momentum of the sgd optimizer.", low=0, high=0.9999)
     schedule: str = _option("cosine", "Learning-rate schedule.", SCHEDULES)
-    stages: int = _option(3, 'Equal parts of a "step" schedule, each at a tenth of the rate before.', low=1)
-    warmup: float = _option(0.0, "Share of the run over which the rate rises.", low=0, high=1)
-    clip: float = _option(0.0, "Largest gradient norm; 0: any.", low=0)
-    accumulate: int = _option(1, "Batches of an optimizer step.", low=1)
-    label_smoothing: float = _option(0.0, "Label smoothing.", low=0, high=0.9999)
-    freeze: str = _option("none", '"backbone" trains the head alone.', ("none", "backbone"))
-    mixed_precision: str = _option(
-        "no", "Precision of the model's arithmetic; fp16 on a GPU only.", ("no", "bf16", "fp16")
+    stages: int = _option(
+        3, 'Number of equal stages of the "step" schedule. Each stage divides the learning rate by 10.', low=1
     )
-    channels_last: bool = _option(False, "Images: memory format channels last.")
-    deterministic: bool = _option(False, "Let torch use deterministic algorithms alone.")
-    evaluate_every: float = _option(1.0, "Passes between evaluations on the validation split; 0: at the end.", low=0)
-    select: str = _option("best", "Weights that are kept: of the best worst group, or the last.", ("best", "last"))
-    save_every: int = _option(0, "Batches between checkpoints; 0: one a pass.", low=0)
-    keep: int = _option(2, "Checkpoints that stay.", low=1)
+    warmup: float = _option(0.0, "Fraction of the optimizer steps used for warmup.", low=0, high=1)
+    clip: float = _option(0.0, "Maximum gradient norm (0 disables clipping).", low=0)
+    accumulate: int = _option(1, "Number of batches per optimizer step (gradient accumulation).", low=1)
+    label_smoothing: float = _option(0.0, "Label smoothing factor.", low=0, high=0.9999)
+    freeze: str = _option("none", 'Part of the model to freeze. "backbone" trains only the head.', ("none", "backbone"))
+    mixed_precision: str = _option("no", "Mixed precision of the model. fp16 needs a GPU.", ("no", "bf16", "fp16"))
+    channels_last: bool = _option(False, "Use the channels-last memory format for images.")
+    deterministic: bool = _option(False, "Use only deterministic algorithms of PyTorch.")
+    evaluate_every: float = _option(
+        1.0, "Number of epochs between evaluations on the validation split (0 evaluates only at the end).", low=0
+    )
+    select: str = _option(
+        "best",
+        "Weights to keep: best keeps those with the highest worst-group accuracy, last the final ones.",
+        ("best", "last"),
+    )
+    save_every: int = _option(0, "Number of batches between checkpoints (0 saves one per epoch).", low=0)
+    keep: int = _option(2, "Maximum number of checkpoints to keep.", low=1)
     tier: str = _option(
         "auto",
-        "Where training reads from: the first that holds the split.",
+        "Memory to read training data from. auto uses the fastest that holds the split.",
         ("auto", "device", "pinned", "cache", "disk"),
     )
-    memory: float = _option(0.0, "GiB of memory that reading may use; 0: what is available.", low=0)
-    evaluation_batch: int = _option(256, "Examples read at once in evaluations.", low=1)
-    prefetch: int = _option(2, "Batches made ahead.", low=0)
-    device: str = _option("auto", '"auto": a GPU where there is one.', ("auto", "cpu", "cuda"))
+    memory: float = _option(0.0, "Maximum memory for reading data, in GiB (0 uses what is available).", low=0)
+    evaluation_batch: int = _option(256, "Number of examples per batch in evaluations.", low=1)
+    prefetch: int = _option(2, "Number of batches to prepare in advance.", low=0)
+    device: str = _option("auto", 'Device to train on. "auto" uses a GPU if one is available.', ("auto", "cpu", "cuda"))
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(RunConfig)}
@@ -159,7 +171,9 @@ def _checked(name: str, value: Any, origin: str) -> Any:
         raise ValueError(f"{where} is a flag of the command, no setting")
     if name not in FIELDS:
         close = difflib.get_close_matches(name, FIELDS)
-        raise ValueError(f"{where} is no setting; {f'is {close[0]} meant?' if close else 'see spurmix train --help'}")
+        raise ValueError(
+            f"{where} is not a setting; {f'did you mean {close[0]}?' if close else 'see spurmix train --help'}"
+        )
     default, metadata = getattr(DEFAULT, name), FIELDS[name].metadata
     kind = type(default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

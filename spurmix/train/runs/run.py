@@ -303,7 +303,7 @@ def _finetune(job: Job, watch: _Watch, resume: bool) -> TrainResult:
     return finetune(
         job.model, job.loader, output=job.folder, resume=resume, progress=job.processes.progress,
         save_every=watch.multiple(config.save_every or watch.pass_length), keep=config.keep, clip=config.clip or None,
-        after_step=watch.after_step, **{name: getattr(config, name) for name in names},
+        after_step=watch, **{name: getattr(config, name) for name in names},
     )  # fmt: skip
 
 
@@ -349,10 +349,14 @@ class _Watch:
         """`batches`, or somewhat more: whole optimizer steps."""
         return math.ceil(batches / self._job.config.accumulate) * self._job.config.accumulate
 
-    def after_step(self, step: int) -> None:
-        """Evaluate where it is time to, and keep the weights that are better than all before."""
+    def is_due(self, step: int) -> bool:
+        """Whether the model is evaluated after `step` batches."""
+        return self._part is not None and (step % self._every == 0 or step == self._steps)
+
+    def __call__(self, step: int) -> None:
+        """Evaluate the model if an evaluation is due, and save its weights if they are the best so far."""
         job = self._job
-        if self._part is None or not (step % self._every == 0 or step == self._steps):
+        if self._part is None or not self.is_due(step):
             return
         found = measure(job.config, job.model, self._part, job.train.groups, job.processes)
         if not job.processes.main:
