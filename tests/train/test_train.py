@@ -245,3 +245,18 @@ def test_evaluation_does_not_keep_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(evaluate_module, "over_batches", recorded)
     evaluate(network(), FEATURES, GROUPS)
     assert [tensor.shape for tensor in kept] == [(len(FEATURES),)]
+
+
+def test_loss_that_is_not_finite_is_reported_before_a_checkpoint(tmp_path: Path) -> None:
+    model, calls = network(), 0
+
+    def spoil(module: nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return output * torch.nan if calls == 4 else output
+
+    model.register_forward_hook(spoil)
+    with pytest.raises(ValueError, match="the loss is nan at step 3"):
+        finetune(model, loader(), output=tmp_path, save_every=6)
+    assert not (tmp_path / "checkpoints").exists()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
