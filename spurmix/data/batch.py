@@ -1,4 +1,4 @@
-"""Batch: one mixed batch, as the loader yields it; Tokens and TokenPairs: what text models take."""
+"""Batch, the mixed batch that the loader yields, and Tokens and TokenPairs, the inputs of text models."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Texts as they are, padded together: what evaluation and exported models read.
+    """Unmixed texts, padded to the same length: the input of evaluation and of exported models.
 
     Attributes:
-        ids: token numbers, int64 `[B, S]`, the padding token where mask is False.
-        mask: bool `[B, S]`, True at tokens.
+        ids: Token ids, int64 `[B, S]`. The padding id where `mask` is False.
+        mask: Attention mask, bool `[B, S]`. True at tokens.
     """
 
     ids: Tensor
@@ -25,26 +25,28 @@ class Tokens:
         return self.ids.shape[0]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors, in the order of the fields."""
+        """Return the tensors in the order of the fields."""
         return self.ids, self.mask
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Tokens:
-        """The same on `device`."""
+        """Copy to `device`."""
         return Tokens(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
 
     def clone(self) -> Tokens:
-        """A copy in memory of its own."""
+        """Copy to new memory."""
         return Tokens(*(t.clone() for t in self.tensors()))
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPairs:
-    """Pairs of texts whose embeddings E are to be mixed: `lam * E[ids] + (1 - lam) * E[partner_ids]`.
+    """Pairs of texts, whose embeddings E the model mixes: `lam * E[ids] + (1 - lam) * E[partner_ids]`.
 
     Attributes:
-        ids, partner_ids: token numbers of index and partner, int64 `[B, S]`, padded together.
-        mask, partner_mask: bool `[B, S]`, True at tokens.
-        lam: float32 `[B]`, weight of ids; in a batch the same tensor as the batch's.
+        ids: Token ids of index, int64 `[B, S]`.
+        partner_ids: Token ids of partner, int64 `[B, S]`, padded to the same length.
+        mask: Attention mask of `ids`, bool `[B, S]`. True at tokens.
+        partner_mask: Attention mask of `partner_ids`, bool `[B, S]`.
+        lam: Weight of `ids`, float32 `[B]`, in [0, 1]. The same tensor as the `lam` of the batch.
     """
 
     ids: Tensor
@@ -55,35 +57,45 @@ class TokenPairs:
 
     @property
     def union_mask(self) -> Tensor:
-        """bool `[B, S]`: positions where either text has a token, the attention mask of the mixed input."""
+        """Attention mask of the mixed input, bool `[B, S]`. True where either text has a token."""
         return self.mask | self.partner_mask
 
     def __len__(self) -> int:
         return self.ids.shape[0]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors, in the order of the fields."""
+        """Return the tensors in the order of the fields."""
         return self.ids, self.partner_ids, self.mask, self.partner_mask, self.lam
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenPairs:
-        """The same on `device`."""
+        """Copy to `device`."""
         return TokenPairs(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
 
     def clone(self) -> TokenPairs:
-        """A copy in memory of its own."""
+        """Copy to new memory."""
         return TokenPairs(*(t.clone() for t in self.tensors()))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A mixed batch: ``input = lam * x[index] + (1 - lam) * x[partner]``; of texts, the pairs that a model mixes itself.
+    """A mixed batch: ``input = lam * x[index] + (1 - lam) * x[partner]``.
+
+    For texts, `input` holds the pairs, whose embeddings the model mixes.
 
     Attributes:
         input: `[B, C, h, w]` images, `[B, D]` features, or `TokenPairs`.
-        label, partner_label: classes of index and partner, int64 `[B]`; equal where the policy keeps labels.
-        lam: float32 `[B]`, weight of index.
-        index, partner: example numbers, int64 `[B]`.
-        group: group of index, int64 `[B]`.
+        label: Class of index, int64 `[B]`.
+        partner_label: Class of partner, int64 `[B]`. Equal to `label` if the policy keeps labels.
+        lam: Weight of index, float32 `[B]`, in [0, 1].
+        index: Number of the first example of each sample, int64 `[B]`, in [0, N).
+        partner: Number of the second example of each sample, int64 `[B]`, in [0, N).
+        group: Group of index, int64 `[B]`.
+
+    Example:
+        >>> for batch in loader:  # doctest: +SKIP
+        ...     loss = functional.mixed_cross_entropy(
+        ...         model(batch.input), batch.label, batch.partner_label, batch.lam
+        ...     )
     """
 
     input: Tensor | TokenPairs
@@ -98,12 +110,12 @@ class Batch:
         return self.label.shape[0]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors, each once, in the order of the fields: those of the input, then the six others."""
-        own = (self.input,) if isinstance(self.input, Tensor) else self.input.tensors()[:4]
-        return *own, self.label, self.partner_label, self.lam, self.index, self.partner, self.group
+        """Return all tensors, each once: those of the input, then the six others, in the order of the fields."""
+        values = (self.input,) if isinstance(self.input, Tensor) else self.input.tensors()[:4]
+        return *values, self.label, self.partner_label, self.lam, self.index, self.partner, self.group
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """A batch of what `change` makes of every tensor; the pairs share its lam."""
+        """Apply `change` to every tensor and return the results as a batch. Token pairs share its `lam`."""
         changed = tuple(map(change, self.tensors()))
         label, partner_label, lam, index, partner, group = changed[-6:]
         if isinstance(self.input, Tensor):
@@ -113,13 +125,13 @@ class Batch:
         return Batch(pairs, label, partner_label, lam, index, partner, group)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The batch on `device`."""
+        """Copy the batch to `device`."""
         return self.each(lambda t: t.to(device, non_blocking=non_blocking))
 
     def detached(self) -> Batch:
-        """Other tensors on the same memory: what a consumer asks of them (`requires_grad_`, `.grad`) stays with them."""
+        """Return new tensors on the same memory, so that `requires_grad_` and `.grad` do not affect the buffers."""
         return self.each(Tensor.detach)
 
     def clone(self) -> Batch:
-        """A copy in memory of its own, which the loader will not reuse."""
+        """Copy the batch to new memory, which the loader does not reuse."""
         return self.each(Tensor.clone)

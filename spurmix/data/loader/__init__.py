@@ -1,1 +1,1 @@
-"""MixLoader: draws, labels and mixes batches ahead of the consumer."""
+"""MixLoader and the pipeline that draws, labels and mixes its batches ahead of the consumer."""

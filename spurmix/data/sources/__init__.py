@@ -1,1 +1,1 @@
-"""Where examples are: arrays, tokens, packed files."""
+"""Sources of examples: arrays, token ids and files."""

@@ -1,4 +1,4 @@
-"""Sources of images and features: tensors, NumPy arrays and memory maps, never copied. Texts stand in `text.py`."""
+"""Sources of images and features: tensors, NumPy arrays and memory maps, which are not copied."""
 
 from __future__ import annotations
 
@@ -86,17 +86,23 @@ def moved(values: Tensor, device: torch.device | str) -> Tensor:
 
 
 class ImageSource:
-    """uint8 images `[N, H, W, C]` with the normalisation a model expects.
+    """uint8 images with the normalization that a model expects.
 
     Args:
-        images: tensor, NumPy array or memory map; each image contiguous. Not copied.
-        mean, std: per channel, in units of 0 to 1. Defaults: ImageNet's for three channels, 0.5 otherwise.
-
-    Raises:
-        TypeError, ValueError: for another dtype, rank or layout, no images, or means that do not fit the channels.
+        images: Tensor, NumPy array or memory map, uint8 `[N, H, W, C]`, each image contiguous. Not copied.
+        mean: Mean per channel, in units of 0 to 1. Default: that of ImageNet for three channels, else 0.5.
+        std: Standard deviation per channel. Default: that of ImageNet for three channels, else 0.5.
 
     Attributes:
-        tier: of a packed dataset's images: where they are read from, and why from there.
+        tier: Where the images of a packed dataset are read from, and why.
+
+    Raises:
+        TypeError: If the images are not a uint8 tensor or array.
+        ValueError: If there are no images, or the shape, layout, mean or std is invalid.
+
+    Example:
+        >>> source = ImageSource(np.load("images.npy", mmap_mode="r"))  # doctest: +SKIP
+        >>> loader = MixLoader(source, groups, policies.mixup(), 256)  # doctest: +SKIP
     """
 
     tier: Tier | None = None
@@ -110,12 +116,12 @@ class ImageSource:
         self._set_normalization(mean, std, self.images.shape[3], self.images.device)
 
     def _set_normalization(self, mean: Any, std: Any, channels: int, device: torch.device) -> None:
-        colour = channels == 3
+        is_rgb = channels == 3
         self.mean = validate.normalisation(
-            mean if mean is not None else (IMAGENET_MEAN if colour else 0.5), "mean", channels, device
+            mean if mean is not None else (IMAGENET_MEAN if is_rgb else 0.5), "mean", channels, device
         )
         self.std = validate.normalisation(
-            std if std is not None else (IMAGENET_STD if colour else 0.5), "std", channels, device
+            std if std is not None else (IMAGENET_STD if is_rgb else 0.5), "std", channels, device
         )
 
     def normalised(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> Self:
@@ -152,18 +158,18 @@ class ImageSource:
         return self.images.device
 
     def to(self, device: torch.device | str) -> ImageSource:
-        """The same images on `device`, as bytes.
+        """Copy the images to `device`, as bytes.
 
         Raises:
-            MemoryError: where they do not fit, saying how large they are, what is free and what would work.
+            MemoryError: If they do not fit.
         """
         return ImageSource(moved(self.images, device), mean=self.mean.tolist(), std=self.std.tolist())
 
     def pinned(self) -> ImageSource:
-        """A copy in pinned memory of the host, which a GPU's kernels read themselves: for datasets it cannot hold.
+        """Copy the images to pinned host memory, which GPU kernels read directly. For datasets larger than GPU memory.
 
         Raises:
-            ValueError: without CUDA, or where it refuses the memory.
+            ValueError: If CUDA is not available or cannot pin the memory.
         """
         copy = host_tensor(tuple(self.images.shape), torch.uint8, pin_memory=True)
         copy.copy_(self.images)
@@ -191,13 +197,21 @@ class ImageSource:
 
 
 class FeatureSource:
-    """Feature vectors, float32, float16, bfloat16 or float64 `[N, D]`.
+    """Feature vectors.
 
     Args:
-        features: tensor, NumPy array or memory map; each row contiguous. Not copied.
+        features: Tensor, NumPy array or memory map `[N, D]` of float32, float16, bfloat16 or float64, each row contiguous.
+            Not copied.
 
     Attributes:
-        tier: as of an `ImageSource`.
+        tier: Where the features of a packed dataset are read from, and why.
+
+    Raises:
+        TypeError: If the features are not a float tensor or array.
+        ValueError: If the features are empty, or the shape or layout is invalid.
+
+    Example:
+        >>> loader = MixLoader(FeatureSource(features), groups, policies.lisa(), 512)  # doctest: +SKIP
     """
 
     tier: Tier | None = None
@@ -220,10 +234,10 @@ class FeatureSource:
         return self.features.device
 
     def to(self, device: torch.device | str) -> FeatureSource:
-        """The same features on `device`.
+        """Copy the features to `device`.
 
         Raises:
-            MemoryError: where they do not fit.
+            MemoryError: If they do not fit.
         """
         return FeatureSource(moved(self.features, device))
 

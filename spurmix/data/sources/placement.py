@@ -1,4 +1,4 @@
-"""Where a dataset's bytes are read from: the fastest that holds them of device memory, pinned memory, page cache, disk."""
+"""Chooses where a dataset is read from: GPU memory, pinned memory, page cache or disk, whichever is fastest and fits."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ HAS = {"images": tuple(TIERS), "features": ("device", "cache"), "tokens": ("cach
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides, in bytes.
+    """Sizes in bytes that decide the tier.
 
     Attributes:
-        data: the examples. host: memory the process may use.
-        device: free on the GPU, None where batches are wanted on the CPU. room: of that, what is left for the model.
+        data: Size of the examples.
+        host: Memory that the process may use.
+        device: Free memory of the GPU, or None if batches are made for the CPU.
+        reserve: GPU memory that is left free for the model.
     """
 
     data: int
     host: int
     device: int | None = None
-    room: int = 0
+    reserve: int = 0
 
 
 @dataclass(frozen=True)
 class Tier:
-    """A tier and why it was taken."""
+    """A tier and the reason for choosing it."""
 
     name: str
     why: str
@@ -42,20 +44,24 @@ class Tier:
 
 
 def shown(tier: Tier | None) -> str:
-    """What a source's repr says of its tier."""
+    """Return the part of a source's repr that names its tier."""
     return f"; {tier}" if tier is not None else ""
 
 
 def choose(sizes: Sizes, wanted: str = "auto", kind: str = "images") -> Tier:
-    """The fastest tier that fits, or the `wanted` one.
+    """Choose the fastest tier that fits, or check the requested one.
 
     Args:
-        wanted: "auto" or one of `TIERS`. kind: of the dataset: "images", "features" or "tokens".
+        sizes: Sizes of the data and of the memories.
+        wanted: "auto" or one of `TIERS`.
+        kind: Kind of the dataset: "images", "features" or "tokens".
+
+    Returns:
+        The tier.
 
     Raises:
-        ValueError: for an unknown tier, or one that the dataset or the device does not have.
-        MemoryError: for a wanted tier that is too small; of these, the page cache is never: a map larger than the memory
-            works, slowly.
+        ValueError: If the tier is unknown, or not available for the dataset or device.
+        MemoryError: If the requested tier is too small. The page cache never is: larger files work, but slowly.
     """
     if wanted not in ("auto", *TIERS):
         raise ValueError(f"tier must be auto, {', '.join(TIERS)}, got {wanted!r}")
@@ -81,8 +87,8 @@ def choose(sizes: Sizes, wanted: str = "auto", kind: str = "images") -> Tier:
 def _obstacle(name: str, sizes: Sizes) -> str | None:
     """Why a tier cannot hold the data, or None."""
     data = f"the data take {_gib(sizes.data)}"
-    if name == "device" and (sizes.device is None or sizes.data > sizes.device - sizes.room):
-        left = f", {_gib(sizes.room)} of that kept for the model" if sizes.room else ""
+    if name == "device" and (sizes.device is None or sizes.data > sizes.device - sizes.reserve):
+        left = f", {_gib(sizes.reserve)} of that kept for the model" if sizes.reserve else ""
         return f"{data}, the GPU has {_gib(sizes.device or 0)} free{left}"
     # What is pinned is never given back, so half of the memory stays for everything else.
     if name == "pinned" and (sizes.device is None or sizes.data > sizes.host // 2):
