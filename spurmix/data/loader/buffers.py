@@ -6,7 +6,7 @@ A fresh buffer per batch costs several times as much as the fused kernel, becaus
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,8 +36,10 @@ class PackedBatch(Batch):
         if isinstance(self.input, Tensor):
             values = self.input.to(device, non_blocking=non_blocking)
         else:
-            moved = (t.to(device, non_blocking=non_blocking) for t in self.input.tensors()[:4])
-            values = TokenPairs(*moved, fields[2])
+            ids, partner_ids, mask, partner_mask = (
+                t.to(device, non_blocking=non_blocking) for t in self.input.tensors()[:4]
+            )
+            values = TokenPairs(ids, partner_ids, mask, partner_mask, fields[2])
         return Batch(values, *fields)
 
 
@@ -56,7 +58,7 @@ def allocate(
     return torch.empty(shape, dtype=dtype, memory_format=layout, pin_memory=pin_memory, device=device)
 
 
-def views(packed: Tensor, parts: list[tuple[torch.dtype, tuple[int, ...]]], offset: int = 0) -> list[Tensor]:
+def views(packed: Tensor, parts: Sequence[tuple[torch.dtype, tuple[int, ...]]], offset: int = 0) -> list[Tensor]:
     """Lay out tensors one after the other in `packed` (uint8), from byte `offset` on.
 
     Each view gets its own version counter (`.data`), so that autograd does not take a change of one for a change of all.

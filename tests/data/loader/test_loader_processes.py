@@ -1,0 +1,185 @@
+"""How iteration over a MixLoader ends with its process: exit, Ctrl-C and fork."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+PRELUDE = """
+import gc, os, sys, threading, time, warnings
+import numpy as np, torch
+from spurmix import GroupIndex, MixLoader, policies
+warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork beside threads
+rng = np.random.default_rng(0)
+groups = GroupIndex(rng.integers(0, 2, 64))
+images = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+def loader(batch=64, **options):
+    return MixLoader(images, groups, policies.mixup(), batch, **dict(steps=10**6) | options)
+def slow(seconds, at=0):
+    real = MixLoader._new_maker
+    def new_maker(self):
+        make_batch = real(self)
+        def late(step, buffers):
+            if step >= at:
+                time.sleep(seconds)
+            return make_batch(step, buffers)
+        return late
+    MixLoader._new_maker = new_maker
+"""
+
+
+def start(script: str) -> subprocess.Popen[str]:
+    code = PRELUDE + textwrap.dedent(script)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"hangs: {process.communicate()}")
+    return process.returncode, out, err
+
+
+CYCLE = "gc.disable(); cycle = [batches]; cycle.append(cycle)"
+
+
+@pytest.mark.parametrize(("prefetch", "end"), [(2, "pass"), (2, "sys.exit(0)"), (2, CYCLE), (0, CYCLE)])
+def test_the_interpreter_exits_with_an_active_iterator(prefetch: int, end: str) -> None:
+    script = f"""
+    kept = loader(prefetch={prefetch})
+    batches = iter(kept)
+    for _ in range(3): next(batches)
+    print("done", flush=True)
+    {end}
+    """
+    assert finish(start(script)) == (0, "done\n", "")
+
+
+def test_exit_waits_for_the_batch_being_made() -> None:
+    # Otherwise the thread comes back from its work into an interpreter that is gone.
+    script = """
+    import atexit
+    slow(0.3, at=2)
+    batches = iter(loader())
+    next(batches)
+    atexit._run_exitfuncs()
+    print([t.name for t in threading.enumerate()])
+    """
+    assert finish(start(script)) == (0, "['MainThread']\n", "")
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_ctrl_c_while_waiting_for_a_batch(prefetch: int) -> None:
+    script = f"""
+    slow(1.0, at=2)
+    batches = loader(prefetch={prefetch})
+    try:
+        for batch in batches:
+            if batches.step == 2:
+                print("waiting", flush=True)
+    except KeyboardInterrupt:
+        del batch
+        print("interrupted at", batches.step, len([t for t in threading.enumerate() if "spurmix" in t.name]))
+    next(iter(batches))
+    print("went on to", batches.step)
+    """
+    process = start(script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (0, "interrupted at 2 0\nwent on to 3\n", "")
+
+
+def test_ctrl_c_that_nobody_catches_ends_the_process() -> None:
+    process = start(
+        """
+        slow(0.5, at=2)
+        for k, batch in enumerate(loader()):
+            if k == 1: print("waiting", flush=True)
+        """
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == -signal.SIGINT
+    assert err.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("exits", ["os._exit(0)", "sys.exit(0)"])
+def test_a_fork_may_iterate_afresh_but_not_go_on(exits: str) -> None:
+    script = f"""
+    slow(0.01)  # so that the fork finds a batch half made
+    for prefetch in (0, 1, 2):
+        kept = loader(batch=8, prefetch=prefetch, steps=12)
+        batches = iter(kept)
+        first = next(batches).clone()
+        for round in range(2):
+            child = os.fork()
+            if child == 0:
+                try:
+                    next(batches)
+                except RuntimeError as error:
+                    assert "before a fork" in str(error)
+                else:
+                    os._exit(2)
+                del batches
+                gc.collect()
+                kept.set_step(0)
+                assert torch.equal(next(iter(kept)).input, first.input)
+                assert sum(1 for _ in kept) == 11
+                {exits}
+            _, status = os.waitpid(child, 0)
+            assert status == 0, status
+            next(batches)
+        assert sum(1 for _ in batches) == 9
+    print("done")
+    """
+    assert finish(start(script)) == (0, "done\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_that_only_exits_leaves_the_parents_thread_alone() -> None:
+    script = """
+    kept = loader(steps=50)
+    batches = iter(kept)
+    next(batches)
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        next(batches)
+    assert len(list(batches)) == 47
+    print("done")
+    """
+    assert finish(start(script)) == (0, "done\n", "")
+
+
+def test_a_limit_set_by_openmp_holds_in_the_thread_too() -> None:
+    pytest.importorskip("threadpoolctl")
+    script = """
+    import threadpoolctl
+    torch.get_num_threads()
+    seen = []
+    real = MixLoader._new_maker
+    MixLoader._new_maker = lambda self: (seen.append(0), lambda step, b, f=real(self): (seen.append(torch.get_num_threads()), f(step, b))[1])[1]
+    for threads in (3, 1):
+        with threadpoolctl.threadpool_limits(threads, user_api="openmp"):
+            assert torch.get_num_threads() == threads
+            seen.clear()
+            list(loader(steps=2))
+            print(seen)
+    """
+    assert finish(start(script)) == (0, "[0, 3, 3]\n[0, 1, 1]\n", "")
