@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -395,14 +394,17 @@ def test_the_best_weights_are_of_the_run_as_it_went_on(
     class Killed(Exception):
         pass
 
-    def until_seven(step: int) -> None:
-        if step == 7:
-            raise Killed
-        if step >= 4:  # 0.5 at batch 4, 0.9 at batch 6
-            watch.after_step(step)
+    class KilledAtSeven(run._Watch):
+        def __call__(self, step: int) -> None:
+            if step == 7:
+                raise Killed
+            if step >= 4:  # 0.5 at batch 4, 0.9 at batch 6
+                watch(step)
 
+    killed = KilledAtSeven(job)
+    killed.pass_length = 1
     with pytest.raises(Killed):
-        run._finetune(job, SimpleNamespace(after_step=until_seven, multiple=watch.multiple, pass_length=1), False)
+        run._finetune(job, killed, False)
     assert job.held is not None
     job.held.close()
     outcome = here(features, tmp_path / "run", settings, resume=True)
