@@ -87,9 +87,8 @@ def compile_ahead() -> None:
 
 
 def _compile(shapes: Any, capability: int) -> int:
-    from spurmix.kernels import tuned
-
     from spurmix.cli.warmup import calls
+    from spurmix.kernels import tuned
 
     with tuned.offline(capability) as made:
         for _, call in calls(shapes, "meta"):

@@ -7,10 +7,9 @@ that taps are worked out once per row and per column.
 
 from __future__ import annotations
 
-from spurmix.kernels.draw import draw_samples, sample_words, tables_are_valid
-
 import triton
 import triton.language as tl
+from spurmix.kernels.draw import draw_samples, sample_words, tables_are_valid
 
 
 @triton.jit

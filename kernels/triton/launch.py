@@ -12,17 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+import triton
+import triton.language as tl
+from spurmix.core.tables import KEEP_LABELS
 from spurmix.kernels import inputs
 from spurmix.kernels.draw import draw_kernel
 from spurmix.kernels.images import mix_image_batch_kernel, mix_images_kernel
 from spurmix.kernels.loss import cross_entropy_backward_kernel, cross_entropy_kernel, group_counts_kernel
 from spurmix.kernels.rows import mix_labels_kernel, mix_rows_kernel
 from spurmix.kernels.tuned import Tuned, size_class
-from torch import Tensor
-
-import triton
-import triton.language as tl
-from spurmix.core.tables import KEEP_LABELS
 
 NONE, MEAN = 0, 1
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+import triton
 from spurmix.kernels import inputs
 from spurmix.kernels.launch import _COLUMNS, _bytes, _configs, _finish, _wide, flag_of
 from spurmix.kernels.text import bert_backward_kernel, bert_embeddings_kernel, mix_embeddings_kernel, sum_rows_kernel
 from spurmix.kernels.tuned import Tuned, size_class
-from torch import Tensor
-
-import triton
 from spurmix.ops.reference_text import token_weights
 
 TOKEN_CHUNK = 16

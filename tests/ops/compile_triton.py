@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import triton
-from spurmix.kernels import tuned
 
 from spurmix.cli.warmup import Shapes, calls
+from spurmix.kernels import tuned
 
 CUOBJDUMP = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
 WIDE = r"\.global\S*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)"  # 128 bits and more

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import triton
+
 from spurmix.kernels import tuned
 
 DEVICE = torch.device("cuda", 0)
