@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core import checks
+from spurmix.core.deprecation import renamed_argument, renamed_attribute
 from spurmix.core.groups import GroupIndex
 from spurmix.data.dataset.checksums import Damage, find_damage
 from spurmix.data.dataset.format import (
@@ -87,11 +87,7 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self.metadata)
 
-    @property
-    def made(self) -> Provenance:
-        """Deprecated name of `provenance`."""
-        warnings.warn("PackedDataset.made is deprecated, use provenance", DeprecationWarning, stacklevel=2)
-        return self.provenance
+    made = renamed_attribute("provenance")
 
     @property
     def splits(self) -> dict[str, int]:
@@ -173,6 +169,7 @@ class PackedDataset:
         shape, dtype, _ = read_array_header(self.path / ARRAY_FILES[self.kind][0])
         return len(self) * math.prod(shape[1:]) * dtype.itemsize
 
+    @renamed_argument(room="reserve")
     def source(
         self,
         window: int | None = None,
@@ -181,7 +178,6 @@ class PackedDataset:
         device: torch.device | str | None = None,
         memory: int | None = None,
         reserve: int | None = None,
-        room: int | None = None,
     ) -> Source:
         """Return the examples as a source for `MixLoader`.
 
@@ -197,7 +193,6 @@ class PackedDataset:
             memory: Bytes of host memory that may be used. Default: what is available.
             reserve: Bytes of GPU memory that "device" leaves free for the model. Default: half of the free memory for
                 "auto", 0 for "device".
-            room: Deprecated name of `reserve`.
 
         Returns:
             An `ImageSource`, `TokenSource` or `FeatureSource`.
@@ -208,11 +203,6 @@ class PackedDataset:
         """
         from spurmix.data.sources.open import open_source
 
-        if room is not None:
-            warnings.warn("source: room is deprecated, use reserve", DeprecationWarning, stacklevel=2)
-            if reserve is not None:
-                raise TypeError("source: give reserve or room, got both; room is the deprecated name")
-            reserve = room
         return open_source(self, window, tier, device, memory, reserve)
 
     def tokenizer(self) -> TokenizerLike:

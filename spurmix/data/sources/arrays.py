@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurmix.core.deprecation import renamed_attribute
 from spurmix.core.memory import available
 from spurmix.data.memory import host_tensor
 from spurmix.data.sources.placement import Tier, shown
@@ -124,13 +125,6 @@ class ImageSource:
             std if std is not None else (IMAGENET_STD if is_rgb else 0.5), "std", channels, device
         )
 
-    def normalised(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> Self:
-        """Deprecated name of `normalized`."""
-        warnings.warn(
-            "ImageSource.normalised is deprecated, use ImageSource.normalized", DeprecationWarning, stacklevel=2
-        )
-        return self.normalized(mean, std)
-
     def normalized(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> Self:
         """Return a source of the same images with another normalization.
 
@@ -148,6 +142,8 @@ class ImageSource:
         other = copy.copy(self)
         other._set_normalization(mean, std, self.shape[2], self.device)
         return other
+
+    normalised = renamed_attribute("normalized")
 
     def __len__(self) -> int:
         return int(self.images.shape[0])

@@ -1,13 +1,14 @@
-"""Deprecated names of `PackedDataset`."""
+"""Deprecated names of `PackedDataset` and the sources."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_samples import class_folder
 
-from spurmix import PackedDataset
+from spurmix import ImageSource, PackedDataset
 from spurmix.data.pack.images import pack_images
 
 
@@ -17,5 +18,11 @@ def test_deprecated_names_still_work(tmp_path: Path) -> None:
         assert data.made == data.provenance
     with pytest.deprecated_call(match="use reserve"):
         assert len(data.source(tier="auto", room=0)) == 3
-    with pytest.raises(TypeError, match="got both"), pytest.deprecated_call():
+    with pytest.raises(TypeError, match="got both"):
         data.source(room=0, reserve=0)
+
+
+def test_deprecated_names_of_sources_still_work() -> None:
+    source = ImageSource(np.zeros((2, 4, 4, 3), dtype=np.uint8))
+    with pytest.deprecated_call(match="use normalized"):
+        assert source.normalised(0.5, 0.25).std.tolist() == [0.25] * 3
