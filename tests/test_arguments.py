@@ -80,7 +80,7 @@ def head(**given: Any) -> Any:
 
 
 def used(policy: MixPolicy) -> Any:
-    return policy.parts(GROUPS)
+    return policy.resolve_arrays(GROUPS)
 
 
 def draw(**given: Any) -> Any:

@@ -226,7 +226,6 @@ OUTSTANDING = {
         "['spurmix.cli.app', 'spurmix.cli.demo', 'spurmix.cli.demo_text', 'spurmix.cli.report', 'spurmix.cli.train', "
         "'spurmix.cli.train_report']",
         "['spurmix.cli.data', 'spurmix.cli.features']",
-        "['spurmix.core.audit', 'spurmix.core.policy', 'spurmix.core.tables']",
     },
     "long files": {
         "csrc/cpu/text.inc",

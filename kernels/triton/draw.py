@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from spurmix.core import tables as _tables
+from spurmix.core import table_layout as _layout
 
-MAGIC = tl.constexpr(_tables.MAGIC)
-HEADER = tl.constexpr(_tables.HEADER)
-QUANTILES = tl.constexpr(1025)
-REPLACEMENT = tl.constexpr(_tables.REPLACEMENT)
+MAGIC = tl.constexpr(_layout.MAGIC)
+HEADER_WORDS = tl.constexpr(_layout.HEADER_WORDS)
+WORD_LENGTH = tl.constexpr(_layout.WORD_LENGTH)
+WORD_NUM_EXAMPLES = tl.constexpr(_layout.WORD_NUM_EXAMPLES)
+WORD_NUM_GROUPS = tl.constexpr(_layout.WORD_NUM_GROUPS)
+WORD_NUM_STRATA = tl.constexpr(_layout.WORD_NUM_STRATA)
+WORD_PERIOD = tl.constexpr(_layout.WORD_PERIOD)
+WORD_NUM_ROWS = tl.constexpr(_layout.WORD_NUM_ROWS)
+WORD_FLAGS = tl.constexpr(_layout.WORD_FLAGS)
+MAX_COUNT = tl.constexpr(_layout.MAX_COUNT)
+QUANTILES = tl.constexpr(_layout.QUANTILES)
+REPLACEMENT = tl.constexpr(_layout.FLAG_REPLACEMENT)
 
 
 @triton.jit
@@ -138,15 +146,15 @@ def tables_are_valid(tables, length, member_count, HAS_MEMBERS: tl.constexpr):
 
     There are at least as many as a header; members are for each example, or there are none.
     """
-    n, g, s = tl.load(tables + 2), tl.load(tables + 3), tl.load(tables + 4)
-    w, r = tl.load(tables + 5), tl.load(tables + 6)
-    limit = 1 << 31
+    n, g = tl.load(tables + WORD_NUM_EXAMPLES), tl.load(tables + WORD_NUM_GROUPS)
+    s, w = tl.load(tables + WORD_NUM_STRATA), tl.load(tables + WORD_PERIOD)
+    r = tl.load(tables + WORD_NUM_ROWS)
     counts = (n >= 1) & (g >= 1) & (s >= 1) & (w >= 1) & (r >= 0) & (r <= g)
-    counts = counts & (g <= limit) & (s <= limit) & (w <= limit)
-    ends = HEADER + w + 3 * s + g + 1 + g + r * g + QUANTILES
+    counts = counts & (g <= MAX_COUNT) & (s <= MAX_COUNT) & (w <= MAX_COUNT)
+    ends = HEADER_WORDS + w + 3 * s + g + 1 + g + r * g + QUANTILES
     if HAS_MEMBERS:
         counts = counts & (n == member_count)
-    return (tl.load(tables) == MAGIC) & (tl.load(tables + 1) == length) & counts & (ends == length)
+    return (tl.load(tables) == MAGIC) & (tl.load(tables + WORD_LENGTH) == length) & counts & (ends == length)
 
 
 @triton.jit
@@ -155,9 +163,10 @@ def draw_samples(tables, members, seed, n, mask, HAS_MEMBERS: tl.constexpr, LANE
 
     LANES: how many lanes look for the groups of a block of one; 0 for larger blocks.
     """
-    groups, strata, period = tl.load(tables + 3), tl.load(tables + 4), tl.load(tables + 5)
-    rows, flags = tl.load(tables + 6), tl.load(tables + 7)
-    slot = tables + HEADER
+    groups, strata = tl.load(tables + WORD_NUM_GROUPS), tl.load(tables + WORD_NUM_STRATA)
+    period, rows = tl.load(tables + WORD_PERIOD), tl.load(tables + WORD_NUM_ROWS)
+    flags = tl.load(tables + WORD_FLAGS)
+    slot = tables + HEADER_WORDS
     share = slot + period
     first = share + strata
     size_of = first + strata

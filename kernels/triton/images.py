@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from spurmix.kernels.draw import draw_samples, sample_words, tables_are_valid
+from spurmix.kernels.draw import WORD_FLAGS, draw_samples, sample_words, tables_are_valid
 
 
 @triton.jit
@@ -258,7 +258,7 @@ def mix_image_batch_kernel(
     if tl.program_id(1) == 0:
         own_label = tl.load(labels + own, mask=known, other=0).to(tl.int64)
         other_label = own_label
-        if (tl.load(tables + 7) & KEEP_LABELS) == 0:
+        if (tl.load(tables + WORD_FLAGS) & KEEP_LABELS) == 0:
             other_label = tl.load(labels + other, mask=known, other=0).to(tl.int64)
         tl.store(label + sample, own_label)
         tl.store(partner_label + sample, other_label)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spurmix.core.tables import HEADER
+from spurmix.core.table_layout import HEADER_WORDS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LABELS = (torch.int64, torch.uint8, torch.int8, torch.int16, torch.int32)
@@ -50,7 +50,9 @@ def sequence(
     op: str, tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None
 ) -> None:
     check(op, "tables", tables, tables, torch.int64, tables.numel())
-    need(tables.numel() >= HEADER, op, "tables", "packed draw tables of this version")  # kernels read the header first
+    need(
+        tables.numel() >= HEADER_WORDS, op, "tables", "packed draw tables of this version"
+    )  # kernels read the header first
     check(op, "members", members, tables, (torch.int32, torch.int64), members.numel())
     if counter is not None:
         check(op, "counter", counter, tables, torch.int64, 1)

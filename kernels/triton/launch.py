@@ -16,7 +16,7 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
-from spurmix.core.tables import KEEP_LABELS
+from spurmix.core.table_layout import FLAG_KEEP_LABELS
 from spurmix.kernels import inputs
 from spurmix.kernels.draw import draw_kernel
 from spurmix.kernels.images import mix_image_batch_kernel, mix_images_kernel
@@ -214,7 +214,7 @@ def mix_image_batch_out(
             images, images.stride(0), images.shape[0], labels, tables, tables.numel(), members, members.numel(), mean,
             std, scale_min, scale_max, math.log(ratio_min), math.log(ratio_max), seed, start, counter, *out,
             flag_of(device), images.shape[1], images.shape[2], out_height, out_width, size, HAS_MEMBERS=members.numel() > 0,
-            HAS_COUNTER=counter is not None, KEEP_LABELS=KEEP_LABELS, CROP=crop, FLIP=flip, LAST=_last(mixed),
+            HAS_COUNTER=counter is not None, KEEP_LABELS=FLAG_KEEP_LABELS, CROP=crop, FLIP=flip, LAST=_last(mixed),
             CHANNELS=channels,
         )  # fmt: skip
     _finish(device, op)

@@ -1,22 +1,23 @@
-"""The audit: how much of the correlation between class and attribute a policy leaves, computed before any training."""
+"""The audit: how much of the correlation between class and attribute a policy leaves, computed before any training.
+
+`docs/draw-specification.md`, "Audit", derives the formulas.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.core.lam import moments
-from spurmix.core.policy import MixPolicy, Parts, normalised_partner
-from spurmix.core.shares import prior_shares, require_shares, unknown_counts, unknown_shares
-from spurmix.core.tables import schedule
+from spurmix.core.resolved_policy import ResolvedPolicy, normalized_rows
+from spurmix.core.schedule import make_schedule
+from spurmix.core.shares import Prior, prior_shares, require_shares, unknown_counts, unknown_shares
 
-FloatArray = NDArray[np.float64]
-OVERUSE = 20.0
-"""Uses of an example per pass over the largest group from which on the audit warns."""
+MAX_USES = 20.0
+"""The audit warns if an example is used more often than this per pass over the largest group."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,12 @@ class GroupUse:
     """How a policy uses one group in an epoch of N samples.
 
     Attributes:
-        share: share of the samples whose index lies in the group.
-        distinct: expected number of different examples seen, as index or partner.
-        uses: expected uses of each example, as index or partner, per pass over the largest group.
+        group: Number of the group.
+        name: Name of the group.
+        count: Number of its examples.
+        share: Share of samples whose index is in the group.
+        distinct: Expected number of distinct examples used, as index or partner.
+        uses: Expected number of uses of each example, as index or partner, per pass over the largest group.
     """
 
     group: int
@@ -39,16 +43,17 @@ class GroupUse:
 
 @dataclass(frozen=True)
 class Audit:
-    """What training under a policy sees.
+    """What a model sees when it is trained under a policy. Print it to see tables.
 
     Attributes:
         policy: repr of the resolved policy.
-        raw: correlation of class and attribute in the data, 0 (none) to 1.
-        residual: the same for the mixed samples.
-        joint: soft joint table `[classes, attributes]`, E[y a^T] of the mixed samples; sums to 1.
-        classes, attributes: names of its rows and columns.
-        groups: use of every group.
-        warnings: what to think about before training.
+        raw: Correlation of class and attribute in the data, from 0 (none) to 1.
+        residual: Correlation of class and attribute in the mixed samples.
+        joint: Soft joint table `[classes, attributes]` of the mixed samples, E[y a^T]. It sums to 1.
+        classes: Names of the rows of `joint`.
+        attributes: Names of the columns of `joint`.
+        groups: Use of each group.
+        warnings: Problems to consider before training.
     """
 
     policy: str
@@ -60,8 +65,8 @@ class Audit:
     groups: tuple[GroupUse, ...]
     warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The audit as plain JSON types."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the audit as a dict of JSON types."""
         return {
             "policy": self.policy,
             "raw": self.raw,
@@ -110,40 +115,60 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Means:
-    """Within-group means over the classes and attributes that occur: Y `[G, C]`, A `[G, A]`, Y A^T `[G, C, A]`."""
+    """Means within each group over the classes and attributes that occur.
+
+    Attributes:
+        label: Mean of one-hot labels, `[G, C]`.
+        attribute: Mean of one-hot attributes, `[G, A]`.
+        joint: Mean of their outer product y a^T, `[G, C, A]`.
+        classes: The classes that occur, `[C]`.
+        attributes: The attributes that occur, `[A]`.
+    """
 
     label: FloatArray
     attribute: FloatArray
     joint: FloatArray
-    classes: NDArray[np.int64]
-    attributes: NDArray[np.int64]
+    classes: Int64Array
+    attributes: Int64Array
 
 
-def audit(groups: GroupIndex, policy: MixPolicy, *, prior: Any = None) -> Audit:
-    """The audit of `policy` on `groups`; see `MixPolicy.audit`."""
-    resolved = policy.resolve(groups)
-    parts = resolved.parts(groups)
-    given = prior_shares(groups, prior) if prior is not None else parts.attribute_shares
-    means = _means(groups, given)
-    pi = _index_shares(groups, parts)
-    kernel = normalised_partner(parts.partner) if parts.partner is not None else None
+def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str, prior: Prior | None = None) -> Audit:
+    """Audit a resolved policy. `MixPolicy.audit` is the public method.
 
-    raw_pi = groups.sizes / groups.num_examples
-    raw, _ = _correlation(means, raw_pi, None, 1.0, 1.0, True)
-    m1, m2 = moments(parts.quantile)
-    residual, joint = _correlation(means, pi, kernel, m1, m2, parts.labels == "mix")
+    Args:
+        groups: Groups of the dataset.
+        policy: The policy resolved for these groups.
+        description: Description of the policy.
+        prior: Attribute shares of each class's examples of unknown attribute. Default: those of the policy, else the
+            shares of the class's known examples.
 
-    use = _group_use(groups, parts, pi, kernel)
-    heavy = [g for g in use if g.uses > OVERUSE]
+    Returns:
+        The audit.
+
+    Raises:
+        ValueError: If the prior does not fit the groups, or a class needs one.
+    """
+    given = prior_shares(groups, prior) if prior is not None else policy.attribute_shares
+    means = _group_means(groups, given)
+    index_share = _index_shares(groups, policy)
+    kernel = normalized_rows(policy.partner) if policy.partner is not None else None
+
+    data_share = groups.sizes / groups.num_examples
+    raw, _ = _correlation(means, data_share, None, 1.0, 1.0, True)
+    m1, m2 = moments(policy.quantile)
+    residual, joint = _correlation(means, index_share, kernel, m1, m2, policy.labels == "mix")
+
+    use = _group_use(groups, policy.replacement, index_share, kernel)
     warnings = [
         f"each of the {g.count:,} examples of {g.name} is used {g.uses:.0f} times per pass over the largest group; "
-        "the model may memorise them"
-        for g in heavy
+        "the model may memorize them"
+        for g in use
+        if g.uses > MAX_USES
     ]
     class_names = groups.class_names or tuple(f"y={c}" for c in range(groups.num_classes))
     attribute_names = groups.attribute_names or tuple(f"a={a}" for a in range(groups.num_attributes))
     return Audit(
-        repr(resolved),
+        description,
         raw,
         residual,
         joint,
@@ -154,16 +179,16 @@ def audit(groups: GroupIndex, policy: MixPolicy, *, prior: Any = None) -> Audit:
     )
 
 
-def _index_shares(groups: GroupIndex, parts: Parts) -> FloatArray:
-    """Share of samples whose index lies in each group, `[G]`, from the schedule's slots."""
-    plan = schedule(parts.weights)
-    stratum = np.repeat(np.arange(parts.weights.size), np.diff(parts.first_group))
-    size = np.bincount(stratum, weights=groups.sizes, minlength=parts.weights.size)
+def _index_shares(groups: GroupIndex, policy: ResolvedPolicy) -> FloatArray:
+    """Share of samples whose index is in each group, `[G]`, by the schedule's slots."""
+    plan = make_schedule(policy.weights)
+    stratum = np.repeat(np.arange(policy.weights.size), np.diff(policy.first_group))
+    size = np.bincount(stratum, weights=groups.sizes, minlength=policy.weights.size)
     rate = plan.share / plan.stratum.size / np.maximum(size, 1)
     return rate[stratum] * groups.sizes
 
 
-def _means(groups: GroupIndex, prior: FloatArray | None) -> _Means:
+def _group_means(groups: GroupIndex, prior: FloatArray | None) -> _Means:
     shares = unknown_shares(groups, prior)
     require_shares(shares, np.flatnonzero(unknown_counts(groups) > 0))
     shares = np.nan_to_num(shares)
@@ -190,70 +215,78 @@ def _means(groups: GroupIndex, prior: FloatArray | None) -> _Means:
 
 
 def _correlation(
-    means: _Means, pi: FloatArray, kernel: FloatArray | None, m1: float, m2: float, mix_labels: bool
+    means: _Means, index_share: FloatArray, kernel: FloatArray | None, m1: float, m2: float, mix_labels: bool
 ) -> tuple[float, FloatArray]:
-    """Residual correlation and joint table E[y a^T] of samples with index shares `pi` and partner kernel `kernel`."""
-    y_label = means.label
-    own_yy = _diagonal(y_label)
-    own_aa = _diagonal(means.attribute)
-    if kernel is None:
-        kernel = np.zeros((pi.size, 0))
-        paired = np.zeros(pi.size, dtype=bool)
-    else:
-        paired = np.asarray(kernel.any(axis=1))
+    """Residual correlation and joint table E[y a^T] of mixed samples.
 
-    alone = np.where(paired, 0.0, pi)
-    e_y, e_a = alone @ y_label, alone @ means.attribute
-    e_ya = np.einsum("g,gca->ca", alone, means.joint)
-    e_yy = np.einsum("g,gcd->cd", alone, own_yy)
-    e_aa = np.einsum("g,gcd->cd", alone, own_aa)
-    if paired.any():
-        index = np.where(paired, pi, 0.0)
-        partner = index @ kernel  # [G] share of samples whose partner lies in each group
-        pairs = index[:, None] * kernel  # [G, G]
-        label = _Mixed(mix_labels, m1, m2)
-        pixel = _Mixed(True, m1, m2)
-        e_y = e_y + label.mean(index @ y_label, partner @ y_label)
-        e_a = e_a + pixel.mean(index @ means.attribute, partner @ means.attribute)
-        e_yy = e_yy + label.square(index, partner, own_yy, y_label.T @ pairs @ y_label)
-        e_aa = e_aa + pixel.square(index, partner, own_aa, means.attribute.T @ pairs @ means.attribute)
-        own = np.einsum("g,gca->ca", index, means.joint)
-        cross = y_label.T @ pairs @ means.attribute
+    Args:
+        means: Means within each group.
+        index_share: Share of samples whose index is in each group, `[G]`.
+        kernel: Probability of the partner's group for each group of the index, `[G, G]`. All-zero: no partner.
+        m1: E[lam].
+        m2: E[lam^2].
+        mix_labels: Whether labels are mixed.
+    """
+    label_square = _diagonal(means.label)
+    attribute_square = _diagonal(means.attribute)
+    if kernel is None:
+        kernel = np.zeros((index_share.size, 0))
+        has_partner = np.zeros(index_share.size, dtype=bool)
+    else:
+        has_partner = np.asarray(kernel.any(axis=1))
+
+    unmixed = np.where(has_partner, 0.0, index_share)
+    e_y, e_a = unmixed @ means.label, unmixed @ means.attribute
+    e_ya = np.einsum("g,gca->ca", unmixed, means.joint)
+    e_yy = np.einsum("g,gcd->cd", unmixed, label_square)
+    e_aa = np.einsum("g,gcd->cd", unmixed, attribute_square)
+    if has_partner.any():
+        index = np.where(has_partner, index_share, 0.0)
+        partner = index @ kernel  # [G] share of samples whose partner is in each group
+        pairs = index[:, None] * kernel  # [G, G] share of samples by the groups of index and partner
+        label = _MixedMoments(mix_labels, m1, m2)
+        attribute = _MixedMoments(True, m1, m2)
+        e_y = e_y + label.mean(index @ means.label, partner @ means.label)
+        e_a = e_a + attribute.mean(index @ means.attribute, partner @ means.attribute)
+        e_yy = e_yy + label.square(index, partner, label_square, means.label.T @ pairs @ means.label)
+        e_aa = e_aa + attribute.square(index, partner, attribute_square, means.attribute.T @ pairs @ means.attribute)
+        index_term = np.einsum("g,gca->ca", index, means.joint)
+        cross_term = means.label.T @ pairs @ means.attribute
         if mix_labels:
-            reverse = y_label.T @ pairs.T @ means.attribute
-            donated = np.einsum("g,gca->ca", partner, means.joint)
-            e_ya = e_ya + m2 * own + (m1 - m2) * (cross + reverse) + (1 - 2 * m1 + m2) * donated
+            reverse_term = means.label.T @ pairs.T @ means.attribute
+            partner_term = np.einsum("g,gca->ca", partner, means.joint)
+            e_ya = e_ya + m2 * index_term + (m1 - m2) * (cross_term + reverse_term) + (1 - 2 * m1 + m2) * partner_term
         else:
-            e_ya = e_ya + m1 * own + (1 - m1) * cross
+            e_ya = e_ya + m1 * index_term + (1 - m1) * cross_term
     return _residual(e_ya, e_yy, e_aa, e_y, e_a), e_ya
 
 
 @dataclass(frozen=True)
-class _Mixed:
-    """First and second moments of lam u + (1 - lam) v, or of u alone where it is not mixed."""
+class _MixedMoments:
+    """First and second moments of lam u + (1 - lam) v, or of u if it is not mixed."""
 
     mixed: bool
     m1: float
     m2: float
 
-    def mean(self, own: FloatArray, other: FloatArray) -> FloatArray:
-        return self.m1 * own + (1 - self.m1) * other if self.mixed else own
+    def mean(self, of_index: FloatArray, of_partner: FloatArray) -> FloatArray:
+        return self.m1 * of_index + (1 - self.m1) * of_partner if self.mixed else of_index
 
-    def square(self, index: FloatArray, partner: FloatArray, own: FloatArray, cross: FloatArray) -> FloatArray:
-        first = np.einsum("g,gcd->cd", index, own)
+    def square(self, index: FloatArray, partner: FloatArray, within: FloatArray, cross: FloatArray) -> FloatArray:
+        of_index = np.einsum("g,gcd->cd", index, within)
         if not self.mixed:
-            return first
-        second = np.einsum("g,gcd->cd", partner, own)
-        return self.m2 * first + (self.m1 - self.m2) * (cross + cross.T) + (1 - 2 * self.m1 + self.m2) * second
+            return of_index
+        of_partner = np.einsum("g,gcd->cd", partner, within)
+        return self.m2 * of_index + (self.m1 - self.m2) * (cross + cross.T) + (1 - 2 * self.m1 + self.m2) * of_partner
 
 
 def _diagonal(means: FloatArray) -> FloatArray:
-    """E[v v^T] of one-hot v with the given means: diagonal matrices `[G, K, K]`."""
+    """E[v v^T] of one-hot vectors v with the given means, `[G, K, K]`."""
     return means[:, :, None] * np.eye(means.shape[1])
 
 
 def _residual(e_ya: FloatArray, e_yy: FloatArray, e_aa: FloatArray, e_y: FloatArray, e_a: FloatArray) -> float:
-    """||Cov(y)^-1/2 Cov(y, a) Cov(a)^-1/2||_F / sqrt(min rank): Cramer's V where y and a are one-hot."""
+    """||Cov(y)^-1/2 Cov(y, a) Cov(a)^-1/2||_F / sqrt(min rank). This is Cramer's V if y and a are one-hot."""
     root_y, rank_y = _inverse_root(e_yy - np.outer(e_y, e_y))
     root_a, rank_a = _inverse_root(e_aa - np.outer(e_a, e_a))
     rank = min(rank_y, rank_a)
@@ -264,32 +297,35 @@ def _residual(e_ya: FloatArray, e_yy: FloatArray, e_aa: FloatArray, e_y: FloatAr
 
 
 def _inverse_root(covariance: FloatArray) -> tuple[FloatArray, int]:
+    """Pseudo-inverse of the square root of a covariance matrix, and its rank."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     kept = values > 1e-10 * max(1.0, float(values[-1]))
     inverse = np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
     return (vectors * inverse) @ vectors.T, int(kept.sum())
 
 
-def _group_use(groups: GroupIndex, parts: Parts, pi: FloatArray, kernel: FloatArray | None) -> list[GroupUse]:
-    partner = np.zeros_like(pi) if kernel is None else pi @ kernel
+def _group_use(
+    groups: GroupIndex, replacement: bool, index_share: FloatArray, kernel: FloatArray | None
+) -> list[GroupUse]:
+    partner_share = np.zeros_like(index_share) if kernel is None else index_share @ kernel
     sizes = groups.sizes
-    per_example = (pi + partner) / np.maximum(sizes, 1)
-    drawn = np.flatnonzero(pi > 0)
+    per_example = (index_share + partner_share) / np.maximum(sizes, 1)
+    drawn = np.flatnonzero(index_share > 0)
     largest = drawn[np.argmax(sizes[drawn])]
-    samples = sizes[largest] / pi[largest]  # one pass over the largest group
+    pass_samples = sizes[largest] / index_share[largest]  # samples in one pass over the largest group
 
     epoch = groups.num_examples
-    as_index = epoch * pi / np.maximum(sizes, 1)
-    missed = np.where(parts.replacement, np.exp(-as_index), np.maximum(0.0, 1.0 - as_index))
-    missed = missed * np.exp(-epoch * partner / np.maximum(sizes, 1))
+    index_uses = epoch * index_share / np.maximum(sizes, 1)
+    missed = np.where(replacement, np.exp(-index_uses), np.maximum(0.0, 1.0 - index_uses))
+    missed = missed * np.exp(-epoch * partner_share / np.maximum(sizes, 1))
     return [
         GroupUse(
             g,
             groups.group_name(g),
             int(sizes[g]),
-            float(pi[g]),
+            float(index_share[g]),
             float(sizes[g] * (1.0 - missed[g])),
-            float(samples * per_example[g]),
+            float(pass_samples * per_example[g]),
         )
         for g in range(groups.num_groups)
     ]

@@ -1,4 +1,4 @@
-"""Checks of plain arguments: a wrong type or range is an error that names the argument, before anything is computed."""
+"""Checks of plain arguments. An argument of a wrong type or value raises an error that names it."""
 
 from __future__ import annotations
 
@@ -7,69 +7,79 @@ import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar, overload
 
 import numpy as np
 
+from spurmix.core.array_types import FloatArray
 
-def integer(value: Any, name: str, low: int | None = None, high: int | None = None) -> int:
-    """An integer of any kind in [low, high]; a Python one.
+T = TypeVar("T")
+
+
+def integer(value: object, name: str, low: int | None = None, high: int | None = None) -> int:
+    """Return `value`, an integer of any type in [low, high], as a Python int.
 
     Raises:
-        TypeError: for anything else. ValueError: for one outside.
+        TypeError: If it is not an integer.
+        ValueError: If it is outside the range.
     """
-    try:
-        number = operator.index(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {_kind(value)}")
+    number = None
+    if not isinstance(value, bool):
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    if number is None:
+        raise TypeError(f"{name} must be an integer, got {_type_name(value)}")
     if high is not None and low is not None and not low <= number <= high:
-        raise ValueError(f"{name} must lie in [{low}, {high}], got {number}")
+        raise ValueError(f"{name} must be in [{low}, {high}], got {number}")
     if low is not None and number < low:
         raise ValueError(f"{name} must be {low} or more, got {number}")
     return number
 
 
-def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf, *, positive: bool = False) -> float:
-    """A finite number of any kind in [low, high], above 0 where it is to be positive; a Python float.
+def number(
+    value: object, name: str, low: float = -math.inf, high: float = math.inf, *, positive: bool = False
+) -> float:
+    """Return `value`, a finite number of any type in [low, high], as a Python float. `positive` also rejects 0.
 
     Raises:
-        TypeError: for anything else. ValueError: for one outside.
+        TypeError: If it is not a number.
+        ValueError: If it is not finite or outside the range.
     """
     try:
-        made = None if isinstance(value, (bool, str, bytes, complex)) else float(value)
+        made = None if isinstance(value, (bool, str, bytes, complex)) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         made = None
     except OverflowError:
         made = math.inf
     if made is None:
-        raise TypeError(f"{name} must be a number, got {_kind(value)}")
+        raise TypeError(f"{name} must be a number, got {_type_name(value)}")
     if positive and not 0 < made < math.inf:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     if low <= made <= high and -math.inf < made < math.inf:  # torch.compile cannot trace math.isfinite
         return made
     if high < math.inf:
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value!r}")
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value!r}")
     raise ValueError(f"{name} must be {f'{low:g} or more' if low > -math.inf else 'finite'}, got {value!r}")
 
 
-def flag(value: Any, name: str) -> bool:
-    """True or False.
+def flag(value: object, name: str) -> bool:
+    """Return `value`, True or False.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: If it is anything else.
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    raise TypeError(f"{name} must be True or False, got {_kind(value)}")
+    raise TypeError(f"{name} must be True or False, got {_type_name(value)}")
 
 
-def strings(value: Any, name: str) -> tuple[str, ...]:
-    """A sequence of strings.
+def strings(value: object, name: str) -> tuple[str, ...]:
+    """Return `value`, a sequence of strings, as a tuple.
 
     Raises:
-        TypeError: for anything else, one string alone included.
+        TypeError: If it is anything else. A single string is also rejected.
     """
     made = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
     if made is None or not all(isinstance(one, str) for one in made):
@@ -77,38 +87,61 @@ def strings(value: Any, name: str) -> tuple[str, ...]:
     return made
 
 
-def choice(value: Any, name: str, choices: Iterable[str]) -> str:
-    """One of some words.
+def choice(value: object, name: str, choices: Iterable[str]) -> str:
+    """Return `value`, one of `choices`.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: If it is anything else.
     """
     if isinstance(value, str) and value in choices:
         return value
     raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def path(value: Any, name: str) -> Path:
-    """A path of this machine.
+def path(value: object, name: str) -> Path:
+    """Return `value`, a path of the file system, as a Path.
 
     Raises:
-        TypeError: for what is none.
+        TypeError: If it is not a path.
     """
     if isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str):
         return Path(value)
-    raise TypeError(f"{name} must be a path, got {_kind(value)}")
+    raise TypeError(f"{name} must be a path, got {_type_name(value)}")
 
 
-def instance(value: Any, name: str, kind: type, *, optional: bool = False) -> Any:
-    """`value`, an object of a class.
+@overload
+def instance(value: object, name: str, kind: type[T], *, optional: Literal[False] = False) -> T: ...
+@overload
+def instance(value: object, name: str, kind: type[T], *, optional: Literal[True]) -> T | None: ...
+def instance(value: object, name: str, kind: type[T], *, optional: bool = False) -> T | None:
+    """Return `value`, an instance of a class.
 
     Raises:
-        TypeError: for another one.
+        TypeError: If it is an instance of another class.
     """
-    if isinstance(value, kind) or (optional and value is None):
+    if isinstance(value, kind):
         return value
-    raise TypeError(f"{name} must be a {kind.__name__}{' or None' if optional else ''}, got {_kind(value)}")
+    if optional and value is None:
+        return None
+    raise TypeError(f"{name} must be a {kind.__name__}{' or None' if optional else ''}, got {_type_name(value)}")
 
 
-def _kind(value: Any) -> str:
+def on_host(values: object) -> object:
+    """Return `values`. A PyTorch tensor is detached and copied to the host."""
+    return values.detach().cpu() if hasattr(values, "detach") else values
+
+
+def float_array(values: object, name: str) -> FloatArray:
+    """Return `values`, an array, tensor or nested sequence of numbers, as a float64 array.
+
+    Raises:
+        TypeError: If they are not numbers, or the sequences have different lengths.
+    """
+    try:
+        return np.asarray(on_host(values), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of numbers ({error})") from None
+
+
+def _type_name(value: object) -> str:
     return "None" if value is None else type(value).__name__

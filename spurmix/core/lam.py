@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from spurmix.core import checks
+from spurmix.core.array_types import FloatArray, Int64Array
 
 ONE = 1 << 24
-"""Fixed-point one: `lam` is a multiple of 2^-24."""
+"""Fixed-point representation of 1. `lam` is a multiple of 2^-24."""
 POINTS = 1025
-"""Entries of a quantile table: the inverse CDF at k / 1024."""
-
-FloatArray = NDArray[np.float64]
+"""Number of points of a quantile table: the inverse CDF at k / 1024."""
 
 
 @runtime_checkable
@@ -24,19 +23,43 @@ class LamDistribution(Protocol):
     """A distribution on [0, 1], given by its inverse CDF."""
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
-        """The quantiles at `u` (float64, in [0, 1]), non-decreasing and in [0, 1]."""
+        """Return the quantiles at `u`.
+
+        Args:
+            u: Probabilities in [0, 1], float64.
+
+        Returns:
+            Non-decreasing values in [0, 1], in the shape of `u`.
+        """
         ...
 
 
+LamLike: TypeAlias = LamDistribution | float | Callable[[FloatArray], ArrayLike]
+"""A distribution, a number in [0, 1], or an inverse CDF."""
+
+
 class _Foldable:
-    def folded(self) -> Folded:
-        """The distribution of max(lam, 1 - lam): the index always carries the larger part."""
-        return Folded(self)  # type: ignore[arg-type]
+    def folded(self: LamDistribution) -> Folded:
+        """Return the distribution of max(lam, 1 - lam), in which the index always has the larger weight."""
+        return Folded(self)
 
 
 @dataclass(frozen=True)
 class Beta(_Foldable):
-    """Beta(a, b), the usual choice of mixup; `b` defaults to `a`. Both must be positive and finite."""
+    """Beta distribution, as used by mixup.
+
+    Args:
+        a: First shape parameter, positive and finite.
+        b: Second shape parameter, positive and finite. Default: `a`.
+
+    Raises:
+        TypeError: If a parameter is not a number.
+        ValueError: If a parameter is not positive and finite.
+
+    Example:
+        >>> Beta(0.4), Beta(2, 5)
+        (Beta(0.4, 0.4), Beta(2, 5))
+    """
 
     a: float
     b: float | None = None
@@ -48,6 +71,7 @@ class Beta(_Foldable):
             object.__setattr__(self, name, checks.number(getattr(self, name), f"Beta: {name}", positive=True))
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
+        """Return the quantiles at `u`."""
         from scipy.special import betaincinv
 
         return np.asarray(betaincinv(self.a, self.b, u), dtype=np.float64)
@@ -58,7 +82,20 @@ class Beta(_Foldable):
 
 @dataclass(frozen=True)
 class Uniform(_Foldable):
-    """Uniform on [low, high], 0 <= low <= high <= 1."""
+    """Uniform distribution on [low, high].
+
+    Args:
+        low: Lower bound, in [0, 1].
+        high: Upper bound, in [low, 1].
+
+    Raises:
+        TypeError: If a bound is not a number.
+        ValueError: If the bounds do not satisfy 0 <= low <= high <= 1.
+
+    Example:
+        >>> Uniform(0.5, 1)
+        Uniform(0.5, 1)
+    """
 
     low: float = 0.0
     high: float = 1.0
@@ -67,9 +104,12 @@ class Uniform(_Foldable):
         for name in ("low", "high"):
             object.__setattr__(self, name, checks.number(getattr(self, name), f"Uniform: {name}"))
         if not 0.0 <= self.low <= self.high <= 1.0:
-            raise ValueError(f"Uniform: need 0 <= low <= high <= 1, got low={self.low!r}, high={self.high!r}")
+            raise ValueError(
+                f"Uniform: low and high must satisfy 0 <= low <= high <= 1, got {self.low!r}, {self.high!r}"
+            )
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
+        """Return the quantiles at `u`."""
         return self.low + (self.high - self.low) * u
 
     def __repr__(self) -> str:
@@ -78,7 +118,19 @@ class Uniform(_Foldable):
 
 @dataclass(frozen=True)
 class Fixed(_Foldable):
-    """Always `value`, in [0, 1]."""
+    """The same weight for every sample.
+
+    Args:
+        value: The weight, in [0, 1].
+
+    Raises:
+        TypeError: If `value` is not a number.
+        ValueError: If `value` is outside [0, 1].
+
+    Example:
+        >>> Fixed(0.25)
+        Fixed(0.25)
+    """
 
     value: float
 
@@ -86,6 +138,7 @@ class Fixed(_Foldable):
         object.__setattr__(self, "value", checks.number(self.value, "Fixed: value", 0, 1))
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
+        """Return the quantiles at `u`."""
         return np.full_like(u, self.value)
 
     def __repr__(self) -> str:
@@ -94,9 +147,19 @@ class Fixed(_Foldable):
 
 @dataclass(frozen=True)
 class InverseCDF(_Foldable):
-    """Any distribution by its inverse CDF: a vectorised function on [0, 1], non-decreasing with values in [0, 1].
+    """Any distribution on [0, 1], given by its inverse CDF.
 
-    Example: ``InverseCDF(lambda u: u ** 2)``.
+    Args:
+        function: Vectorized function from float64 probabilities in [0, 1] to values in [0, 1]. It must not decrease. It
+            is evaluated at k / 1024 and interpolated linearly.
+
+    Raises:
+        TypeError: If `function` is not callable.
+
+    Example:
+        >>> lam = InverseCDF(lambda u: u**2)
+        >>> quantile_table(lam)[512] / 2**24
+        np.float64(0.25)
     """
 
     function: Callable[[FloatArray], ArrayLike]
@@ -106,20 +169,22 @@ class InverseCDF(_Foldable):
             raise TypeError(f"InverseCDF: function must be callable, got {type(self.function).__name__}")
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
+        """Return the quantiles at `u`."""
         try:
             return np.asarray(self.function(u), dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"lam: the inverse CDF must make an array of numbers of one ({error})") from None
+            raise type(error)(f"lam: the inverse CDF must map an array of numbers to another ({error})") from None
 
 
 @dataclass(frozen=True)
 class Folded:
-    """max(lam, 1 - lam) for lam drawn from `base`."""
+    """Distribution of max(lam, 1 - lam) for lam drawn from `base`. `folded()` of a distribution makes it."""
 
     base: LamDistribution
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
-        # The folded values of a fine, evenly weighted sample of the base, sorted, are its quantiles.
+        """Return the quantiles at `u`."""
+        # The sorted folded values of a fine, evenly spaced sample of the base are its quantiles.
         fine = self.base.inverse_cdf((np.arange(1 << 20) + 0.5) / (1 << 20))
         ends = self.base.inverse_cdf(np.array([0.0, 1.0]))
         values = np.sort(np.maximum(fine, 1.0 - fine))
@@ -132,12 +197,13 @@ class Folded:
 
 @dataclass(frozen=True)
 class Scaled(_Foldable):
-    """`factor` * lam, factor in [0, 1], made by scaling the quantile table of `base`."""
+    """Distribution of factor * lam for lam drawn from `base`, made by scaling the quantile table of `base`."""
 
     base: LamDistribution
     factor: float
 
     def inverse_cdf(self, u: FloatArray) -> FloatArray:
+        """Return the quantiles at `u`."""
         return np.interp(u, np.linspace(0.0, 1.0, POINTS), quantile_table(self.base) * self.factor / ONE)
 
     def __repr__(self) -> str:
@@ -145,11 +211,11 @@ class Scaled(_Foldable):
 
 
 def as_distribution(lam: object) -> LamDistribution:
-    """`lam` as a distribution: a number means `Fixed`, a function its inverse CDF.
+    """Return `lam` as a distribution: a number as `Fixed`, a function as `InverseCDF`.
 
     Raises:
-        TypeError: for anything else.
-        ValueError: for a number outside [0, 1].
+        TypeError: If it is anything else.
+        ValueError: If a number is outside [0, 1].
     """
     if isinstance(lam, LamDistribution):
         return lam
@@ -163,17 +229,22 @@ def as_distribution(lam: object) -> LamDistribution:
     )
 
 
-def quantile_table(distribution: LamDistribution) -> NDArray[np.int64]:
-    """The table of `distribution`: int64 `[1025]`, 2^24 * inverse CDF(k / 1024) rounded half to even.
+def quantile_table(distribution: LamDistribution) -> Int64Array:
+    """Return the quantile table of a distribution.
+
+    Args:
+        distribution: The distribution.
+
+    Returns:
+        2^24 * inverse CDF(k / 1024), rounded half to even, int64 `[1025]`.
 
     Raises:
-        ValueError: if the inverse CDF leaves [0, 1], decreases, is not finite or has the wrong shape.
+        TypeError: If the inverse CDF does not return numbers.
+        ValueError: If the inverse CDF leaves [0, 1], decreases, is not finite or returns a wrong shape.
     """
     values = distribution.inverse_cdf(np.arange(POINTS, dtype=np.float64) / (POINTS - 1))
     if values.shape != (POINTS,):
-        raise ValueError(
-            f"lam: the inverse CDF returned shape {values.shape} for {POINTS} points, expected ({POINTS},)"
-        )
+        raise ValueError(f"lam: the inverse CDF must return shape ({POINTS},) for {POINTS} points, got {values.shape}")
     if not np.all(np.isfinite(values)):
         raise ValueError("lam: the inverse CDF returned a value that is not finite")
     if values.min() < 0.0 or values.max() > 1.0:
@@ -182,11 +253,11 @@ def quantile_table(distribution: LamDistribution) -> NDArray[np.int64]:
         )
     if np.any(np.diff(values) < 0):
         k = int(np.argmax(np.diff(values) < 0))
-        raise ValueError(f"lam: the inverse CDF must not decrease, but does between {k}/1024 and {k + 1}/1024")
+        raise ValueError(f"lam: the inverse CDF must not decrease, but it does between {k}/1024 and {k + 1}/1024")
     return np.rint(values * ONE).astype(np.int64)
 
 
-def moments(quantile: NDArray[np.int64]) -> tuple[float, float]:
-    """E[lam] and E[lam^2] of draws from the table, which interpolate linearly between its points."""
+def moments(quantile: Int64Array) -> tuple[float, float]:
+    """E[lam] and E[lam^2] under a quantile table, which is interpolated linearly."""
     low, high = quantile[:-1] / ONE, quantile[1:] / ONE
     return float(np.mean(low + high) / 2), float(np.mean(low * low + low * high + high * high) / 3)

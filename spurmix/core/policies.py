@@ -1,24 +1,33 @@
-"""The methods: every function returns a `MixPolicy` that fits any GroupIndex it later meets.
+"""The methods. Each function returns a `MixPolicy`, which adapts to the `GroupIndex` with which it is used.
 
-Sources: mixup (Zhang et al. 2018, arXiv 1710.09412); LISA (Yao et al. 2022, arXiv 2201.00299); SelecMix (Hwang et al.
-2022, arXiv 2211.02291); MixPro (Xue et al. 2024, arXiv 2305.14521 v3); JTT (Liu et al. 2021, arXiv 2107.09044).
-`balance_attributes` makes the idea of Xue et al. 2023 (arXiv 2305.14521 v1) exact: it balances spurious attributes
-across classes by mixing in a small set of examples with known attributes. Its formulas are ours, not their protocol.
+`balance_attributes` makes the idea of Xue et al. 2023 (arXiv 2305.14521 v1) exact: it balances spurious attributes across
+classes by mixing in a small set of examples whose attributes are known. The formulas are those of this project.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from spurmix.core import checks
+from spurmix.core.array_types import FloatArray
 from spurmix.core.groups import MIXED, UNKNOWN, GroupIndex
-from spurmix.core.lam import Beta, Fixed, Scaled, Uniform, as_distribution, moments, quantile_table
-from spurmix.core.policy import FloatArray, Labels, MixPolicy, Strata, _checked, group_number
-from spurmix.core.shares import known_counts, prior_shares, require_shares, unknown_counts, unknown_shares
+from spurmix.core.lam import (
+    Beta,
+    Fixed,
+    LamDistribution,
+    LamLike,
+    Scaled,
+    Uniform,
+    as_distribution,
+    moments,
+    quantile_table,
+)
+from spurmix.core.policy import MixPolicy
+from spurmix.core.resolved_policy import Labels, Strata, Weights, checked_weights, group_number
+from spurmix.core.shares import Prior, known_counts, prior_shares, require_shares, unknown_counts, unknown_shares
 
 __all__ = [
     "balance_attributes",
@@ -34,151 +43,268 @@ __all__ = [
 
 
 def erm() -> MixPolicy:
-    """Plain training: every example once per pass, in random order, unmixed."""
+    """Empirical risk minimization: each example once per epoch, in random order, unmixed.
+
+    Returns:
+        The policy.
+
+    Example:
+        >>> erm()
+        MixPolicy<erm>(strata='all', labels='mix')
+    """
     return MixPolicy(strata="all", name="erm")
 
 
 def class_balanced() -> MixPolicy:
-    """Every class equally often, unmixed."""
+    """Draw each class equally often, unmixed.
+
+    Returns:
+        The policy.
+
+    Example:
+        >>> class_balanced()
+        MixPolicy<class_balanced>(strata='classes', labels='mix')
+    """
     return MixPolicy(strata="classes", name="class_balanced")
 
 
 def group_balanced() -> MixPolicy:
-    """Every group equally often, unmixed."""
+    """Draw each group equally often, unmixed.
+
+    Returns:
+        The policy.
+
+    Example:
+        >>> group_balanced()
+        MixPolicy<group_balanced>(strata='groups', labels='mix')
+    """
     return MixPolicy(strata="groups", name="group_balanced")
 
 
 def mixup(alpha: float = 0.2) -> MixPolicy:
-    """Any example with any other, lam ~ Beta(alpha, alpha), labels mixed: mixup (arXiv 1710.09412).
+    """Mix each example with a random one, lam ~ Beta(alpha, alpha), and mix the labels.
 
-    Partners are drawn like indices: groups by their size, those of unknown attribute included.
+    Partners are drawn from all examples, including those of unknown attribute.
+
+    Args:
+        alpha: Parameter of the Beta distribution, positive.
+
+    Returns:
+        The policy.
+
+    Raises:
+        TypeError: If `alpha` is not a number.
+        ValueError: If `alpha` is not positive and finite.
+
+    Example:
+        >>> mixup(0.4)
+        MixPolicy<mixup>(strata='all', lam=Beta(0.4, 0.4), labels='mix')
+
+    References:
+        Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv 1710.09412.
     """
     lam = Beta(checks.number(alpha, "mixup: alpha", positive=True))
-    return _recipe("mixup", "all", lam, "mix", partial(_mixup, lam=lam))
+    return _adaptive_policy("mixup", "all", lam, "mix", partial(_mixup, lam=lam))
 
 
-def _mixup(groups: GroupIndex, lam: Any) -> MixPolicy:
+def _mixup(groups: GroupIndex, lam: LamDistribution) -> MixPolicy:
     row = groups.sizes.astype(np.float64)
     return MixPolicy("all", partner=np.tile(row, (groups.num_groups, 1)), lam=lam)
 
 
 def lisa(p: float = 0.5, alpha: float = 2.0) -> MixPolicy:
-    """LISA (arXiv 2201.00299): with probability p a partner of the same class and another attribute, else of another
-    class and the same attribute; lam ~ Beta(alpha, alpha), labels mixed, groups drawn equally often.
+    """Mix examples that share either the class or the attribute, lam ~ Beta(alpha, alpha), and mix the labels.
 
-    An empty branch gives its mass to the other. Examples of unknown attribute get no partner and are none.
+    Groups are drawn equally often. With probability `p`, the partner has the same class and another attribute. Otherwise
+    it has another class and the same attribute. If one of the two does not exist, the other is always used. Examples of
+    unknown attribute are not mixed.
+
+    Args:
+        p: Probability of a partner of the same class, in [0, 1].
+        alpha: Parameter of the Beta distribution, positive.
+
+    Returns:
+        The policy. Each group must have a single class and attribute.
+
+    Raises:
+        TypeError: If an argument is not a number.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> lisa(p=0.3)
+        MixPolicy<lisa>(strata='groups', lam=Beta(2, 2), labels='mix')
+
+    References:
+        Yao et al., Improving Out-of-Distribution Robustness via Selective Augmentation, ICML 2022, arXiv 2201.00299.
     """
     share = checks.number(p, "lisa: p", 0, 1)
     lam = Beta(checks.number(alpha, "lisa: alpha", positive=True))
-    return _recipe("lisa", "groups", lam, "mix", partial(_contradicting, name="lisa", p=share, lam=lam))
+    return _adaptive_policy("lisa", "groups", lam, "mix", partial(_contradicting, name="lisa", p=share, lam=lam))
 
 
-def _contradicting(groups: GroupIndex, name: str, p: float, lam: Any, labels: Labels = "mix") -> MixPolicy:
-    return MixPolicy("groups", partner=_two_branches(groups, p, name), lam=lam, labels=labels)
+def _contradicting(groups: GroupIndex, name: str, p: float, lam: LamDistribution, labels: Labels = "mix") -> MixPolicy:
+    return MixPolicy("groups", partner=_contradicting_partners(groups, p, name), lam=lam, labels=labels)
 
 
 def selecmix() -> MixPolicy:
-    """Contradicting pairs, after SelecMix (arXiv 2211.02291): half the partners share the class but not the attribute,
-    half the attribute but not the class; lam ~ U(0.5, 1), the label of the index is kept.
+    """Mix contradicting pairs, lam ~ Uniform(0.5, 1), and keep the label of the index.
 
-    Pairs come from given attributes, not from the paper's biased network.
+    Half of the partners have the same class and another attribute, the other half another class and the same attribute.
+    Unlike the paper, which trains a biased network to find such pairs, this uses the given attributes.
+
+    Returns:
+        The policy. Each group must have a single class and attribute.
+
+    Example:
+        >>> selecmix()
+        MixPolicy<selecmix>(strata='groups', lam=Uniform(0.5, 1), labels='keep')
+
+    References:
+        Hwang et al., SelecMix: Debiased Learning by Contradicting-pair Sampling, NeurIPS 2022, arXiv 2211.02291.
     """
     lam = Uniform(0.5, 1.0)
     build = partial(_contradicting, name="selecmix", p=0.5, lam=lam, labels="keep")
-    return _recipe("selecmix", "groups", lam, "keep", build)
+    return _adaptive_policy("selecmix", "groups", lam, "keep", build)
 
 
 def mixpro(target: int | str = 1, s: float = 0.5) -> MixPolicy:
-    """Source examples mixed with target examples of their class, (1 - s) source + s target, label kept: the mixing
-    step of MixPro (arXiv 2305.14521 v3), on whatever the loader mixes.
+    """Mix source examples with target examples of the same class, (1 - s) source + s target, and keep the label.
+
+    This is the mixing step of MixPro. The paper mixes embeddings. This policy mixes what the loader reads: images,
+    tokens or features. Source examples are drawn in proportion to the group sizes. A class without target examples is
+    not mixed.
 
     Args:
-        target: the attribute value (number or name) that marks target examples. All others are source, drawn by size.
-        s: weight of the target example, in [0, 1].
+        target: Number or name of the attribute that marks target examples. All other examples are source examples.
+        s: Weight of the target example, in [0, 1].
 
-    A class without target examples gets no partner.
+    Returns:
+        The policy. Each group must have a single class and attribute.
+
+    Raises:
+        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range. If no example or every example is a target example, using the
+            policy raises it.
+
+    Example:
+        >>> mixpro(target=1, s=0.25)
+        MixPolicy<mixpro>(strata='groups', lam=Fixed(0.75), labels='keep')
+
+    References:
+        Xue et al., Few-Shot Adaptation by Mixing (MixPro), ICML 2024, arXiv 2305.14521 v3.
     """
     if not isinstance(target, str):
-        target = checks.integer(target, "mixpro: target, an attribute's number or name,", 0)
+        target = checks.integer(target, "mixpro: target (number or name of an attribute)", 0)
     lam = Fixed(1.0 - checks.number(s, "mixpro: s", 0, 1))
-    return _recipe("mixpro", "groups", lam, "keep", partial(_mixpro, target=target, lam=lam))
+    return _adaptive_policy("mixpro", "groups", lam, "keep", partial(_mixpro, target=target, lam=lam))
 
 
-def _mixpro(groups: GroupIndex, target: int | str, lam: Any) -> MixPolicy:
-    _need_cells(groups, "mixpro")
-    mark = _attribute_number(groups, target)
-    is_target = groups.group_attributes == mark
+def _mixpro(groups: GroupIndex, target: int | str, lam: LamDistribution) -> MixPolicy:
+    _require_cells(groups, "mixpro")
+    is_target = groups.group_attributes == _attribute_number(groups, target)
     if not is_target.any():
-        raise ValueError(f"mixpro: target attribute {target!r} does not occur")
+        raise ValueError(f"mixpro: no example has the target attribute {target!r}")
     if is_target.all():
-        raise ValueError(f"mixpro: every example has the target attribute {target!r}, none is left as source")
+        raise ValueError(f"mixpro: every example has the target attribute {target!r}; source examples are required")
     same_class = groups.group_labels[:, None] == groups.group_labels[None, :]
-    has_row = (~is_target & (groups.group_attributes != UNKNOWN))[:, None]
-    partner = np.where(same_class & is_target[None, :] & has_row, groups.sizes[None, :], 0)
+    is_source = (~is_target & (groups.group_attributes != UNKNOWN))[:, None]
+    partner = np.where(same_class & is_target[None, :] & is_source, groups.sizes[None, :], 0)
     return MixPolicy("groups", np.where(is_target, 0, groups.sizes), partner, lam, "keep")
 
 
-def upweight(factors: Any) -> MixPolicy:
-    """Groups drawn in proportion to size * factor, unmixed: the second stage of JTT (arXiv 2107.09044) and its kin,
-    where the partition is error / correct.
+def upweight(factors: Weights) -> MixPolicy:
+    """Draw groups in proportion to size * factor, unmixed.
+
+    This is the second stage of JTT, with a partition into correctly and incorrectly classified examples.
 
     Args:
-        factors: `[G]` non-negative factors, or {group: factor} (others 1).
+        factors: Non-negative factor of each group, `[G]`, or {group: factor}, in which missing groups have factor 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        TypeError: If the factors are not numbers. Raised when the policy is used.
+        ValueError: If the factors do not fit the groups. Raised when the policy is used.
+
+    Example:
+        >>> groups = GroupIndex([0, 0, 1, 1], groups=[0, 0, 0, 1])
+        >>> upweight([1, 3]).audit(groups).groups[1].share
+        0.5
+
+    References:
+        Liu et al., Just Train Twice, ICML 2021, arXiv 2107.09044.
     """
-    return _recipe("upweight", "groups", None, "mix", partial(_upweight, factors=factors))
+    return _adaptive_policy("upweight", "groups", None, "mix", partial(_upweight, factors=factors))
 
 
-def _upweight(groups: GroupIndex, factors: Any) -> MixPolicy:
+def _upweight(groups: GroupIndex, factors: Weights) -> MixPolicy:
+    values: object = factors
     if isinstance(factors, Mapping):
-        values = np.ones(groups.num_groups)
+        values = by_group = np.ones(groups.num_groups)
         for name, value in factors.items():
             group = group_number(groups, name, "upweight: factors")
-            values[group] = checks.number(value, f"upweight: factors[{name!r}]")
-    else:
-        values = factors
-    checked = _checked(values, (groups.num_groups,), "upweight: factors")
+            by_group[group] = checks.number(value, f"upweight: factors[{name!r}]")
+    checked = checked_weights(values, (groups.num_groups,), "upweight: factors")
     return MixPolicy("groups", groups.sizes * checked)
 
 
-def balance_attributes(lam: Any = None, labels: Labels = "mix", prior: Any = None) -> MixPolicy:
-    """Classes drawn equally often, each example mixed with a donor whose attribute is drawn so that, after mixing,
-    every attribute occurs equally with every class.
+def balance_attributes(lam: LamLike | None = None, labels: Labels = "mix", prior: Prior | None = None) -> MixPolicy:
+    """Mix each example with a donor so that every attribute occurs equally with every class.
 
-    With A attributes, m = E[lam] and p(a|y) the attribute shares of class y, the donor's attribute follows
-    q(a|y) = (1/A - m p(a|y)) / (1 - m), hence m p + (1 - m) q = 1/A. That needs m <= 1 / (A max p); a larger lam has its
-    quantile table scaled down to the bound, which the resolved policy's repr notes. Donors are the examples of class y
-    with known attribute a; a class that has none borrows them from the other classes, which is exact only with
-    labels="keep" (the audit tells by how much it misses).
+    Classes are drawn equally often. With A attributes, m = E[lam] and the attribute shares p(a|y) of class y, the
+    attribute of the donor follows q(a|y) = (1/A - m p(a|y)) / (1 - m), so that m p + (1 - m) q = 1/A. This requires
+    m <= 1 / (A max p). A larger lam is scaled down to this bound, and the repr of the resolved policy notes it.
+
+    Donors are the examples of class y with known attribute a. A class without such examples uses those of the other
+    classes. The balance is then exact only with `labels="keep"`, and the audit reports the remaining correlation.
 
     Args:
-        lam: weight of the index; default Beta(0.4, 0.4) for two attributes, Beta(0.4, 0.4 (A - 1)) for A.
-        labels: "mix" or "keep".
-        prior: attribute shares of each class's unknown examples, `[C, A]` or {label: shares}; default: the class's
-            known shares.
+        lam: Weight of the index: a distribution, a number or an inverse CDF. Default: Beta(0.4, 0.4 (A - 1)), which is
+            Beta(0.4, 0.4) for two attributes.
+        labels: "mix" mixes the labels, "keep" keeps the label of the index.
+        prior: Attribute shares of each class's examples of unknown attribute, `[C, A]`, or {label: shares}. Default: the
+            shares of the class's known examples.
+
+    Returns:
+        The policy. Each group must have a single class and attribute.
 
     Raises:
-        ValueError: (on use) for a class with unknown attributes only and no prior.
+        TypeError: If an argument has a wrong type.
+        ValueError: If `lam` leaves [0, 1]. If a class has only unknown attributes and no prior, using the policy
+            raises it.
+
+    Example:
+        >>> groups = GroupIndex([0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 0])
+        >>> audit = balance_attributes().audit(groups)
+        >>> round(audit.raw, 2), round(audit.residual, 2)
+        (0.5, 0.0)
+
+    References:
+        Xue et al., arXiv 2305.14521 v1, 2023, for the idea.
     """
-    if lam is not None:
-        lam = as_distribution(lam)
-        quantile_table(lam)
-    build = partial(_balance, lam=lam, labels=labels, prior=prior)
-    return _recipe("balance_attributes", "classes", lam, labels, build)
+    given = None if lam is None else as_distribution(lam)
+    if given is not None:
+        quantile_table(given)
+    build = partial(_balance, lam=given, labels=labels, prior=prior)
+    return _adaptive_policy("balance_attributes", "classes", given, labels, build)
 
 
-def _recipe(name: str, strata: Strata, lam: Any, labels: Labels, build: Callable[[GroupIndex], MixPolicy]) -> MixPolicy:
-    """A policy that is made for the groups it meets, by a function of this module, so that it can be pickled."""
-    return MixPolicy(strata, lam=lam, labels=labels, name=name, recipe=build)
+def _adaptive_policy(
+    name: str, strata: Strata, lam: LamDistribution | None, labels: Labels, recipe: Callable[[GroupIndex], MixPolicy]
+) -> MixPolicy:
+    """A policy made for its groups by `recipe`, a function of this module, so that it can be pickled."""
+    return MixPolicy(strata, lam=lam, labels=labels, name=name, recipe=recipe)
 
 
-def _balance(groups: GroupIndex, lam: Any, labels: Labels, prior: Any) -> MixPolicy:
-    _need_cells(groups, "balance_attributes")
+def _balance(groups: GroupIndex, lam: LamDistribution | None, labels: Labels, prior: Prior | None) -> MixPolicy:
+    _require_cells(groups, "balance_attributes")
     given = prior_shares(groups, prior)
     counts = known_counts(groups)  # [C, A]
     unknown = unknown_counts(groups)  # [C]
     attributes = np.flatnonzero(counts.any(axis=0))
     if attributes.size == 0:
-        raise ValueError("balance_attributes: no example has a known attribute, nobody can be a donor")
+        raise ValueError("balance_attributes: no example has a known attribute; donors are required")
     assumed = unknown_shares(groups, given)
     require_shares(assumed, np.flatnonzero(unknown > 0))
     classes = np.flatnonzero(counts.sum(axis=1) + unknown > 0)
@@ -187,12 +313,12 @@ def _balance(groups: GroupIndex, lam: Any, labels: Labels, prior: Any) -> MixPol
     absent = np.setdiff1d(np.arange(groups.num_attributes), attributes)
     if shares[:, absent].any():
         a = int(absent[shares[:, absent].any(axis=0)][0])
-        raise ValueError(f"prior: attribute {a} has a share but no example of it is known, so there is no donor")
+        raise ValueError(f"prior: attribute {a} has a positive share, but no known example can be its donor")
     shares = shares[:, attributes]
 
-    lam = lam if lam is not None else Beta(0.4, 0.4 * max(1, attributes.size - 1))
-    lam, notes = _within_bound(lam, 1.0 / (attributes.size * shares.max()))
-    mean, _ = moments(quantile_table(lam))
+    wanted = lam if lam is not None else Beta(0.4, 0.4 * max(1, attributes.size - 1))
+    used, notes = _within_bound(wanted, 1.0 / (attributes.size * shares.max()))
+    mean, _ = moments(quantile_table(used))
     partner = np.zeros((groups.num_groups, groups.num_groups))
     if mean < 1.0:
         q = np.maximum((1.0 / attributes.size - mean * shares) / (1.0 - mean), 0.0)
@@ -200,11 +326,11 @@ def _balance(groups: GroupIndex, lam: Any, labels: Labels, prior: Any) -> MixPol
         for y, row in zip(classes, q, strict=True):
             donors = sum(mass * _donors(groups, int(y), int(a)) for a, mass in zip(attributes, row, strict=True))
             partner[groups.group_labels == y] = donors
-    return MixPolicy("classes", None, partner, lam, labels, notes=notes, attribute_shares=given)
+    return MixPolicy("classes", None, partner, used, labels, notes=notes, attribute_shares=given)
 
 
-def _within_bound(lam: Any, bound: float) -> tuple[Any, tuple[str, ...]]:
-    """`lam`, its quantile table scaled so that its mean is at most `bound`, with a note where that was needed."""
+def _within_bound(lam: LamDistribution, bound: float) -> tuple[LamDistribution, tuple[str, ...]]:
+    """Scale `lam` so that its mean is at most `bound`. Returns it and a note if it was scaled."""
     mean, _ = moments(quantile_table(lam))
     if mean <= bound:
         return lam, ()
@@ -214,19 +340,22 @@ def _within_bound(lam: Any, bound: float) -> tuple[Any, tuple[str, ...]]:
 
 
 def _donors(groups: GroupIndex, label: int, attribute: int) -> FloatArray:
-    """Donor weights over groups `[G]`, sum 1: the class's examples of the attribute, else the other classes' alike."""
+    """Probability that a donor is in each group, `[G]`.
+
+    Donors have the attribute and the class. If the class has none, the other classes with donors are equally likely.
+    """
     donors = np.where(groups.group_attributes == attribute, groups.sizes, 0).astype(np.float64)
-    own = np.where(groups.group_labels == label, donors, 0.0)
-    if own.any():
-        return own / own.sum()
+    same_class = np.where(groups.group_labels == label, donors, 0.0)
+    if same_class.any():
+        return same_class / same_class.sum()
     per_class = np.bincount(groups.group_labels, weights=donors, minlength=groups.num_classes)
     lending = np.count_nonzero(per_class)
     return donors / np.maximum(per_class[groups.group_labels], 1.0) / lending
 
 
-def _two_branches(groups: GroupIndex, p: float, name: str) -> FloatArray:
-    """Partner weights: p to groups of the same class and another attribute, 1 - p to the converse, evenly within."""
-    _need_cells(groups, name)
+def _contradicting_partners(groups: GroupIndex, p: float, name: str) -> FloatArray:
+    """Partner weights `[G, G]`: p for the same class and another attribute, 1 - p for the converse, evenly within."""
+    _require_cells(groups, name)
     label, attribute = groups.group_labels, groups.group_attributes
     known = attribute != UNKNOWN
     pairs = known[:, None] & known[None, :]
@@ -239,19 +368,19 @@ def _two_branches(groups: GroupIndex, p: float, name: str) -> FloatArray:
     return mass * within / np.maximum(n_within, 1) + (1 - mass) * across / np.maximum(n_across, 1)
 
 
-def _need_cells(groups: GroupIndex, name: str) -> None:
+def _require_cells(groups: GroupIndex, name: str) -> None:
     filled = groups.sizes > 0
     mixed = filled & ((groups.group_labels == MIXED) | (groups.group_attributes == MIXED))
     if mixed.any():
         g = int(np.flatnonzero(mixed)[0])
-        raise ValueError(f"{name} needs groups of one class and one attribute each; group {g} mixes them")
+        raise ValueError(f"{name} requires groups of a single class and attribute, but group {g} has several")
 
 
 def _attribute_number(groups: GroupIndex, target: int | str) -> int:
     if isinstance(target, str):
         if groups.attribute_names is None or target not in groups.attribute_names:
             raise ValueError(
-                f"mixpro: target: there is no attribute named {target!r}; names are {groups.attribute_names}"
+                f"mixpro: target: there is no attribute named {target!r}; the names are {groups.attribute_names}"
             )
         return groups.attribute_names.index(target)
     return target

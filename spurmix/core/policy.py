@@ -1,77 +1,71 @@
-"""MixPolicy: who is drawn, with whom it is mixed, how strongly, and what happens to the label."""
+"""`MixPolicy`: which examples are drawn, how they are paired, how strongly they are mixed, and which label they get."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from spurmix.core import checks
-from spurmix.core.groups import MIXED, GroupIndex
-from spurmix.core.lam import LamDistribution, as_distribution, quantile_table
-
-if TYPE_CHECKING:
-    from spurmix.core.audit import Audit
-
-Strata = Literal["groups", "classes", "all"]
-Labels = Literal["mix", "keep"]
-FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A policy made concrete for one GroupIndex: plain arrays, checked.
-
-    Attributes:
-        first_group: int64 `[S + 1]`, stratum s consists of groups first_group[s] to first_group[s + 1].
-        weights: float64 `[S]`, the share of samples each stratum receives (not normalised).
-        partner: float64 `[G, G]` weights of the partner's group given the index's; an all-zero row means no partner.
-            None where no group has one.
-        quantile: int64 `[1025]`, the table of lam.
-        notes: what the policy had to adapt to these groups.
-    """
-
-    first_group: NDArray[np.int64]
-    weights: FloatArray
-    partner: FloatArray | None
-    quantile: NDArray[np.int64]
-    labels: Labels
-    replacement: bool
-    notes: tuple[str, ...] = ()
-    attribute_shares: FloatArray | None = None
-    """Shares `[C, A]` assumed of unknown attributes, where the policy was given some."""
+from spurmix.core.array_types import FloatArray
+from spurmix.core.audit import Audit, audit_policy
+from spurmix.core.deprecation import renamed_attribute
+from spurmix.core.groups import GroupIndex
+from spurmix.core.lam import LamDistribution, LamLike, as_distribution, quantile_table
+from spurmix.core.resolved_policy import (
+    Labels,
+    PartnerWeights,
+    ResolvedPolicy,
+    Strata,
+    Weights,
+    partner_weights,
+    stratum_bounds,
+    stratum_weights,
+)
+from spurmix.core.shares import Prior
 
 
 @dataclass(frozen=True)
 class MixPolicy:
-    """A Markov kernel over groups: a schedule of strata, partner weights, a distribution of lam, a label rule.
+    """How samples are drawn and mixed: a Markov kernel over groups.
+
+    A sample mixes two examples, `lam * x[index] + (1 - lam) * x[partner]`. A schedule goes through the strata and draws
+    the index. The partner's group depends on the index's group only. `spurmix.policies` has the published methods.
 
     Args:
-        strata: what the schedule goes round: single "groups", "classes" (all groups of a label), or "all" examples.
-        weights: how often each stratum comes, `[S]` non-negative, in group order; or a mapping from group to weight
-            (others 0). A group is named by its number or by its cell (label, attribute). None: equally often.
-        partner: `[G, G]` non-negative weights, row = group of the index, column = group of the partner; or a mapping
-            {group: {group: weight}}. Rows are normalised; an all-zero row means no partner. None: nobody has one.
-        lam: weight of the index in the mix: a distribution (`Beta`, `Uniform`, `Fixed`, `InverseCDF`), a number or an
-            inverse CDF. Required with `partner`.
-        labels: "mix" mixes labels like inputs, "keep" keeps the label of the index.
-        replacement: draw with replacement instead of going through each stratum in random order, cycle by cycle.
+        strata: What the schedule goes through: single "groups", "classes" (all groups of a label), or "all" examples as
+            one stratum.
+        weights: Share of samples of each stratum, `[S]` non-negative, in the order of the groups. Or a mapping from
+            group or class to weight, in which missing strata have weight 0. A group is given by its number or its cell
+            (label, attribute). Default: equal weights.
+        partner: `[G, G]` non-negative weights. The row is the group of the index, the column the group of the partner.
+            Rows are normalized. An all-zero row means no partner, and lam = 1. Or a mapping
+            {group: {group: weight}}. Default: no group has a partner.
+        lam: Weight of the index: a distribution (`Beta`, `Uniform`, `Fixed`, `InverseCDF`), a number in [0, 1], or an
+            inverse CDF. Required if `partner` is given.
+        labels: "mix" mixes the labels with the same weights as the inputs. "keep" keeps the label of the index.
+        replacement: Draw with replacement. Default: each example of a stratum once per cycle, in random order.
+        name: Name shown in the repr.
+        notes: Notes shown in the repr.
+        recipe: Function that makes the policy for a `GroupIndex`. The functions of `spurmix.policies` set it.
+        attribute_shares: `[C, A]` attribute shares that the recipe assumed for examples whose attribute is unknown.
 
     Raises:
-        TypeError, ValueError: at construction for what can be told without groups, else when it first meets groups
-            (`resolve`, `audit`, `draw`, `MixLoader`), naming the argument.
+        TypeError: If an argument has a wrong type. Weights are checked when the policy is used with a `GroupIndex`.
+        ValueError: If an argument has an invalid value.
 
-    Example, group-balanced sampling mixed with other attributes of the class:
-        >>> policy = MixPolicy(partner={(0, 0): {(0, 1): 1}, (0, 1): {(0, 0): 1}}, lam=Beta(2))  # doctest: +SKIP
+    Example:
+        >>> groups = GroupIndex([0, 0, 0, 1], [0, 0, 1, 1])
+        >>> policy = MixPolicy(partner={(0, 0): {(0, 1): 1}, (0, 1): {(0, 0): 1}}, lam=0.5)
+        >>> round(policy.audit(groups).residual, 2)
+        0.58
     """
 
     strata: Strata = "groups"
-    weights: Any = None
-    partner: Any = None
-    lam: Any = None
+    weights: Weights | None = None
+    partner: PartnerWeights | None = None
+    lam: LamLike | None = None
     labels: Labels = "mix"
     replacement: bool = False
     name: str = "custom"
@@ -87,52 +81,87 @@ class MixPolicy:
         object.__setattr__(self, "replacement", checks.flag(self.replacement, "replacement"))
         checks.instance(self.name, "name", str)
         if self.lam is not None:
-            object.__setattr__(self, "lam", as_distribution(self.lam))
-            quantile_table(self.lam)
+            lam = as_distribution(self.lam)
+            object.__setattr__(self, "lam", lam)
+            quantile_table(lam)
         elif self.partner is not None:
-            raise ValueError("lam is required where partner is given")
+            raise ValueError("lam is required if partner is given, got None")
 
     def resolve(self, groups: GroupIndex) -> MixPolicy:
-        """This policy with concrete weights for `groups`; its repr notes what had to be adapted to them."""
-        if not isinstance(groups, GroupIndex):
-            raise TypeError(f"groups must be a GroupIndex, got {type(groups).__name__}")
-        return self if self.recipe is None else replace(self.recipe(groups), name=self.name)
-
-    def parts(self, groups: GroupIndex) -> Parts:
-        """The four parts as checked arrays for `groups`."""
-        policy = self.resolve(groups)
-        first_group = stratum_bounds(groups, policy.strata)
-        weights = _stratum_weights(groups, policy, first_group)
-        partner = _partner_weights(groups, policy.partner)
-        lam: LamDistribution = policy.lam if policy.lam is not None else as_distribution(1.0)
-        return Parts(
-            first_group,
-            weights,
-            partner,
-            quantile_table(lam),
-            policy.labels,
-            policy.replacement,
-            policy.notes,
-            policy.attribute_shares,
-        )
-
-    def audit(self, groups: GroupIndex, *, prior: Any = None) -> Audit:
-        """How much of the correlation between class and attribute is left when training follows this policy.
+        """Make the policy for one `GroupIndex`.
 
         Args:
-            groups: the dataset's groups.
-            prior: attribute shares of each class's unknown examples, `[C, A]` or {label: shares}; defaults to the
-                policy's own prior, else to the class's known shares.
-        """
-        from spurmix.core.audit import audit
+            groups: Groups of the dataset.
 
-        return audit(groups, self, prior=prior)
+        Returns:
+            The policy with concrete weights. Its repr notes what was adapted to the groups. A policy without a recipe
+            is returned as it is.
+
+        Raises:
+            TypeError: If `groups` is not a `GroupIndex`.
+            ValueError: If the policy does not fit the groups.
+        """
+        checks.instance(groups, "groups", GroupIndex)
+        return self if self.recipe is None else replace(self.recipe(groups), name=self.name)
+
+    def resolve_arrays(self, groups: GroupIndex) -> ResolvedPolicy:
+        """Resolve the policy for one `GroupIndex` and check its weights.
+
+        Args:
+            groups: Groups of the dataset.
+
+        Returns:
+            The strata, the weights and the quantile table as arrays.
+
+        Raises:
+            TypeError: If the weights are not numbers.
+            ValueError: If the policy does not fit the groups.
+        """
+        policy = self.resolve(groups)
+        first_group = stratum_bounds(groups, policy.strata)
+        lam: LamDistribution = as_distribution(policy.lam if policy.lam is not None else 1.0)
+        return ResolvedPolicy(
+            first_group=first_group,
+            weights=stratum_weights(groups, policy.strata, policy.weights, first_group),
+            partner=partner_weights(groups, policy.partner),
+            quantile=quantile_table(lam),
+            labels=policy.labels,
+            replacement=policy.replacement,
+            attribute_shares=policy.attribute_shares,
+        )
+
+    parts = renamed_attribute("resolve_arrays")
+
+    def audit(self, groups: GroupIndex, *, prior: Prior | None = None) -> Audit:
+        """Compute how much of the correlation between class and attribute is left under this policy.
+
+        Args:
+            groups: Groups of the dataset.
+            prior: Attribute shares of each class's examples of unknown attribute, `[C, A]`, or {label: shares}. Default:
+                the policy's prior if it has one, else the shares of the class's known examples.
+
+        Returns:
+            The audit. Print it to see a table.
+
+        Raises:
+            TypeError: If `groups` is not a `GroupIndex`, or `prior` does not hold numbers.
+            ValueError: If the policy or the prior does not fit the groups.
+
+        Example:
+            >>> from spurmix import policies
+            >>> groups = GroupIndex([0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 0])
+            >>> audit = policies.group_balanced().audit(groups)
+            >>> round(audit.raw, 2), round(audit.residual, 2)
+            (0.33, 0.0)
+        """
+        resolved = self.resolve(groups)
+        return audit_policy(groups, resolved.resolve_arrays(groups), description=repr(resolved), prior=prior)
 
     def __repr__(self) -> str:
         parts = [f"strata={self.strata!r}"]
         if self.recipe is None:
-            parts += [f"weights={_short(self.weights)}"] if self.weights is not None else []
-            parts += [f"partner={_short(self.partner)}"] if self.partner is not None else []
+            parts += [f"weights={_shape(self.weights)}"] if self.weights is not None else []
+            parts += [f"partner={_shape(self.partner)}"] if self.partner is not None else []
         parts += [f"lam={self.lam!r}"] if self.lam is not None else []
         parts += [f"labels={self.labels!r}"]
         parts += ["replacement=True"] if self.replacement else []
@@ -140,113 +169,8 @@ class MixPolicy:
         return text + "".join(f"\n  note: {note}" for note in self.notes)
 
 
-def _short(value: Any) -> str:
-    array = np.asarray(value) if not isinstance(value, Mapping) else None
-    return f"<{len(value)} groups>" if array is None else f"<{'x'.join(map(str, array.shape))}>"
-
-
-def stratum_bounds(groups: GroupIndex, strata: Strata) -> NDArray[np.int64]:
-    """Group numbers where strata start, `[S + 1]`: strata are contiguous runs of groups."""
-    if strata == "groups":
-        return np.arange(groups.num_groups + 1, dtype=np.int64)
-    if strata == "all":
-        return np.array([0, groups.num_groups], dtype=np.int64)
-    labels = groups.group_labels
-    mixed = np.flatnonzero((labels == MIXED) & (groups.sizes > 0))
-    if mixed.size:
-        raise ValueError(f'strata="classes": group {mixed[0]} holds examples of several classes')
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [groups.num_groups]]).astype(np.int64)
-    if np.unique(labels[starts[:-1]]).size != starts.size - 1:
-        raise ValueError('strata="classes": the groups of a class must follow each other; number the groups by class')
-    return starts
-
-
-def group_number(groups: GroupIndex, name: Any, what: str) -> int:
-    """The group that `name` means: a group number, or a cell (label, attribute, ...).
-
-    Raises:
-        ValueError: for a group that does not exist.
-    """
-    if isinstance(name, (int, np.integer)) and not isinstance(name, bool):
-        if 0 <= name < groups.num_groups:
-            return int(name)
-        raise ValueError(f"{what}: there is no group {name}; the groups are 0 to {groups.num_groups - 1}")
-    if isinstance(name, tuple) and groups.cells is not None:
-        cells = groups.cells if groups.attributes is not None else np.c_[groups.cells, np.zeros_like(groups.cells)]
-        if len(name) == cells.shape[1]:
-            found = np.flatnonzero((cells == np.asarray(name)).all(axis=1))
-            if found.size:
-                return int(found[0])
-        listed = ", ".join(str(tuple(c)) for c in cells[:8].tolist()) + (", ..." if len(cells) > 8 else "")
-        raise ValueError(f"{what}: no example has the cell {name}; the groups are {listed}")
-    raise ValueError(f"{what}: a group is named by its number or its cell (label, attribute), got {name!r}")
-
-
-def _checked(values: ArrayLike, shape: tuple[int, ...], name: str) -> FloatArray:
-    try:
-        array = np.array(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of numbers ({error})") from None
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {list(shape)} for these groups, got {list(array.shape)}")
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name}: weights must be finite, found {array[~np.isfinite(array)][0]}")
-    if array.size and array.min() < 0:
-        raise ValueError(f"{name}: weights must not be negative, found {array.min():g}")
-    return array
-
-
-def _stratum_weights(groups: GroupIndex, policy: MixPolicy, first_group: NDArray[np.int64]) -> FloatArray:
-    count = first_group.size - 1
-    given = policy.weights
-    if given is None:
-        weights = np.ones(count)
-    elif isinstance(given, Mapping):
-        if policy.strata == "all":
-            raise ValueError('weights: there is one stratum with strata="all", nothing to weigh')
-        weights = np.zeros(count)
-        labels = groups.group_labels[first_group[:-1]].tolist()
-        for name, value in given.items():
-            if policy.strata == "groups":
-                weights[group_number(groups, name, "weights")] = checks.number(value, f"weights[{name!r}]")
-            elif name in labels:
-                weights[labels.index(name)] = checks.number(value, f"weights[{name!r}]")
-            else:
-                raise ValueError(f"weights: there is no class {name!r}; the classes are {labels}")
-        weights = _checked(weights, (count,), "weights")
-    else:
-        weights = _checked(given, (count,), "weights")
-    if not weights.any():
-        raise ValueError("weights: every stratum has weight 0, nothing could be drawn")
-    empty = np.flatnonzero((np.add.reduceat(groups.sizes, first_group[:-1]) == 0) & (weights > 0))
-    if empty.size:
-        raise ValueError(f"weights: stratum {empty[0]} has a positive weight but no examples")
-    return weights
-
-
-def _partner_weights(groups: GroupIndex, given: Any) -> FloatArray | None:
-    count = groups.num_groups
-    if given is None:
-        return None
-    if isinstance(given, Mapping):
-        matrix = np.zeros((count, count))
-        for row, targets in given.items():
-            if not isinstance(targets, Mapping):
-                raise TypeError(
-                    f"partner[{row!r}] must be a mapping from group to weight, got {type(targets).__name__}"
-                )
-            for column, value in targets.items():
-                pair = group_number(groups, row, "partner"), group_number(groups, column, f"partner[{row!r}]")
-                matrix[pair] = checks.number(value, f"partner[{row!r}][{column!r}]")
-        given = matrix
-    partner = _checked(given, (count, count), "partner")
-    bad = np.argwhere((groups.sizes == 0)[None, :] & (partner > 0))
-    if bad.size:
-        raise ValueError(f"partner: row {bad[0][0]} gives weight to group {bad[0][1]}, which has no examples")
-    return partner if partner.any() else None
-
-
-def normalised_partner(partner: FloatArray) -> FloatArray:
-    """Rows of `partner` as probabilities; all-zero rows stay zero."""
-    total = partner.sum(axis=1, keepdims=True)
-    return np.divide(partner, total, out=np.zeros_like(partner), where=total > 0)
+def _shape(value: Weights | PartnerWeights) -> str:
+    """A short form for the repr, such as "<4x4>"."""
+    if isinstance(value, Mapping):
+        return f"<{len(value)} groups>"
+    return f"<{'x'.join(map(str, np.asarray(value).shape))}>"

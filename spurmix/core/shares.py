@@ -1,21 +1,23 @@
-"""Attribute shares of classes: what is known, and what is assumed of examples with an unknown attribute."""
+"""Attribute shares of classes: those that are known, and those assumed for examples whose attribute is unknown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from spurmix.core import checks
+from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
 
-FloatArray = NDArray[np.float64]
+Prior: TypeAlias = ArrayLike | Mapping[int, Any]
+"""Attribute shares `[C, A]`, or {label: shares `[A]` or {attribute: share}}."""
 
 
-def known_counts(groups: GroupIndex) -> NDArray[np.int64]:
-    """Examples of each class with each known attribute, `[C, A]`."""
+def known_counts(groups: GroupIndex) -> Int64Array:
+    """Number of examples of each class with each known attribute, `[C, A]`."""
     counts = np.zeros((groups.num_classes, groups.num_attributes), dtype=np.int64)
     if not groups.custom:
         known = groups.group_attributes >= 0
@@ -30,14 +32,31 @@ def known_counts(groups: GroupIndex) -> NDArray[np.int64]:
     return counts
 
 
-def prior_shares(groups: GroupIndex, prior: Any) -> FloatArray | None:
-    """`prior` as shares `[C, A]` with rows that sum to 1 (NaN rows for classes it leaves out), or None.
+def unknown_counts(groups: GroupIndex) -> Int64Array:
+    """Number of examples of each class whose attribute is unknown, `[C]`."""
+    attributes = groups.spurious_attributes
+    counts = np.zeros(groups.num_classes, dtype=np.int64)
+    if not groups.custom:
+        unknown = groups.group_attributes == UNKNOWN
+        np.add.at(counts, groups.group_labels[unknown], groups.sizes[unknown])
+    elif attributes is not None:
+        np.add.at(counts, groups.labels[attributes == UNKNOWN], 1)
+    return counts
+
+
+def prior_shares(groups: GroupIndex, prior: Prior | None) -> FloatArray | None:
+    """Return `prior` as an array of shares whose rows sum to 1.
 
     Args:
+        groups: Groups of the dataset.
         prior: `[C, A]` shares, or {label: shares `[A]` or {attribute: share}}.
 
+    Returns:
+        Shares `[C, A]`, or None if `prior` is None. The rows of classes that a mapping leaves out are NaN.
+
     Raises:
-        ValueError: for shares that are negative, not finite or do not sum to 1, and for unknown classes or attributes.
+        TypeError: If the shares are not numbers.
+        ValueError: If shares are negative, not finite or do not sum to 1, or there is no such class or attribute.
     """
     if prior is None:
         return None
@@ -49,7 +68,7 @@ def prior_shares(groups: GroupIndex, prior: Any) -> FloatArray | None:
                 raise ValueError(f"prior: there is no class {label!r}; the classes are 0 to {shape[0] - 1}")
             shares[label] = _prior_row(row, label, shape[1])
     else:
-        given = _numbers(prior.detach().cpu() if hasattr(prior, "detach") else prior, "prior")
+        given = checks.float_array(prior, "prior")
         if given.shape != shape:
             raise ValueError(f"prior must have shape [classes, attributes] = {list(shape)}, got {list(given.shape)}")
         for label in range(shape[0]):
@@ -57,24 +76,19 @@ def prior_shares(groups: GroupIndex, prior: Any) -> FloatArray | None:
     return shares
 
 
-def _numbers(values: Any, name: str) -> FloatArray:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must hold numbers ({error})") from None
-
-
-def _prior_row(row: Any, label: Any, attributes: int) -> FloatArray:
+def _prior_row(row: object, label: int, attributes: int) -> FloatArray:
     values = np.zeros(attributes)
     if isinstance(row, Mapping):
         for attribute, share in row.items():
             if not (isinstance(attribute, (int, np.integer)) and 0 <= attribute < attributes):
-                raise ValueError(f"prior[{label}]: there is no attribute {attribute!r}; they are 0 to {attributes - 1}")
+                raise ValueError(
+                    f"prior[{label}]: there is no attribute {attribute!r}; the attributes are 0 to {attributes - 1}"
+                )
             values[attribute] = checks.number(share, f"prior[{label}][{attribute}]")
     else:
-        given = _numbers(row, f"prior[{label}]")
+        given = checks.float_array(row, f"prior[{label}]")
         if given.shape != (attributes,):
-            raise ValueError(f"prior[{label}] must hold {attributes} shares, got shape {list(given.shape)}")
+            raise ValueError(f"prior[{label}] must have shape {[attributes]}, got {list(given.shape)}")
         values[:] = given
     if not np.all(np.isfinite(values)) or values.min() < 0 or abs(values.sum() - 1) > 1e-6:
         raise ValueError(f"prior[{label}] must be non-negative shares that sum to 1, got {values.tolist()}")
@@ -82,9 +96,9 @@ def _prior_row(row: Any, label: Any, attributes: int) -> FloatArray:
 
 
 def unknown_shares(groups: GroupIndex, prior: FloatArray | None) -> FloatArray:
-    """What attributes unknown examples of each class are taken to have, `[C, A]`: the prior, else the known shares.
+    """Attribute shares assumed for each class's examples of unknown attribute, `[C, A]`.
 
-    Rows of classes with neither are NaN.
+    These are the prior's shares, or else those of the class's known examples. The row of a class without either is NaN.
     """
     counts = known_counts(groups)
     total = counts.sum(axis=1, keepdims=True)
@@ -95,22 +109,14 @@ def unknown_shares(groups: GroupIndex, prior: FloatArray | None) -> FloatArray:
     return shares
 
 
-def unknown_counts(groups: GroupIndex) -> NDArray[np.int64]:
-    """Examples of each class whose attribute is unknown, `[C]`."""
-    attributes = groups.spurious_attributes
-    counts = np.zeros(groups.num_classes, dtype=np.int64)
-    if not groups.custom:
-        unknown = groups.group_attributes == UNKNOWN
-        np.add.at(counts, groups.group_labels[unknown], groups.sizes[unknown])
-    elif attributes is not None:
-        np.add.at(counts, groups.labels[attributes == UNKNOWN], 1)
-    return counts
+def require_shares(shares: FloatArray, classes: Int64Array) -> None:
+    """Check that each class in `classes` has shares.
 
-
-def require_shares(shares: FloatArray, classes: NDArray[np.int64]) -> None:
-    """Raise where a class in `classes` has unknown attributes but neither a prior nor a known example."""
+    Raises:
+        ValueError: If a class has neither a prior nor an example whose attribute is known.
+    """
     missing = classes[np.isnan(shares[classes, 0])]
     if missing.size:
         raise ValueError(
-            f"prior: class {missing[0]} has no example of known attribute; give its attribute shares as prior"
+            f"prior: class {missing[0]} has no example whose attribute is known; give its attribute shares in prior"
         )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spurmix.core.tables import HEADER, KEEP_LABELS, MAGIC, REPLACEMENT
+from spurmix.core import table_layout as layout
 
 M32 = 0xFFFFFFFF
 KEY_BLOCK = 0x50
@@ -126,16 +126,17 @@ def view_tables(tables: Tensor, members: Tensor) -> TableView:
     Raises:
         ValueError: where `tables` is not what `build_tables` made, or `members` does not belong to it.
     """
-    if tables.dtype != torch.int64 or tables.dim() != 1 or tables.numel() < HEADER:
+    if tables.dtype != torch.int64 or tables.dim() != 1 or tables.numel() < layout.HEADER_WORDS:
         raise ValueError("tables must be the packed int64 tensor of build_tables")
-    header = tables[:HEADER].tolist()
-    if header[0] != MAGIC or header[1] != tables.numel():
+    header = tables[: layout.HEADER_WORDS].tolist()
+    if header[layout.WORD_MAGIC] != layout.MAGIC or header[layout.WORD_LENGTH] != tables.numel():
         raise ValueError("tables: the header is not that of packed draw tables of this version")
-    n, g, s, w, r, flags = header[2:8]
+    n, g, s, w, r, flags = header[layout.WORD_NUM_EXAMPLES : layout.WORD_STARTS]
     if members.numel() not in (0, n):
         raise ValueError(f"members: {members.numel()} entries for tables of {n} examples")
-    sizes = (w, s, s, s, g + 1, g, r * g, 1025)
-    return TableView(n, flags, *(tables[o : o + k] for o, k in zip(header[8:], sizes, strict=True)))
+    sizes = layout.section_sizes(g, s, w, r)
+    starts = header[layout.WORD_STARTS :]
+    return TableView(n, flags, *(tables[o : o + k] for o, k in zip(starts, sizes, strict=True)))
 
 
 class Drawn(NamedTuple):
@@ -180,7 +181,7 @@ def draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, cou
 
     # 2. the index
     block0, block1 = _words(n, seed, 0), _words(n, seed, 1)
-    if view.flags & REPLACEMENT:
+    if view.flags & layout.FLAG_REPLACEMENT:
         position = mulhi64(block0[0], block0[1], size)
     else:
         cycle = torch.div(k, size, rounding_mode="floor")
@@ -214,7 +215,7 @@ def draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, cou
 
 def keeps_labels(tables: Tensor) -> bool:
     """Whether the policy of these tables keeps the label of the index."""
-    return bool(int(tables[7]) & KEEP_LABELS)
+    return bool(int(tables[layout.WORD_FLAGS]) & layout.FLAG_KEEP_LABELS)
 
 
 def crop_boxes(

@@ -10,7 +10,8 @@ from torch import Tensor
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
-from spurmix.core.tables import KEEP_LABELS, build_tables
+from spurmix.core.table_layout import FLAG_KEEP_LABELS, WORD_FLAGS
+from spurmix.core.tables import build_tables
 from spurmix.ops import validate
 
 _KEPT = 4
@@ -51,7 +52,7 @@ def draw_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
         built.num_examples,
         built.period,
         built.fingerprint,
-        bool(built.packed[7] & KEEP_LABELS),
+        bool(built.packed[WORD_FLAGS] & FLAG_KEEP_LABELS),
     )
     kept.append((policy, tables))
     del kept[:-_KEPT]

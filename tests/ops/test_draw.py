@@ -13,7 +13,7 @@ from scipy import stats
 
 import spurmix
 from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, _host, policies
-from spurmix.core.tables import schedule, thresholds
+from spurmix.core.schedule import make_schedule, partner_thresholds
 from spurmix.ops import functional, reference_draw
 from spurmix.ops.tables import draw_tables
 
@@ -56,12 +56,12 @@ def test_permute_is_a_permutation_on_both_codes(m: int, seed: int, cycle: int) -
 
 def test_schedules_and_thresholds(vectors: dict[str, Any]) -> None:
     for case in vectors["schedules"]:
-        plan, n = schedule(np.array(case["weights"], float)), len(case["first_slots"])
+        plan, n = make_schedule(np.array(case["weights"], float)), len(case["first_slots"])
         assert plan.share.tolist() == case["share"]
         assert plan.stratum[:n].tolist() == case["first_slots"]
         assert plan.rank[:n].tolist() == case["first_ranks"]
     for case in vectors["thresholds"]:
-        assert thresholds(np.array(case["weights"])).tolist() == case["out"]
+        assert partner_thresholds(np.array(case["weights"])).tolist() == case["out"]
 
 
 def test_known_draws(vectors: dict[str, Any], backend: str) -> None:
