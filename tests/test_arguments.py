@@ -168,7 +168,7 @@ TABLE: list[tuple[str, Callable[..., Any], dict[str, list[Any]]]] = [
         "weight_decay": [*NOT_NUMBER, -1.0], "decay_all": FLAG, "momentum": [*NOT_NUMBER, -1.0], "schedule": ["flat", None, ["linear"]],
         "stages": COUNT, "warmup": SHARE, "mixed_precision": ["fp32", None, True], "accumulate": COUNT, "clip": but(POSITIVE, None),
         "freeze": ["all", None, True], "label_smoothing": SHARE, "output": but(PATH, None), "save_every": but(COUNT, None),
-        "keep": COUNT, "resume": FLAG, "progress": but(FLAG, None), "after_step": ["a", 3]}),
+        "max_checkpoints": COUNT, "options": ["a", 3, {"clip": 1.0}], "resume": FLAG, "progress": but(FLAG, None), "after_step": ["a", 3]}),
     ("retrain_head", head, {
         "model": [None, "resnet50"], "groups": [None], "policy": [None, "erm"], "features": ["a", FEATURES.numpy(), WEIGHT], "batch_size": COUNT,
         "seed": INTEGER, "steps": but(COUNT, None), "learning_rate": ["a"], "label_smoothing": ["a", 2]}),
@@ -184,7 +184,7 @@ TABLE: list[tuple[str, Callable[..., Any], dict[str, list[Any]]]] = [
     ("Predictor", spurmix.Predictor, {"path": [*PATH, "nowhere.onnx"]}),
     ("read_civilcomments", lambda **o: spurmix.read_civilcomments(**{"path": "nowhere", **o}), {
         "path": PATH, "attribute": [None, 3], "identities": [*NAMES, [], ["male", "male"]], "drop_empty": FLAG}),
-    ("MixedInputs", lambda **o: spurmix.MixedInputs(**{"model": MODEL, **o}), {"model": [None, MODEL], "where": ["head", None, 3]}),
+    ("MixedInputs", lambda **o: spurmix.MixedInputs(**{"model": MODEL, **o}), {"model": [None, MODEL], "mix_at": ["head", None, 3]}),
     ("small_resnet", lambda **o: models.small_resnet(**{"num_classes": 2, **o}), {"num_classes": COUNT, "channels": COUNT, "width": COUNT}),
     ("resnet50", lambda **o: models.resnet50(**{"num_classes": 2, **o}), {"num_classes": COUNT, "channels": COUNT, "weights": [5, b"x"]}),
     ("bert", lambda **o: models.bert(**{"num_classes": 2, **o}), {"num_classes": COUNT, "pretrained": [5, b"x", "nowhere"]}),

@@ -239,7 +239,6 @@ OUTSTANDING = {
         "bench.gpu.training.resnet",
         "spurmix.cli.data.pack",
         "spurmix.deploy.export.export_onnx",
-        "spurmix.train.finetune.finetune",
     },
     "classes that share a name": {"Row", "Split"},
 }

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spurmix.train.runs.config import DEFAULT, FIELDS, option, resolve
+from spurmix.train.runs.config import DEFAULT, FIELDS, RENAMED, parse_policy_option, read_run_config, resolve
 from spurmix.train.runs.recipes import RECIPES
 
 PANELS = {
@@ -42,11 +42,11 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
         raise ValueError(f"--out: name a folder of its own, got {str(out)!r}")
     given = {name: value for name, value in flags.items() if value is not None and name != "policy_options"}
     if flags["policy_options"]:
-        given["policy_options"] = dict(map(option, flags["policy_options"]))
+        given["policy_options"] = dict(map(parse_policy_option, flags["policy_options"]))
     if dataset is not None:
         given["dataset"] = dataset
     goes_on = resume and (out / CONFIG).is_file()
-    base = resolve({}, out / CONFIG) if goes_on else DEFAULT
+    base = read_run_config(out / CONFIG) if goes_on else DEFAULT
     settings = resolve(given, config, recipe, base)
     if not settings.dataset:
         raise ValueError("dataset: name the folder of a packed dataset (see spurmix pack)")
@@ -100,6 +100,9 @@ def _signature() -> inspect.Signature:
             text += f" Default: {default}." if default != "" else ""
             annotation = Annotated[type(default) | None, typer.Option(help=text, rich_help_panel=panel)]
         parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
+    for old, new in RENAMED.items():
+        annotation = Annotated[type(getattr(DEFAULT, new)) | None, typer.Option(hidden=True)]
+        parameters.append(inspect.Parameter(old, kind, default=None, annotation=annotation))
     return inspect.Signature(parameters)
 
 

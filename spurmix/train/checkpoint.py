@@ -101,11 +101,13 @@ def _lives(process: int) -> bool:
     return True
 
 
-def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
-    """Write checkpoint `step` below `folder` and keep the newest `keep`; later steps, of a run this one replaces, go.
+def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], max_checkpoints: int) -> Path:
+    """Write checkpoint `step` into `folder`, and keep the newest `max_checkpoints`.
+
+    Checkpoints of later steps belong to a run that this one replaces. They are removed.
 
     Raises:
-        CheckpointError: where it cannot be written; the ones before stay, and nothing of this one.
+        CheckpointError: If the checkpoint cannot be written. Earlier checkpoints are unchanged.
     """
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}-{os.getpid()}"
     replaced = folder / f".step-{step:08d}-old-{os.getpid()}"
@@ -135,7 +137,7 @@ def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], ke
         _remove_leftovers(folder)
     paths = sorted(folder.glob("step-*"))
     here = paths.index(final) + 1
-    for other in (*paths[: max(0, here - keep)], *paths[here:]):
+    for other in (*paths[: max(0, here - max_checkpoints)], *paths[here:]):
         shutil.rmtree(other, ignore_errors=True)
     return final
 

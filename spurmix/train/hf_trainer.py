@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer
 
+from spurmix.core.deprecation import renamed_argument, renamed_attribute
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import TokenPairs
@@ -18,7 +19,7 @@ from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.ops import functional
 from spurmix.train.models import logits_of
-from spurmix.train.text import MixedInputs, Where
+from spurmix.train.text import MixAt, MixedInputs
 
 
 class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types here
@@ -42,7 +43,7 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         groups: the `GroupIndex` of the training examples; the labels are its labels.
         policy: see `spurmix.policies`.
         bucket: batches among which a window's samples are sorted by length, see `MixLoader`.
-        where: "embeddings" or "features", see `MixedInputs`.
+        mix_at: "embeddings" or "features", see `MixedInputs`.
         options: all arguments of `Trainer`.
 
     Raises:
@@ -50,13 +51,16 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
             `compute_loss_func`, FSDP, DeepSpeed, several GPUs in one process (use torchrun).
     """
 
+    where = renamed_attribute("mix_at")
+
+    @renamed_argument(where="mix_at")
     def __init__(
         self,
         *arguments: Any,
         groups: GroupIndex,
         policy: MixPolicy,
         bucket: int = 1,
-        where: Where = "embeddings",
+        mix_at: MixAt = "embeddings",
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
@@ -67,12 +71,12 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
                 "mixed batches need a process per GPU (torchrun), each with the whole model: no FSDP or DeepSpeed"
             )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides by accumulation
-        self.groups, self.policy, self.bucket, self.where = groups, policy, bucket, where
+        self.groups, self.policy, self.bucket, self.mix_at = groups, policy, bucket, mix_at
         self.train_source = _token_source(
             self.train_dataset, groups, getattr(self, "processing_class", None), self.model
         )
         self.train_source.check_model(self.model)
-        self._mixed = MixedInputs(self.model, where)
+        self._mixed = MixedInputs(self.model, mix_at)
         self._through: tuple[nn.Module, MixedInputs] | None = None
         self._loader(1)
 
@@ -122,7 +126,7 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
     def _mixing(self, model: nn.Module) -> MixedInputs:
         """What mixes for `model`, the Trainer's own or what it was wrapped in, such as DistributedDataParallel."""
         if self._mixed.model is not self.model:  # one of model_init, or unwrapped again
-            self._mixed = MixedInputs(self.model, self.where)
+            self._mixed = MixedInputs(self.model, self.mix_at)
         if model is self.model:
             return self._mixed
         if self._through is None or self._through[0] is not model:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spurmix.core.deprecation import renamed_argument, renamed_attribute
 from spurmix.data.batch import TokenPairs, Tokens
 from spurmix.data.sources.tokens import positions
 from spurmix.ops import functional, validate
 from spurmix.train.models import HEAD_NAMES, head_layer
 
-Where = Literal["embeddings", "features"]
+MixAt = Literal["embeddings", "features"]
 
 # Embedding blocks that compute dropout(LayerNorm(word + position + type)), by the last package and class of their type.
 _BLOCKS = {
@@ -32,13 +33,13 @@ _BLOCKS = {
 class MixedInputs(nn.Module):
     """A Hugging Face text model that takes mixed batches: `model(batch.input)`.
 
-    With where="embeddings", of a `TokenPairs` with table E, this is
+    With mix_at="embeddings", of a `TokenPairs` with table E, this is
 
         model(inputs_embeds=lam * E[ids] + (1 - lam) * E[partner_ids], attention_mask=mask | partner_mask)
 
     where padding embeds to nothing (a position of one text alone keeps that text's embedding times its weight), and a
     text of weight 0 has no say in the attention mask, so that lam = 1 gives the unmixed model's logits. With
-    where="features" both texts are encoded, and what the last layer of the head takes is mixed: twice the work, but no
+    mix_at="features" both texts are encoded, and what the last layer of the head takes is mixed: twice the work, but no
     mixed embedding is ever seen. The embedding block of BERT's kin (positions, types, LayerNorm) is computed in the same
     pass, and the table's gradient lies in memory that is used again, see `functional.mix_bert_embeddings`.
 
@@ -51,29 +52,32 @@ class MixedInputs(nn.Module):
     Args:
         model: takes `input_ids`, `attention_mask` and `inputs_embeds` and has `get_input_embeddings()`: BERT, MiniLM,
             DistilBERT, RoBERTa and their kin, with or without a classification head.
-        where: "embeddings" or "features" (of a model whose head is named classifier, fc, head or score).
+        mix_at: "embeddings" or "features" (of a model whose head is named classifier, fc, head or score).
 
     Raises:
-        TypeError, ValueError: for a model whose embeddings cannot be mixed from outside, or another `where`.
+        TypeError, ValueError: for a model whose embeddings cannot be mixed from outside, or another `mix_at`.
 
     Example:
         >>> model = MixedInputs(models.bert(2, pretrained="folder"))  # doctest: +SKIP
         >>> finetune(model, MixLoader(TokenSource(ids), groups, policy, 16))  # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, where: Where = "embeddings") -> None:
+    where = renamed_attribute("mix_at")
+
+    @renamed_argument(where="mix_at")
+    def __init__(self, model: nn.Module, mix_at: MixAt = "embeddings") -> None:
         super().__init__()
-        if where not in ("embeddings", "features"):
-            raise ValueError(f'where must be "embeddings" or "features", got {where!r}')
+        if mix_at not in ("embeddings", "features"):
+            raise ValueError(f'mix_at must be "embeddings" or "features", got {mix_at!r}')
         if isinstance(model, MixedInputs):
             raise TypeError("model is a MixedInputs already")
         if not isinstance(model, nn.Module) or not callable(getattr(model, "get_input_embeddings", None)):
             raise TypeError(f"model must be a Hugging Face text model, got {type(model).__name__}")
         self.model: Any = model
-        self.where = where
-        if where == "features":
+        self.mix_at: MixAt = mix_at
+        if mix_at == "features":
             if not any(isinstance(getattr(model, name, None), nn.Module) for name in HEAD_NAMES):
-                raise ValueError(f'where="features": {type(model).__name__} has no head ({", ".join(HEAD_NAMES)})')
+                raise ValueError(f'mix_at="features": {type(model).__name__} has no head ({", ".join(HEAD_NAMES)})')
             head_layer(model)
         else:
             _check_embeddings(model)
@@ -90,7 +94,7 @@ class MixedInputs(nn.Module):
             # Elsewhere than on the CPU the question would wait for the device.
             if first.lam.device.type == "cpu" and bool((first.lam == 1).all()):
                 return self._plain(first.ids, first.mask, options)
-            return (self._features if self.where == "features" else self._embeddings)(first, options)
+            return (self._features if self.mix_at == "features" else self._embeddings)(first, options)
         if isinstance(first, Tokens):
             self._check(first)
             return self._plain(first.ids, first.mask, options)
@@ -167,7 +171,7 @@ class MixedInputs(nn.Module):
             x = arguments[0]
             if x.dim() != 2 or x.shape[0] != 2 * size:
                 raise TypeError(
-                    f'where="features": the head must take pooled features [{2 * size}, D], got {list(x.shape)}'
+                    f'mix_at="features": the head must take pooled features [{2 * size}, D], got {list(x.shape)}'
                 )
             return (torch.lerp(x[size:], x[:size], pairs.lam[:, None].to(x.dtype)), *arguments[1:])
 
@@ -258,7 +262,7 @@ def _check_embeddings(model: nn.Module) -> None:
     if table.max_norm is not None or table.scale_grad_by_freq:
         raise TypeError(f"{name}: embeddings with max_norm or scale_grad_by_freq cannot be mixed")
     if type(table).forward is not nn.Embedding.forward and getattr(table, "embed_scale", None) is None:
-        raise TypeError(f'{name}: {type(table).__name__} computes more than a lookup; use where="features"')
+        raise TypeError(f'{name}: {type(table).__name__} computes more than a lookup; use mix_at="features"')
     # Classifiers on decoders look for the last token that is no padding by its id; their head has that name, but for two.
     by_last = isinstance(getattr(model, "score", None), nn.Module) or name.startswith(("CTRL", "ModernBertDecoder"))
     if type(model).__module__.startswith("transformers.") and by_last:

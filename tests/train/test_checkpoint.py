@@ -274,7 +274,7 @@ def test_a_loader_at_its_end_starts_over() -> None:
 
 
 def test_a_new_run_replaces_the_checkpoints_of_a_longer_one(tmp_path: Path) -> None:
-    finetune(network(), loader(), output=tmp_path, save_every=2, keep=3)
+    finetune(network(), loader(), output=tmp_path, save_every=2, max_checkpoints=3)
     feed = loader()
 
     class Stops(nn.Sequential):
@@ -284,7 +284,7 @@ def test_a_new_run_replaces_the_checkpoints_of_a_longer_one(tmp_path: Path) -> N
             return super().forward(x)  # type: ignore[no-any-return]
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(Stops(*network()), feed, output=tmp_path, save_every=2, keep=3)
+        finetune(Stops(*network()), feed, output=tmp_path, save_every=2, max_checkpoints=3)
     assert names(tmp_path / "checkpoints") == ["step-00000002"]
 
 

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from spurmix import policies
 from spurmix.core.lam import Beta, Fixed
-from spurmix.train.runs.config import DEFAULT, FIELDS, RunConfig, build_policy, option, resolve, to_toml
+from spurmix.train.options import FinetuneOptions
+from spurmix.train.runs.config import (
+    DEFAULT,
+    FIELDS,
+    RunConfig,
+    build_policy,
+    parse_policy_option,
+    read_run_config,
+    resolve,
+    to_toml,
+)
 from spurmix.train.runs.recipes import RECIPES
 from spurmix.train.schedule import factor
 
@@ -25,7 +35,7 @@ def test_settings_come_from_defaults_recipe_file_and_flags(tmp_path: Path) -> No
     )
     made = resolve({"seed": 4}, file)
     assert made.seed == 4 and made.learning_rate == 1.0 and made.weight_decay == 1.0 and made.epochs == 300.0
-    assert made.keep == DEFAULT.keep and made.weights == str(tmp_path / "w.pth")
+    assert made.max_checkpoints == DEFAULT.max_checkpoints and made.weights == str(tmp_path / "w.pth")
     assert resolve({"epochs": 2.0}, base=dataclasses.replace(DEFAULT, steps=7)).steps == 0
     with pytest.raises(ValueError, match="weights: the recipe celeba starts from resnet50 pre-trained on ImageNet"):
         resolve({}, recipe="celeba")
@@ -56,7 +66,7 @@ def test_settings_survive_their_file(text: str, options: dict[str, Any], rate: f
 
 
 def test_options_of_a_policy() -> None:
-    assert [option(t) for t in ("p=0.5", "alpha = 2", "labels=keep", 'lam="beta(1,2)"', "lam=fixed(0.5)", "prior=[[1, 0]]")] == [
+    assert [parse_policy_option(t) for t in ("p=0.5", "alpha = 2", "labels=keep", 'lam="beta(1,2)"', "lam=fixed(0.5)", "prior=[[1, 0]]")] == [
         ("p", 0.5), ("alpha", 2), ("labels", "keep"), ("lam", "beta(1,2)"), ("lam", "fixed(0.5)"), ("prior", [[1, 0]]),
     ]  # fmt: skip
     made = build_policy(RunConfig(policy="lisa", policy_options={"p": 0.25, "alpha": 1}))
@@ -86,15 +96,18 @@ def test_stages_of_the_step_schedule() -> None:
     [
         ("sead = 1", "run.toml: sead is not a setting; did you mean seed?"),
         ("out = 1", "run.toml: out is a flag of the command"),
-        ("momentum = 1.5", "run.toml: momentum must be 0 or more and 0.9999 or less, got 1.5"),
-        ("seed = -1", "run.toml: seed must be 0 or more"),
-        ("seed = 1.5", "run.toml: seed must be of type int, got 1.5"),
-        ("flip = 1", "run.toml: flip must be of type bool, got 1"),
+        ("momentum = 1.5", "run.toml: momentum must lie in [0, 1], got 1.5"),
+        ("seed = -1", "run.toml: seed must lie in [0, 9223372036854775807], got -1"),
+        ("seed = 1.5", "run.toml: seed must be an integer, got float"),
+        ("flip = 1", "run.toml: flip must be True or False, got int"),
         ("learning_rate = nan", "run.toml: learning_rate must be 0 or more, got nan"),
         ('schedule = "linearly"', "run.toml: schedule must be one of cosine,"),
+        ("attribute = 3", "run.toml: attribute must be a string, got 3"),
+        ("policy_options = 3", "run.toml: policy_options must be a table, got 3"),
+        ("keep = 1\nmax_checkpoints = 1", "run.toml: keep is the deprecated name of max_checkpoints, got both"),
         ('recipe = "imagenette"', "recipe must be one of waterbirds,"),
         ("epochs = 0", "epochs must be positive"),
-        ("seed = ", "run.toml is no TOML: "),
+        ("seed = ", "run.toml is not valid TOML: "),
     ],
 )
 def test_bad_settings_are_named(toml: str, text: str, tmp_path: Path) -> None:
@@ -106,13 +119,13 @@ def test_bad_settings_are_named(toml: str, text: str, tmp_path: Path) -> None:
 
 def test_flags_that_would_do_nothing(tmp_path: Path) -> None:
     for flags, text in (
-        (dict(stages=4), "--stages does nothing with schedule cosine; it is for schedule step"),
+        (dict(stages=4), "--stages has no effect with schedule cosine; it requires schedule step"),
         (
             dict(memory=1.0, tier="cache"),
-            "--memory does nothing with tier cache; it is for tier auto or pinned or disk",
+            "--memory has no effect with tier cache; it requires tier auto or pinned or disk",
         ),
-        (dict(memory=1.0, tier="device"), "--memory does nothing with tier device"),
-        (dict(momentum=0.8), "--momentum does nothing with optimizer adamw; it is for optimizer sgd"),
+        (dict(memory=1.0, tier="device"), "--memory has no effect with tier device"),
+        (dict(momentum=0.8), "--momentum has no effect with optimizer adamw; it requires optimizer sgd"),
     ):
         with pytest.raises(ValueError, match=re.escape(text)):
             resolve(flags)
@@ -123,3 +136,25 @@ def test_flags_that_would_do_nothing(tmp_path: Path) -> None:
     assert (
         resolve({}, tmp_path / "run.toml", base=resolve(dict(schedule="cosine"))).stages == 2
     )  # a file may hold them all
+
+
+def test_deprecated_names_of_settings(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('keep = 5\nwhere = "features"\n')
+    with pytest.warns(DeprecationWarning, match="is deprecated") as caught:
+        config = resolve({}, file)
+    assert (config.max_checkpoints, config.mix_at) == (5, "features")
+    assert [str(warning.message) for warning in caught] == [
+        f"{file}: keep is deprecated, use max_checkpoints",
+        f"{file}: where is deprecated, use mix_at",
+    ]
+    with pytest.warns(DeprecationWarning, match="spurmix train: --keep is deprecated, use --max-checkpoints"):
+        assert resolve({"keep": 3}).max_checkpoints == 3
+    assert read_run_config(file) == config  # without a warning
+
+
+def test_options_of_finetune_are_those_of_the_settings() -> None:
+    config = resolve({"learning_rate": 0.5, "clip": 2.0, "optimizer": "sgd", "momentum": 0.8})
+    options = FinetuneOptions(learning_rate=0.5, clip=2.0, optimizer="sgd", momentum=0.8)
+    assert config.finetune_options() == options
+    assert DEFAULT.finetune_options() == FinetuneOptions()

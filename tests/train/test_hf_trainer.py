@@ -79,7 +79,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 
 def trainer(folder: Path, dataset: Any = None, cls: type = Recorder, **options: Any) -> Any:
-    names = ("groups", "policy", "bucket", "where", "eval_dataset", "compute_loss_func", "processing_class", "model")
+    names = ("groups", "policy", "bucket", "mix_at", "eval_dataset", "compute_loss_func", "processing_class", "model")
     own: dict[str, Any] = {name: options.pop(name) for name in names if name in options}
     own = dict(model=model(), groups=GROUPS, policy=policies.mixup()) | own
     return cls(args=arguments(folder, **options), train_dataset=dataset if dataset is not None else Texts(), **own)
@@ -95,9 +95,9 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], toleranc
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("where", ["embeddings", "features"])
-def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, where: str) -> None:
-    run = trainer(tmp_path, where=where, label_smoothing_factor=0.1)
+@pytest.mark.parametrize("mix_at", ["embeddings", "features"])
+def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, mix_at: str) -> None:
+    run = trainer(tmp_path, mix_at=mix_at, label_smoothing_factor=0.1)
     start = copy.deepcopy(run.model)
     run.train()
     assert len(run.seen) == 7
@@ -116,10 +116,10 @@ def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, where: str
     # The first loss, before any step: by our wrapper and by the embeddings written out.
     inputs, loss = run.seen[0]
     pairs = MixLoader(TokenSource.from_lists(ROWS, pad_multiple=1), GROUPS, policies.mixup(), BATCH, seed=7).batch(0)
-    logits = MixedInputs(start.train(), where)(pairs.input).logits
+    logits = MixedInputs(start.train(), mix_at)(pairs.input).logits
     own = F.mixed_cross_entropy(logits, pairs.label, pairs.partner_label, pairs.lam, label_smoothing=0.1)
     assert loss == pytest.approx(float(own.detach()), abs=1e-6)
-    if where == "embeddings":
+    if mix_at == "embeddings":
         table, lam = start.get_input_embeddings().weight, inputs["lam"][:, None, None]
         first = table[inputs["input_ids"]] * inputs["attention_mask"][..., None]
         second = table[inputs["partner_ids"]] * inputs["partner_mask"][..., None]
@@ -330,7 +330,7 @@ def test_a_model_made_by_model_init(tmp_path: Path) -> None:
         (dict(dataset=TokenSource.from_lists([[VOCAB]] * N)), ValueError, "ids go up to 40, but the model's table has 40 rows"),
         (dict(dataset=TokenSource.from_lists([[1] * 25] * N)), ValueError, "the model has 24; give max_length=24"),
         (dict(bucket=0), ValueError, "bucket must be 1"),
-        (dict(where="pooler"), ValueError, "where must be"),
+        (dict(mix_at="pooler"), ValueError, "mix_at must be"),
         (dict(compute_loss_func=lambda *a, **k: 0), ValueError, "compute_loss_func: the loss of mixed batches"),
     ],
 )  # fmt: skip

@@ -267,14 +267,14 @@ def test_accelerate_launch(features: Path, tmp_path: Path) -> None:
         (dict(test_split="train"), "test_split: 'train' is trained on"),
         (dict(train_split="none"), "train_split must be one of train, val, test, got 'none'"),
         (dict(attribute="place"), "attribute must be one of colour, got 'place'"),
-        (dict(policy="lisa", policy_options={"q": 1}), "policy_options: lisa takes p, alpha, got 'q'"),
+        (dict(policy="lisa", policy_options={"q": 1}), "policy_options: lisa accepts p, alpha, got 'q'"),
         (dict(policy="upweight"), "policy_options: upweight: "),
         (dict(policy_options={"lam": "gamma(2)"}), "lam must be beta(a, b), uniform(low, high) or fixed(value), got 'gamma(2)'"),
         (dict(policy_options={"lam": "beta(-1, 2)"}), "lam: 'beta(-1, 2)': Beta: a must be"),
         (dict(model="small", crop=False, crop_size=8, flip=True), "needs crop"),
         (dict(weights="nowhere.pth"), "there is no file"),
         (dict(model="small", min_group_size=50), "min_group_size 50: the largest group has only"),
-        (dict(model="small", where="features"), "where is for texts"),
+        (dict(model="small", mix_at="features"), "mix_at is for texts"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_the_data(settings: dict[str, Any], text: str, images: Path, tmp_path: Path) -> None:
@@ -324,8 +324,9 @@ def test_damaged_files_of_a_run_are_named(finished: Path, images: Path, tmp_path
     for left in (".best-00000008.safetensors-99", ".config.toml-7", "metrics.77", ".audit-5.png"):
         (out / left).touch()
     shutil.rmtree(sorted((out / "checkpoints").iterdir())[-1])
-    here(images, out, IMAGES, resume=True)
-    assert losses(out) == losses(finished)
+    with pytest.warns(RuntimeWarning, match="losses are missing or corrupt"):
+        here(images, out, IMAGES, resume=True)
+    assert losses(out)[36:] == losses(finished)[36:] and losses(out)[:5] == losses(finished)[:5]
     assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
     assert (
         not [p.name for p in out.iterdir() if p.name.startswith(".") and p.name != ".lock"]

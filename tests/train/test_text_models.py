@@ -87,10 +87,10 @@ def plain(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("where", ["embeddings", "features"])
-def test_lam_of_one_and_zero_give_the_unmixed_logits(kind: str, where: Any) -> None:
+@pytest.mark.parametrize("mix_at", ["embeddings", "features"])
+def test_lam_of_one_and_zero_give_the_unmixed_logits(kind: str, mix_at: Any) -> None:
     model = build(kind).eval()
-    mixed = MixedInputs(model, where)
+    mixed = MixedInputs(model, mix_at)
     for lam, own in ((1.0, True), (0.0, False)):
         batch = pairs(kind, lam)
         ids, mask = (batch.ids, batch.mask) if own else (batch.partner_ids, batch.partner_mask)
@@ -133,16 +133,16 @@ def test_mixed_features_are_the_mixture_of_logits_where_the_head_is_linear() -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("where", ["embeddings", "features"])
-def test_gradients_of_the_table(kind: str, where: Any) -> None:
+@pytest.mark.parametrize("mix_at", ["embeddings", "features"])
+def test_gradients_of_the_table(kind: str, mix_at: Any) -> None:
     """Against a table of which every row is looked up by plain PyTorch."""
     model = build(kind).eval()
     batch = pairs(kind)
-    logits_of(MixedInputs(model, where)(batch)).square().sum().backward()
+    logits_of(MixedInputs(model, mix_at)(batch)).square().sum().backward()
     actual = model.get_input_embeddings().weight.grad.clone()
     model.zero_grad()
     reference = copy.deepcopy(model)
-    if where == "features":
+    if mix_at == "features":
         ids, mask = torch.cat([batch.ids, batch.partner_ids]), torch.cat([batch.mask, batch.partner_mask])
         layer = head_layer(reference)
         taken: list[Tensor] = []
@@ -229,7 +229,7 @@ def test_models_that_cannot_be_mixed_are_refused() -> None:
         MixedInputs(model)
     with pytest.raises(TypeError, match="must be a Hugging Face text model, got Linear"):
         MixedInputs(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="where must be"):
+    with pytest.raises(ValueError, match="mix_at must be"):
         MixedInputs(build("bert"), "hidden")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="already"):
         MixedInputs(MixedInputs(build("bert")))
@@ -382,7 +382,7 @@ def test_frozen_backbone_trains_the_head_only(kind: str) -> None:
 
 
 def test_resume_is_bit_identical(tmp_path: Path) -> None:
-    options: Any = dict(save_every=3, keep=9, clip=1.0)
+    options: Any = dict(save_every=3, max_checkpoints=9, clip=1.0)
     whole = MixedInputs(two_classes())
     torch.manual_seed(11)
     finetune(whole, text_loader(), output=tmp_path, **options)
@@ -475,7 +475,7 @@ def test_a_text_classifier_from_a_folder(tmp_path: Path) -> None:
         models.bert(2, pretrained=tmp_path)
 
 
-@pytest.mark.parametrize("where", ["embeddings", "features"])
+@pytest.mark.parametrize("mix_at", ["embeddings", "features"])
 @pytest.mark.parametrize(
     ("name", "bad", "message"),
     [
@@ -488,8 +488,8 @@ def test_a_text_classifier_from_a_folder(tmp_path: Path) -> None:
         ("lam", lambda t: t.double(), "lam must have dtype float32"),
     ],
 )
-def test_pairs_that_do_not_belong_together(where: Any, name: str, bad: Any, message: str) -> None:
-    model = MixedInputs(build("bert"), where=where)
+def test_pairs_that_do_not_belong_together(mix_at: Any, name: str, bad: Any, message: str) -> None:
+    model = MixedInputs(build("bert"), mix_at=mix_at)
     for lam in (None, 1.0):
         whole = pairs("bert", lam)
         with pytest.raises((TypeError, ValueError), match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import nn
 from spurmix import GroupIndex, MixLoader, evaluate, finetune, models, policies
 from spurmix.train import evaluate as evaluate_module
 from spurmix.train import metrics
+from spurmix.train.loss_log import read_losses
+from spurmix.train.options import FinetuneOptions, FinetuneOverrides
 from spurmix.train.schedule import factor
 
 RNG = np.random.default_rng(8)
@@ -56,7 +59,7 @@ def test_it_learns_and_writes_metrics(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at", [4, 8])
 def test_resume_is_bit_identical(tmp_path: Path, at: int) -> None:
     whole = network()
-    options: Any = dict(save_every=4, keep=9, accumulate=2, clip=1.0)
+    options: Any = dict(save_every=4, max_checkpoints=9, accumulate=2, clip=1.0)
     finetune(whole, loader(), output=tmp_path / "a", **options)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for path in (tmp_path / "b" / "checkpoints").iterdir():
@@ -224,7 +227,7 @@ def test_losses_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         def counted(self: torch.Tensor, original: Any = original) -> Any:
             nonlocal reads
             caller = sys._getframe(1).f_code.co_filename
-            reads += caller.endswith(("finetune.py", "finetune_metrics.py"))
+            reads += caller.endswith(("finetune.py", "loss_log.py", "training_state.py"))
             return original(self)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
@@ -232,6 +235,92 @@ def test_losses_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     result = finetune(network(), loader)
     assert len(result.losses) == 100
     assert reads <= 100 / 32 + 3
+
+
+def test_checkpoints_do_not_grow_with_the_number_of_steps(tmp_path: Path) -> None:
+    sizes = []
+    for steps in (10, 300):
+        finetune(network(), loader(steps=steps), output=tmp_path / str(steps))
+        [path] = (tmp_path / str(steps) / "checkpoints").iterdir()
+        sizes.append(sum(file.stat().st_size for file in path.iterdir()))
+    assert abs(sizes[0] - sizes[1]) < 50  # only numbers of steps have more digits
+
+
+def damage_metrics(file: Path, kind: str) -> set[int]:
+    """Damage `metrics.jsonl`. Return the steps whose losses are lost."""
+    lines = file.read_text().splitlines()
+    if kind == "missing file":
+        file.unlink()
+        return set(range(8))
+    if kind == "truncated":
+        lines = [*lines[:5], lines[5][:20]]
+    elif kind == "line removed":
+        del lines[2]
+    elif kind == "line corrupt":
+        lines[2] = lines[2].replace('"loss": ', '"loss": "')
+    elif kind == "unreadable bytes":
+        lines[0] = "\x00\ufffd["
+    file.write_text("\n".join(lines))
+    return {"truncated": {5, 6, 7}, "unreadable bytes": {0}}.get(kind, {2})
+
+
+@pytest.mark.parametrize("kind", ["missing file", "truncated", "line removed", "line corrupt", "unreadable bytes"])
+def test_damaged_metrics_do_not_change_a_resumed_run(kind: str, tmp_path: Path) -> None:
+    whole, resumed = network(), network()
+    expected = finetune(whole, loader(), output=tmp_path, save_every=4, max_checkpoints=9).losses
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000011")
+    lost = damage_metrics(tmp_path / "metrics.jsonl", kind)
+    with pytest.warns(RuntimeWarning, match=rf"metrics.jsonl: {len(lost)} of 8 losses are missing or corrupt"):
+        result = finetune(resumed, loader(), output=tmp_path, save_every=4, max_checkpoints=9, resume=True)
+    assert same(whole, resumed)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(11))
+    for step, loss in enumerate(expected):
+        assert np.isnan(result.losses[step]) if step in lost else result.losses[step] == loss
+        assert rows[step]["loss"] is None if step in lost else rows[step]["loss"] == loss
+    assert read_losses(tmp_path / "metrics.jsonl", 11) == pytest.approx(list(result.losses), rel=0, nan_ok=True)
+
+
+def test_edited_metrics_are_reported(tmp_path: Path) -> None:
+    finetune(network(), loader(), output=tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[3]["loss"] += 1e-9
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(RuntimeWarning, match=r"metrics.jsonl: losses differ from those of the run"):
+        result = finetune(network(), loader(), output=tmp_path, resume=True)
+    assert result.losses[3] == rows[3]["loss"]
+
+
+def test_options_and_single_arguments_agree() -> None:
+    overrides = {name: kind.__forward_arg__ for name, kind in FinetuneOverrides.__annotations__.items()}
+    assert FinetuneOptions.__annotations__ == overrides
+    given = dict(optimizer="sgd", learning_rate=0.05, momentum=0.5, accumulate=2, clip=1.0)
+    models = network(0.0), network(0.0), network(0.0)
+    finetune(models[0], loader(), options=FinetuneOptions(**given))  # type: ignore[arg-type]
+    finetune(models[1], loader(), **given)  # type: ignore[arg-type]
+    base = FinetuneOptions(**given | {"learning_rate": 9.0})  # type: ignore[arg-type]
+    finetune(models[2], loader(), options=base, learning_rate=0.05)
+    assert same(models[0], models[1]) and same(models[0], models[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("lerning_rate", "did you mean learning_rate?"),
+        ("save_evry", "did you mean save_every?"),
+        ("xyz", "options are optimizer, learning_rate,"),
+    ],
+)
+def test_unknown_options_are_named(name: str, hint: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is not an option of finetune; {re.escape(hint)}"):
+        finetune(network(), loader(), **{name: 1})
+
+
+def test_the_deprecated_name_of_max_checkpoints(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="finetune: keep is deprecated, use max_checkpoints"):
+        finetune(network(), loader(), output=tmp_path, save_every=2, keep=3)  # type: ignore[call-arg]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
 def test_evaluation_does_not_keep_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def build_model(config: RunConfig, dataset: PackedDataset) -> nn.Module:
     """
     torch.manual_seed(config.seed)
     model = make_model(config.model, dataset, config.weights or None)
-    return _mixed(model, config.where) if dataset.kind == "tokens" else model
+    return _mixed(model, config.mix_at) if dataset.kind == "tokens" else model
 
 
 def make_model(name: str, dataset: PackedDataset, weights: str | None) -> nn.Module:
@@ -52,13 +52,13 @@ def make_model(name: str, dataset: PackedDataset, weights: str | None) -> nn.Mod
     return models.text_classifier(classes, pretrained=weights or "")
 
 
-def _mixed(model: nn.Module, where: str) -> nn.Module:
-    return MixedInputs(model, where="features" if where == "features" else "embeddings")
+def _mixed(model: nn.Module, mix_at: str) -> nn.Module:
+    return MixedInputs(model, mix_at="features" if mix_at == "features" else "embeddings")
 
 
 def describe(model: nn.Module, config: RunConfig) -> dict[str, Any]:
     """What `rebuild` needs."""
-    described = {"model": config.model, "where": config.where}
+    described = {"model": config.model, "mix_at": config.mix_at}
     if isinstance(model, nn.Linear):
         return {**described, "shape": [model.in_features, model.out_features]}
     inner: Any = unwrapped(model)
@@ -72,12 +72,11 @@ def rebuild(described: dict[str, Any]) -> nn.Module:
         return nn.Linear(*described["shape"])
     import transformers
 
+    mix_at = described.get("mix_at") or described["where"]  # the name in version 0.1.0
     own = dict(described["config"])
     config = transformers.AutoConfig.for_model(own.pop("model_type"), **own)
     if described["model"] in ("encoder", "minilm"):
-        return _mixed(
-            models.TextClassifier(transformers.AutoModel.from_config(config), described["head"]), described["where"]
-        )
+        return _mixed(models.TextClassifier(transformers.AutoModel.from_config(config), described["head"]), mix_at)
     if described["model"] == "bert":
-        return _mixed(transformers.BertForSequenceClassification(config), described["where"])
+        return _mixed(transformers.BertForSequenceClassification(config), mix_at)
     return transformers.ResNetForImageClassification(config)

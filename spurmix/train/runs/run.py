@@ -28,16 +28,18 @@ from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.data.sources.arrays import ImageSource, Source
 from spurmix.ops.augment import Augment
+from spurmix.train import loss_log
 from spurmix.train.evaluate import evaluate
 from spurmix.train.finetune import TrainResult, finetune
+from spurmix.train.loss_log import read_losses
 from spurmix.train.metrics import Evaluation, check_options
 from spurmix.train.process import check_precision
 from spurmix.train.runs import files
-from spurmix.train.runs.config import MODELS, SPLIT_NAMES, RunConfig, build_policy, resolve, to_toml
+from spurmix.train.runs.config import MODELS, SPLIT_NAMES, RunConfig, build_policy, read_run_config, to_toml
 from spurmix.train.runs.files import ABOUT, CONFIG, MODEL, read_evaluations, read_weights, write_text, write_weights
 from spurmix.train.runs.model import build_model, describe, rebuild
 
-FREE = ("device", "evaluation_batch", "keep", "memory", "prefetch", "save_every", "tier")
+FREE = ("device", "evaluation_batch", "max_checkpoints", "memory", "prefetch", "save_every", "tier")
 """Settings that decide nothing about the result: a resumed run may have others."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -137,8 +139,8 @@ def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
     for key in ("crop", "flip", "channels_last"):
         if getattr(config, key) and dataset.kind != "images":
             raise ValueError(f"{key} is for images; this dataset holds {dataset.kind}")
-    if dataset.kind != "tokens" and config.where != "embeddings":
-        raise ValueError(f"where is for texts; this dataset holds {dataset.kind}")
+    if dataset.kind != "tokens" and config.mix_at != "embeddings":
+        raise ValueError(f"mix_at is for texts; this dataset holds {dataset.kind}")
     return dataclasses.replace(config, **filled)
 
 
@@ -228,7 +230,7 @@ def _check_folder(folder: Path, config: RunConfig, dataset: PackedDataset, resum
         return
     if not resume:
         raise ValueError(f"out: {folder} holds a run already; continue it (--resume) or choose another folder")
-    before, about = resolve({}, folder / CONFIG), files.read_about(folder)
+    before, about = read_run_config(folder / CONFIG), files.read_about(folder)
     if about.get("dataset") != dataset.digest():
         raise ValueError(f"dataset: {dataset.path} is not the data that the run in {folder} was begun with")
     free = (*FREE, "dataset", "weights")  # wherever they lie by now
@@ -296,14 +298,10 @@ def train(job: Job, *, resume: bool = False) -> Outcome:
 
 def _finetune(job: Job, watch: _Watch, resume: bool) -> TrainResult:
     config = job.config
-    names = (
-        "optimizer", "learning_rate", "weight_decay", "decay_all", "momentum", "schedule", "stages", "warmup",
-        "mixed_precision", "accumulate", "freeze", "label_smoothing",
-    )  # fmt: skip
     return finetune(
-        job.model, job.loader, output=job.folder, resume=resume, progress=job.processes.progress,
-        save_every=watch.multiple(config.save_every or watch.pass_length), keep=config.keep, clip=config.clip or None,
-        after_step=watch, **{name: getattr(config, name) for name in names},
+        job.model, job.loader, options=config.finetune_options(), output=job.folder, resume=resume,
+        progress=job.processes.progress, save_every=watch.multiple(config.save_every or watch.pass_length),
+        max_checkpoints=config.max_checkpoints, after_step=watch,
     )  # fmt: skip
 
 
@@ -311,14 +309,9 @@ def _finished(job: Job) -> tuple[TrainResult, int]:
     """Load the weights of a finished run; what its metrics say of the training."""
     _, about = read_weights(job.folder / MODEL, job.model)
     job.model.to(job.processes.device)
-    losses = []
-    for line in (job.folder / "metrics.jsonl").read_text(errors="replace").splitlines():
-        try:
-            losses.append(float(json.loads(line)["loss"]))
-        except (ValueError, KeyError, TypeError):
-            break
+    losses = read_losses(job.folder / loss_log.FILE, len(job.loader))
     steps = math.ceil(len(job.loader) / job.config.accumulate)
-    return TrainResult(steps, losses[-1] if losses else math.nan, tuple(losses), 0.0, 0.0), int(about["step"])
+    return TrainResult(steps, losses[-1], tuple(losses), 0.0, 0.0), int(about["step"])
 
 
 def measure(
@@ -413,7 +406,7 @@ def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no run: it has no {CONFIG}")
-    config = resolve({}, folder / CONFIG)
+    config = read_run_config(folder / CONFIG)
     if not (folder / MODEL).is_file():
         raise ValueError(f"the run in {folder} is not finished: it has no {MODEL}; continue it (train --resume)")
     opened = PackedDataset(dataset if dataset is not None else config.dataset)
