@@ -96,8 +96,8 @@ def test_stages_of_the_step_schedule() -> None:
     [
         ("sead = 1", "run.toml: sead is not a setting; did you mean seed?"),
         ("out = 1", "run.toml: out is a flag of the command"),
-        ("momentum = 1.5", "run.toml: momentum must lie in [0, 1], got 1.5"),
-        ("seed = -1", "run.toml: seed must lie in [0, 9223372036854775807], got -1"),
+        ("momentum = 1.5", "run.toml: momentum must be in [0, 1], got 1.5"),
+        ("seed = -1", "run.toml: seed must be in [0, 9223372036854775807], got -1"),
         ("seed = 1.5", "run.toml: seed must be an integer, got float"),
         ("flip = 1", "run.toml: flip must be True or False, got int"),
         ("learning_rate = nan", "run.toml: learning_rate must be 0 or more, got nan"),
