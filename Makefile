@@ -27,6 +27,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pydoclint spurmix bench kernels/triton setup.py
 	$(CPP_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 
 bench: $(STAMP)

@@ -81,7 +81,7 @@ def choose(sizes: Sizes, wanted: str = "auto", kind: str = "images") -> Tier:
             return Tier(name, "; ".join([*passed, f"{TIERS[name]}, {_gib(sizes.data)}"]))
         if sizes.device is not None or name == "cache":
             passed.append(obstacle)
-    return Tier("cache", "; ".join([*passed, f"mapped all the same, as {kind} are not read by windows"]))
+    return Tier("cache", "; ".join([*passed, f"memory-mapped, because {kind} cannot be read by windows"]))
 
 
 def _obstacle(name: str, sizes: Sizes) -> str | None:
