@@ -75,7 +75,7 @@ def forget(path: Path) -> None:
         (tiers.Sizes(2 * GIB, 3 * GIB, GIB), "images", "cache", "at most half of the 3.00 GiB .* can be pinned; mapped"),
         (tiers.Sizes(2 * GIB, GIB, GIB), "images", "disk", "free; .*pinned; .*may be used; read"),
         (tiers.Sizes(GIB, 9 * GIB, GIB // 2), "features", "cache", "free; mapped"),
-        (tiers.Sizes(GIB, 5, GIB // 2), "features", "cache", "mapped all the same, as features are not read by windows"),
+        (tiers.Sizes(GIB, 5, GIB // 2), "features", "cache", "memory-mapped, because features cannot be read by windows"),
         (tiers.Sizes(GIB, 9 * GIB, 9 * GIB), "tokens", "cache", "^mapped"),
     ],
 )  # fmt: skip
