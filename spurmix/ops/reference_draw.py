@@ -164,7 +164,7 @@ def _key(s: Tensor, cycle: Tensor, seed: int) -> tuple[Tensor, ...]:
 
 
 def draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None) -> Drawn:
-    """Samples start to start + count of the global sequence; DESIGN section 4, step by step."""
+    """Samples start to start + count of the global sequence. Steps as in `docs/draw-specification.md`, "Draw"."""
     view = view_tables(tables, members)
     if not 0 <= seed < 1 << 63:
         raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
