@@ -26,7 +26,7 @@ HISTORY = {"CHANGELOG.md"}
 """Documents that may name files and commands of earlier versions."""
 
 SOURCE_SUFFIXES = (".py", ".cpp", ".h", ".inc", ".cu", ".cuh", ".pyi", ".j2")
-NEW_FILES = {"spurmix/data/pack/layouts/labeled.py"}
+NEW_FILES = {"spurmix/data/pack/layouts/labeled.py", "spurmix/ops/reference/draw.py"}
 """Files that a how-to page tells the reader to add."""
 
 
