@@ -40,7 +40,7 @@ LAYERS = [
 LAYER_EXCEPTIONS = {
     # Triton registers itself on first use, so that importing the operators does not import Triton.
     ("spurmix.ops.library", "spurmix.kernels.launch"),
-    ("spurmix.ops.library", "spurmix.kernels.launch_text"),
+    ("spurmix.ops.library", "spurmix.kernels.launch_embeddings"),
     # `PackedDataset.source()` opens a source; sources know the format, but not `PackedDataset`.
     ("spurmix.data.dataset.packed", "spurmix.data.sources.open"),
 }
@@ -231,7 +231,6 @@ WORDING_OUTSTANDING = {
     "tests/cli/test_failure.py",
     "tests/data/loader/cuda_model.py",
     "tests/data/sources/test_reading.py",
-    "tests/ops/watched.py",
     "tests/train/test_distributed.py",
     "tests/train/test_hf_trainer.py",
 }

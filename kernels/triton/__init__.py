@@ -1,1 +1,1 @@
-"""Triton kernels of the operators."""
+"""Triton kernels: one module per operator, named as in `kernels/cuda` and `csrc/cpu`, and their launchers."""

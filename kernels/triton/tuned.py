@@ -1,7 +1,7 @@
-"""Kernels with a small list of configurations: the fastest is found on the first call of a shape class and kept on disk.
+"""Autotuning: the first call for a class of shapes measures a few configurations; the choice is cached on disk.
 
-The interpreter takes the first configuration. `offline` compiles all of them for a GPU that is not there. Triton's own
-autotuner is not used: it keys on exact sizes, measures inside a graph capture, and holds no name of the device.
+The interpreter takes the first configuration. `offline` compiles all of them without a GPU. `triton.autotune` does not
+fit: its keys are exact sizes, it measures during a CUDA graph capture, and its cache does not separate devices.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Grid = Callable[[dict[str, Any]], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What `offline` made: a kernel's configuration for a capability, and Triton's result."""
+    """A configuration that `offline` compiled, and Triton's result."""
 
     kernel: str
     constants: dict[str, Any]
@@ -39,7 +39,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration that was measured, or found on disk (then `measured` is False)."""
+    """A chosen configuration. `measured` is False if it comes from the cache on disk."""
 
     kernel: str
     key: str
@@ -49,19 +49,19 @@ class Choice:
 
 
 _offline: list[Compiled] | None = None
-_every = True
+_all_configs = True
 _lock = threading.Lock()
 choices: list[Choice] = []
-"""What this process chose so far."""
+"""Choices of this process so far."""
 
 
 def cache_folder() -> Path:
-    """Where choices are kept."""
+    """Return the folder that caches the choices."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spurmix" / "triton"
 
 
-class _Elsewhere(DriverBase):
-    """Stands for a GPU that is not there, so that Triton compiles for it."""
+class _OfflineDriver(DriverBase):
+    """Describes a GPU that is not present, so that Triton compiles for it."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
@@ -80,28 +80,37 @@ class _Elsewhere(DriverBase):
         return torch.device("meta")
 
     def get_benchmarker(self) -> Any:
-        raise RuntimeError("nothing runs here")
+        raise RuntimeError("kernels cannot run inside offline()")
 
     def get_current_device(self) -> int:
-        return -int(self._target.arch)  # a number no GPU has: compiled kernels are kept by it
+        return -int(self._target.arch)  # the key of Triton's kernel cache, which no GPU has
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
 @contextmanager
-def offline(capability: int, every: bool = True) -> Iterator[list[Compiled]]:
-    """Inside, launches on meta tensors compile every configuration (or the defaults) for a capability such as 90, and run
-    nothing.
+def offline(capability: int, all_configs: bool = True) -> Iterator[list[Compiled]]:
+    """Compile kernels that are launched on meta tensors inside this context, and run nothing.
 
-    Triton keeps the results in its cache, where a process with such a GPU finds them.
+    Triton stores the results in its cache, where a process with such a GPU finds them.
+
+    Args:
+        capability: compute capability, such as 90.
+        all_configs: whether to compile all configurations, or only the default ones.
+
+    Yields:
+        The list of compiled configurations, which grows with each launch.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET=1 is set.
     """
-    global _offline, _every
+    global _offline, _all_configs
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET=1 makes Triton interpret kernels; unset it to compile them")
     active = triton.runtime.driver._active
-    triton.runtime.driver.set_active(_Elsewhere(capability))
-    _offline, _every = [], every
+    triton.runtime.driver.set_active(_OfflineDriver(capability))
+    _offline, _all_configs = [], all_configs
     try:
         yield _offline
     finally:
@@ -110,14 +119,15 @@ def offline(capability: int, every: bool = True) -> Iterator[list[Compiled]]:
 
 
 def size_class(size: int) -> int:
-    """Sizes are tuned by powers of two."""
+    """Return the next power of two: sizes of one class share a choice."""
     return triton.next_power_of_2(max(1, size))
 
 
 class Tuned:
-    """A kernel and its configurations, the default first. Kernels that add to their outputs have one only.
+    """A kernel and its configurations, the default first.
 
-    Every configuration serves every shape, and all give the same result up to the order of sums.
+    Every configuration is valid for every shape. Results differ only by the order of sums. A kernel that accumulates
+    into its outputs must have a single configuration, because measuring repeats the launch.
     """
 
     def __init__(self, kernel: Any, configs: Sequence[triton.Config]) -> None:
@@ -127,7 +137,15 @@ class Tuned:
         self._chosen: dict[Any, int] = {}
 
     def __call__(self, device: torch.device, key: tuple[Any, ...], grid: Grid, *args: Any, **constants: Any) -> None:
-        """Launch on `device`. `key`: what the choice may depend on, hashable and short as text."""
+        """Launch the kernel.
+
+        Args:
+            device: device of the launch. The CPU is the interpreter, meta compiles inside `offline`.
+            key: properties of the arguments that the choice depends on.
+            grid: function from the constants of a configuration to the grid.
+            *args: arguments of the kernel.
+            **constants: constants of the kernel that are not part of a configuration.
+        """
         if device.type == "meta":
             return self._compile(args, constants)
         if device.type == "cpu":  # the interpreter
@@ -143,34 +161,36 @@ class Tuned:
     def _compile(self, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
         if _offline is None:
             raise RuntimeError("meta tensors are for compiling ahead of time, inside offline()")
-        for options in self._options if _every else self._options[:1]:
+        for options in self._options if _all_configs else self._options[:1]:
             result = self.kernel.warmup(*args, grid=(1,), **constants, **options)
             _offline.append(Compiled(self.kernel.__name__, constants, options, result))
 
     def _choose(
         self, device: torch.device, key: tuple[Any, ...], grid: Grid, args: tuple[Any, ...], constants: dict[str, Any]
     ) -> int:
-        """Number of the configuration to use: from disk, else measured; the default where nothing can be measured."""
+        """Position of the configuration to use: from disk, else measured. The default if measuring is impossible."""
         if os.environ.get("SPURMIX_AUTOTUNE") == "0" or torch.cuda.is_current_stream_capturing():
             return 0
         with _lock:
             path, name = self._file(device), ", ".join(map(str, key))
-            kept = _read(path)
-            at, measured = self._kept(kept.get(name)), False
+            cached = _read(path)
+            at, measured = self._position_of(cached.get(name)), False
             if at is None:
                 try:
                     times = [self._time(c, grid, args, constants) for c in range(len(self.configs))]
-                except torch.OutOfMemoryError:  # measuring flushes the cache by a buffer of its own
+                except torch.OutOfMemoryError:  # the benchmark allocates a buffer that flushes the cache
                     return 0
                 at, measured = min(range(len(times)), key=times.__getitem__), True
-                kept[name] = {"options": self._options[at], "milliseconds": times[at]}
-                _write(path, kept)
+                cached[name] = {"options": self._options[at], "milliseconds": times[at]}
+                _write(path, cached)
             self._chosen[device.index, key] = at
-            choices.append(Choice(self.kernel.__name__, name, self._options[at], kept[name]["milliseconds"], measured))
+            choices.append(
+                Choice(self.kernel.__name__, name, self._options[at], cached[name]["milliseconds"], measured)
+            )
         return at
 
-    def _kept(self, entry: Any) -> int | None:
-        """The number of a configuration read from disk, if it is one."""
+    def _position_of(self, entry: object) -> int | None:
+        """Position of the configuration of a cache entry, or None if the entry is invalid."""
         if isinstance(entry, dict) and isinstance(entry.get("milliseconds"), float):
             for at, options in enumerate(self._options):
                 if options == entry.get("options"):
@@ -178,7 +198,7 @@ class Tuned:
         return None
 
     def _time(self, at: int, grid: Grid, args: tuple[Any, ...], constants: dict[str, Any]) -> float:
-        """Median milliseconds with a cold cache; infinite where this device cannot run the configuration."""
+        """Median milliseconds with a cold cache; infinite if the device cannot run the configuration."""
 
         def run() -> None:
             self.kernel[grid(self._constants[at])](*args, **constants, **self._options[at])
@@ -189,7 +209,7 @@ class Tuned:
             return float("inf")
 
     def _file(self, device: torch.device) -> Path:
-        """One file for a kernel's source, its configurations, the device and the versions that compile it."""
+        """Cache file for the kernel's source, its configurations, the device and the compiler versions."""
         properties = torch.cuda.get_device_properties(device)
         about = (
             properties.name, properties.major, properties.minor, triton.__version__, torch.version.cuda,
@@ -200,20 +220,20 @@ class Tuned:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Choices of a file; none where it is missing or not what `_write` wrote."""
+    """Choices of a cache file; empty if it is missing or invalid."""
     try:
-        kept = json.loads(path.read_text())
+        cached = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return cached if isinstance(cached, dict) else {}
 
 
-def _write(path: Path, kept: dict[str, Any]) -> None:
-    """Keep choices, if the folder can be written: not being able to costs time, nothing else."""
+def _write(path: Path, cached: dict[str, Any]) -> None:
+    """Write choices to the cache, if it is writable. Otherwise the next process measures again."""
     partial = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(kept, indent=1) + "\n")
+        partial.write_text(json.dumps(cached, indent=1) + "\n")
         partial.replace(path)
     except OSError:
         with suppress(OSError):

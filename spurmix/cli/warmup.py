@@ -40,7 +40,7 @@ def calls(shapes: Shapes, device: torch.device | str) -> Iterator[tuple[str, Cal
     from spurmix.core import policies
     from spurmix.core.groups import GroupIndex
     from spurmix.core.lam import Uniform
-    from spurmix.kernels import launch, launch_text
+    from spurmix.kernels import launch, launch_embeddings
     from spurmix.ops.tables import draw_tables
 
     def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -76,7 +76,7 @@ def calls(shapes: Shapes, device: torch.device | str) -> Iterator[tuple[str, Cal
         **_text(shapes, zeros),
     }
     for name, values in arguments.items():
-        kernel = launch_text.KERNELS.get(name) or launch.KERNELS[name]
+        kernel = launch_embeddings.KERNELS.get(name) or launch.KERNELS[name]
         yield name, lambda kernel=kernel, values=values: kernel(*values)  # type: ignore[misc]
 
 

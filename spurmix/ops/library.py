@@ -230,9 +230,9 @@ def triton_kernel(name: str) -> Callable[..., Any]:
 
 def _triton_kernels(name: str) -> dict[str, Callable[..., Any]]:
     """The launchers of the file that has op `name`."""
-    from spurmix.kernels import launch, launch_text
+    from spurmix.kernels import launch, launch_embeddings
 
-    return launch_text.KERNELS if name in launch_text.KERNELS else launch.KERNELS
+    return launch_embeddings.KERNELS if name in launch_embeddings.KERNELS else launch.KERNELS
 
 
 def _on_gpu(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Triton kernels that the interpreter runs are watched: see `watched.py`."""
+"""Checks the memory accesses of all interpreted Triton kernels: see `watched.py`."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_wrong_tensors_are_refused_or_harmless(backend: str, name: str, argument
     """Past the checks of the public functions. Triton kernels that reach beyond a tensor are told (watched.py)."""
     if backend == "triton":
         launch = pytest.importorskip("spurmix.kernels.launch")
-        text = pytest.importorskip("spurmix.kernels.launch_text")
+        text = pytest.importorskip("spurmix.kernels.launch_embeddings")
         call_with_wrong_tensors((launch.KERNELS | text.KERNELS)[name], arguments)
     else:
         call_with_wrong_tensors(getattr(OPS, name).default, arguments)

@@ -1,10 +1,12 @@
-"""Watches what Triton kernels do to memory while the interpreter runs them.
+"""Finds invalid memory accesses and races of Triton kernels while the interpreter runs them.
 
-A finding fails the launch: an active lane outside the memory of the launch's arguments (or at one whose elements have another
-size), two programs that write one place, a program that reads what another one writes or what it wrote itself, two lanes of
-one store at one place. Programs of a launch have no order, nor have the lanes of one without a barrier, and the interpreter,
-which runs all in turn, would give the right result all the same. Atomics may meet atomics. The argument `flag` may be written
-by all: they write the same.
+A launch fails if
+- an active lane accesses memory outside the arguments of the launch, or an argument whose elements have another size,
+- two programs write to one address, or a program reads an address that a program of the launch writes,
+- two lanes of one store write to one address.
+
+The interpreter runs programs and lanes in order, so that the result would be right in spite of a race. Atomics may access
+the same address. All programs may write to the argument `error_ptr`, because they write the same value.
 """
 
 from __future__ import annotations
@@ -20,12 +22,22 @@ import torch
 from numpy.typing import NDArray
 from triton.runtime import interpreter
 
-NOBODY, MANY, ATOMIC = 0, -1, -2  # beside the numbers of programs, from 1 on
+NOBODY, SEVERAL, ATOMIC = 0, -1, -2  # program numbers start at 1
 
 
 @dataclasses.dataclass
 class Argument:
-    """A tensor of a launch: its bytes [begin, end), and who wrote and who read what begins at each byte from `base` on."""
+    """A tensor argument of a launch.
+
+    Attributes:
+        name: name of the argument.
+        begin: address of its first byte.
+        end: address behind its last byte.
+        itemsize: bytes of an element.
+        base: address of its storage.
+        writer: program that wrote the element that begins at each byte of the storage.
+        reader: program that read it.
+    """
 
     name: str
     begin: int
@@ -52,14 +64,14 @@ def arguments_of(names: list[str], values: list[Any]) -> list[Argument]:
 
 
 class Watch:
-    """The launch that runs, and what its programs did."""
+    """The accesses of the current launch."""
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
         self.kernel = ""
         self.arguments: list[Argument] = []
 
-    def begin(self, kernel: str, names: list[str], values: list[Any]) -> None:
+    def begin_launch(self, kernel: str, names: list[str], values: list[Any]) -> None:
         self.kernel, self.arguments = kernel, arguments_of(names, values)
         self.begins = [a.begin for a in self.arguments]
 
@@ -68,90 +80,93 @@ class Watch:
         (x, y, z), (_, ny, nz) = self.builder.grid_idx, self.builder.grid_dim
         return int((x * ny + y) * nz + z) + 1
 
-    def fail(self, argument: Argument, what: str) -> None:
-        raise AssertionError(f"{self.kernel}, program {self.builder.grid_idx}, {argument.name}: {what}")
+    def fail(self, argument: Argument, finding: str) -> None:
+        raise AssertionError(f"{self.kernel}, program {self.builder.grid_idx}, {argument.name}: {finding}")
 
-    def touched(self, pointers: Any, mask: Any, verb: str) -> tuple[Argument, NDArray[np.int64]] | None:
-        """The argument that the active lanes lie in, and their places in its storage; None where no lane is active."""
+    def accessed(self, pointers: Any, mask: Any, verb: str) -> tuple[Argument, NDArray[np.int64]] | None:
+        """The argument that the active lanes access, and their offsets in its storage. None if no lane is active."""
         addresses = pointers.data.reshape(-1)[np.broadcast_to(mask.data, pointers.data.shape).reshape(-1).astype(bool)]
         if not addresses.size:
             return None
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         low, high = int(addresses.min()), int(addresses.max()) + size
-        at = bisect.bisect_right(self.begins, low)
-        inside = [a for a in self.arguments[:at] if high <= a.end and size == a.itemsize]
-        if not inside:
+        position = bisect.bisect_right(self.begins, low)
+        candidates = [a for a in self.arguments[:position] if high <= a.end and size == a.itemsize]
+        if not candidates:
             names = ", ".join(f"{a.name} {a.begin:#x} to {a.end:#x}" for a in self.arguments if a.itemsize == size)
             raise AssertionError(
                 f"{self.kernel}, program {self.builder.grid_idx}: {verb} {low:#x} to {high:#x}, "
-                f"outside the arguments of {size} bytes an element ({names})"
+                f"outside the arguments of {size} bytes per element ({names})"
             )
-        # The nearest one: arguments that share a storage share what was done to it.
-        argument = inside[-1]
+        # Any candidate will do: arguments that share a storage share its records.
+        argument = candidates[-1]
         return argument, (addresses - np.uint64(argument.base)).astype(np.int64)
 
     def load(self, pointers: Any, mask: Any) -> None:
-        touched = self.touched(pointers, mask, "reads")
-        if touched is None:
+        accessed = self.accessed(pointers, mask, "reads")
+        if accessed is None:
             return
-        argument, places = touched
-        writers = argument.writer[places]
+        argument, offsets = accessed
+        writers = argument.writer[offsets]
         if writers.any():
-            own = bool((writers == self.program).any())
-            self.fail(argument, f"reads what {'it wrote itself' if own else 'another one writes'}")
-        readers = argument.reader[places]
-        argument.reader[places] = np.where((readers == NOBODY) | (readers == self.program), self.program, MANY)
+            writer = "the same program" if (writers == self.program).any() else "another program"
+            self.fail(argument, f"reads an address that {writer} writes")
+        readers = argument.reader[offsets]
+        argument.reader[offsets] = np.where((readers == NOBODY) | (readers == self.program), self.program, SEVERAL)
 
     def store(self, pointers: Any, mask: Any, atomic: bool = False) -> None:
-        touched = self.touched(pointers, mask, "writes")
-        if touched is None:
+        accessed = self.accessed(pointers, mask, "writes")
+        if accessed is None:
             return
-        argument, places = touched
-        if argument.name == "flag":
+        argument, offsets = accessed
+        if argument.name == "error_ptr":
             return
-        if not atomic and np.unique(places).size < places.size:
-            self.fail(argument, "two lanes write one place")
-        writers, readers = argument.writer[places], argument.reader[places]
+        if not atomic and np.unique(offsets).size < offsets.size:
+            self.fail(argument, "two lanes write to one address")
+        writers, readers = argument.writer[offsets], argument.reader[offsets]
         if readers.any():
-            self.fail(argument, "writes what is read in the same launch")
+            self.fail(argument, "writes to an address that the launch reads")
         if ((writers != NOBODY) & (writers != (ATOMIC if atomic else self.program))).any():
-            self.fail(argument, "writes what another one writes")
-        argument.writer[places] = ATOMIC if atomic else self.program
+            self.fail(argument, "writes to an address that another program writes")
+        argument.writer[offsets] = ATOMIC if atomic else self.program
 
 
 @contextmanager
 def watching() -> Iterator[None]:
-    """Every launch of the interpreter is watched; and it leaves out the arithmetic in 64 bits that only debugging uses, a
-    third of its time."""
+    """Check every launch of the interpreter inside this context.
+
+    Also disables the interpreter's overflow checks, which take a third of its time.
+    """
     builder, executor = interpreter.interpreter_builder, interpreter.GridExecutor
     watch = Watch(builder)
     options, begin = builder.options, executor._init_args_hst
     load, store, rmw = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
 
     def launch(self: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        there, named = begin(self, args, kwargs)
-        watch.begin(self.fn.__name__, [*self.arg_names[: len(there)], *named], [*there, *named.values()])
-        return there, named
+        positional, named = begin(self, args, kwargs)
+        names = [*self.arg_names[: len(positional)], *named]
+        watch.begin_launch(self.fn.__name__, names, [*positional, *named.values()])
+        return positional, named
 
-    def loads(pointers: Any, mask: Any, *rest: Any) -> Any:
+    def watched_load(pointers: Any, mask: Any, *rest: Any) -> Any:
         watch.load(pointers, mask)
         return load(pointers, mask, *rest)
 
-    def stores(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+    def watched_store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         watch.store(pointers, mask)
         return store(pointers, value, mask, *rest)
 
-    def adds(op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+    def watched_rmw(op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         watch.store(pointers, mask, atomic=True)
         return rmw(op, pointers, value, mask, *rest)
 
-    def swaps(*arguments: Any) -> Any:
-        raise NotImplementedError("no kernel uses atomic_cas, so it is not watched")
+    def unsupported_cas(*arguments: Any) -> Any:
+        raise NotImplementedError("atomic_cas is not checked, because no kernel uses it")
 
     builder.options = dataclasses.replace(options, sanitize_overflow=False)
     executor._init_args_hst = launch
-    builder.create_masked_load, builder.create_masked_store = loads, stores
-    builder.create_atomic_rmw, builder.create_atomic_cas = adds, swaps
+    builder.create_masked_load, builder.create_masked_store = watched_load, watched_store
+    builder.create_atomic_rmw, builder.create_atomic_cas = watched_rmw, unsupported_cas
     try:
         yield
     finally:
