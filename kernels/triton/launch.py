@@ -247,7 +247,8 @@ def mix_image_batch(*args: Any, counter: Tensor | None = None) -> tuple[Tensor, 
     dtypes = (torch.int64, torch.int64, torch.float32, torch.int64, torch.int64, torch.int64)
     out = [empty_images(labels, images.shape[3], *args[14:19])]
     out += [torch.empty(batch, dtype=dtype, device=labels.device) for dtype in dtypes]
-    mix_image_batch_out(*args[:14], args[19] if len(args) > 19 else counter, *out)
+    inputs: list[Any] = [*args[:14], args[19] if len(args) > 19 else counter]
+    mix_image_batch_out(*inputs, *out)
     return tuple(out)
 
 

@@ -98,7 +98,8 @@ def mix_embeddings_backward_out(*args: Any) -> None:
     grad, *lookups, padding_idx, out = args
     _check_backward(grad, *lookups)
     checks.tensor("mix_embeddings", "grad_weight", out, grad, checks.FLOATS, out.shape[0], grad.shape[2])
-    row, token, weight = _entries(grad, *lookups, padding_idx, out.shape[0], out.dtype)
+    inputs: list[Any] = [grad, *lookups, padding_idx, out.shape[0], out.dtype]
+    row, token, weight = _entries(*inputs)
     _sum_rows(grad, token, weight, _starts(row, out.shape[0]), out)
 
 
@@ -134,13 +135,13 @@ def _bert_arguments(
     )
     tables = (weight, weight.stride(0), weight.shape[0], position_weight, position_weight.shape[0], type_weight)
     types = 0 if type_weight is None else type_weight.shape[0]
-    lookups = (ids, partner_ids, lam, as_bytes(mask), as_bytes(partner_mask), position_ids, token_type_ids)
+    pointers = (ids, partner_ids, lam, as_bytes(mask), as_bytes(partner_mask), position_ids, token_type_ids)
     constants = dict(
         MASK=mask is not None, PARTNER_MASK=partner_mask is not None, TYPES=type_weight is not None,
         TYPE_IDS=token_type_ids is not None, COMPUTE=compute_dtype(weight.dtype),
         BLOCK=triton.next_power_of_2(weight.shape[1]),
     )  # fmt: skip
-    return (*tables, types, *lookups), constants
+    return (*tables, types, *pointers), constants
 
 
 def mix_bert_embeddings(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
