@@ -26,7 +26,7 @@ HISTORY = {"CHANGELOG.md"}
 """Documents that may name files and commands of earlier versions."""
 
 SOURCE_SUFFIXES = (".py", ".cpp", ".h", ".inc", ".cu", ".cuh", ".pyi", ".j2")
-NEW_FILES = {"spurmix/data/pack/layouts/labeled.py", "spurmix/ops/reference/draw.py"}
+NEW_FILES = {"spurmix/data/pack/layouts/jsonl.py", "tests/data/pack/layouts/test_jsonl.py", "spurmix/ops/reference/draw.py"}
 """Files that a how-to page tells the reader to add."""
 
 
@@ -211,6 +211,31 @@ def test_readme_examples_run(example_names: dict[str, Any]) -> None:
             exec(compile(block, "README.md", "exec"), example_names)
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error}, in\n{block}")
+
+
+def test_guide_to_policies() -> None:
+    """The code of docs/add-policy.md works if it is added to policies.py."""
+    from spurmix import policies
+
+    names = dict(vars(policies))
+    for block in blocks(ROOT / "docs" / "add-policy.md", "python"):
+        exec(compile(block, "add-policy.md", "exec"), names)
+    groups = names["groups"]
+    assert names["same_class"]().audit(groups).residual < 1
+    assert "same_class" not in policies.__all__
+
+
+def test_guide_to_dataset_layouts(tmp_path: Path) -> None:
+    """The code of docs/add-dataset-layout.md packs a dataset, and its errors name the row."""
+    names: dict[str, Any] = {"tmp_path": tmp_path}
+    for block in blocks(ROOT / "docs" / "add-dataset-layout.md", "python"):
+        exec(compile(block, "add-dataset-layout.md", "exec"), names)
+    (tmp_path / "labels.jsonl").write_text('{"file": "0.png", "label": "cat"}')
+    with pytest.raises(ValueError, match=r"labels.jsonl, row 0: split is missing"):
+        names["from_jsonl"](tmp_path)
+    (tmp_path / "labels.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"cannot read .*labels.jsonl"):
+        names["from_jsonl"](tmp_path)
 
 
 def deprecated_names() -> Iterator[tuple[str, str, str]]:
