@@ -26,7 +26,11 @@ HISTORY = {"CHANGELOG.md"}
 """Documents that may name files and commands of earlier versions."""
 
 SOURCE_SUFFIXES = (".py", ".cpp", ".h", ".inc", ".cu", ".cuh", ".pyi", ".j2")
-NEW_FILES = {"spurmix/data/pack/layouts/jsonl.py", "tests/data/pack/layouts/test_jsonl.py", "spurmix/ops/reference/draw.py"}
+NEW_FILES = {
+    "spurmix/data/pack/layouts/jsonl.py",
+    "tests/data/pack/layouts/test_jsonl.py",
+    "spurmix/ops/reference/draw.py",
+}
 """Files that a how-to page tells the reader to add."""
 
 
@@ -49,7 +53,7 @@ def named_paths(text: str) -> Iterator[tuple[str, str]]:
     top = {path.name for path in ROOT.iterdir()}
     for span in code_spans(text):
         path, _, definition = span.partition("::")
-        if re.fullmatch(r"[\w./*{},-]+", path) is None:
+        if path in SOURCE_SUFFIXES or re.fullmatch(r"[\w./*{},-]+", path) is None:
             continue
         in_project = "/" in path and path.split("/")[0] in top
         if in_project or path.endswith(SOURCE_SUFFIXES) or path in top:
@@ -236,6 +240,19 @@ def test_guide_to_dataset_layouts(tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"cannot read .*labels.jsonl"):
         names["from_jsonl"](tmp_path)
+
+
+def test_guide_to_operators() -> None:
+    """The code of docs/add-operator.md registers an operator that passes opcheck."""
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / "docs" / "add-operator.md", "python"):
+        exec(compile(block, "add-operator.md", "exec", dont_inherit=True), names)
+    library = torch.library.Library("spurmix_guide", "DEF")
+    library.define(names["schema"])
+    library.impl("weight_rows", names["weight_rows"], "CompositeExplicitAutograd")
+    torch.library.register_fake("spurmix_guide::weight_rows", names["fake_weight_rows"], lib=library)
+    arguments = torch.randn(6, 4), torch.tensor([0, 5, 2]), torch.rand(3)
+    torch.library.opcheck(torch.ops.spurmix_guide.weight_rows.default, arguments)
 
 
 def deprecated_names() -> Iterator[tuple[str, str, str]]:
