@@ -1,1 +1,1 @@
-"""Deployment: ONNX export and the torch-free predictor."""
+"""Deployment: ONNX export, and a predictor that needs no torch."""

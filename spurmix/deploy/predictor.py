@@ -1,36 +1,47 @@
-"""Predictor: runs an exported file with ONNX Runtime and NumPy; torch is never imported."""
+"""Predictor: runs an exported model with ONNX Runtime and NumPy, without torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from spurmix.core import checks
 from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE
 from spurmix.deploy.tokenizer import TextInput
 
+PredictorInput: TypeAlias = ArrayLike | Sequence[str] | Mapping[str, ArrayLike]
+"""Images or features, strings, or token ids and attention mask by name."""
+
+LogitArray = NDArray[np.float32]
+
 
 class Predictor:
-    """A model that `export_onnx` wrote.
+    """Runs a model that `export_onnx` wrote.
 
     Args:
-        path: the `.onnx` file; a text model's tokenizer.json lies beside it.
-        threads: of ONNX Runtime; default: its own choice.
-        providers: execution providers; default: the CPU.
+        path: The `.onnx` file. A text model needs `tokenizer.json` in the same folder.
+        threads: Number of threads of ONNX Runtime. Default: the choice of ONNX Runtime.
+        providers: Execution providers of ONNX Runtime. Default: the CPU.
 
     Attributes:
-        classes: class names. report: per-group accuracy proven on this file. metadata: everything stored in it.
-        shape: what an example must look like, (H, W, C) or (D,); () of a text model.
-        text: how a text model reads strings, else None.
+        classes: Name of each class.
+        report: Accuracy of the model per group at export, as JSON types.
+        metadata: All metadata stored in the file.
+        shape: Shape of one example: (H, W, C) or (D,), and () for a text model.
+        text: Tokenizer of a text model, or None.
 
     Raises:
-        ImportError: without onnxruntime, or tokenizers for a text model.
-        ValueError: for a file that is no model, or not one of ours, or a tokenizer that is not this model's.
+        ImportError: If onnxruntime is not installed, or tokenizers for a text model.
+        ValueError: If the file does not exist, is not a model that `export_onnx` wrote, or has another model's tokenizer.
+
+    Example:
+        >>> predictor = Predictor("model.onnx")  # doctest: +SKIP
+        >>> predictor.classes[predictor.predict(images)[0].argmax()]  # doctest: +SKIP
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
@@ -45,17 +56,17 @@ class Predictor:
         if threads is not None:
             options.intra_op_num_threads = checks.integer(threads, "threads", 1)
         chosen = ("CPUExecutionProvider",) if providers is None else checks.strings(providers, "providers")
-        absent = [name for name in chosen if name not in onnxruntime.get_available_providers()]
-        if absent or not chosen:
-            there = ", ".join(onnxruntime.get_available_providers())
-            raise ValueError(f"providers must be some of {there}, got {', '.join(absent) or 'none'}")
+        available = onnxruntime.get_available_providers()
+        missing = [name for name in chosen if name not in available]
+        if missing or not chosen:
+            raise ValueError(f"providers must be some of {', '.join(available)}, got {', '.join(missing) or 'none'}")
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=list(chosen))
-        except Exception as error:  # onnxruntime's errors share no base class
+        except Exception as error:  # the errors of onnxruntime share no base class
             raise ValueError(f"{path} cannot be loaded as an ONNX model: {error}") from None
         stored = self.session.get_modelmeta().custom_metadata_map
         if "spurmix.version" not in stored:
-            raise ValueError(f"{path} was not written by spurmix.export_onnx")
+            raise ValueError(f"{path} was not written by spurmix.export_onnx; export the model again")
         self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in stored.items()}
         self.classes: list[str] = self.metadata["spurmix.classes"]
         self.report: dict[str, Any] = self.metadata["spurmix.report"]
@@ -65,14 +76,22 @@ class Predictor:
         self.shape: tuple[int, ...] = tuple(self._input.shape[1:]) if self.text is None else ()
         self._dtype = np.uint8 if "uint8" in self._input.type else np.float32
 
-    def predict(self, inputs: Any) -> NDArray[np.float32]:
-        """Logits float32 `[B, classes]` of uint8 images `[B, H, W, C]`, float32 features `[B, D]`, or a text model's
-        strings `[B]` (or {"input_ids", "attention_mask"}, integers `[B, S]`).
+    def predict(self, inputs: PredictorInput) -> LogitArray:
+        """Compute logits.
 
-        Texts of more tokens than the model was trained on are cut there; an empty text is its special tokens.
+        A text of more tokens than the model was trained with is truncated. An empty text becomes its special tokens.
+
+        Args:
+            inputs: Images, uint8 `[B, H, W, C]`, or features, float32 `[B, D]`. For a text model strings `[B]`, or a dict
+                of "input_ids" and "attention_mask", integers `[B, S]`.
+
+        Returns:
+            Logits, float32 `[B, classes]`.
 
         Raises:
-            TypeError: for another dtype. ValueError: for another shape. IndexError: for ids beyond the vocabulary.
+            TypeError: If the dtype is wrong, or an element is not a string.
+            ValueError: If the shape is wrong.
+            IndexError: If an id is outside the vocabulary.
         """
         if self.text is not None:
             return self._predict_tokens(inputs) if isinstance(inputs, Mapping) else self._predict_texts(inputs)
@@ -80,22 +99,23 @@ class Predictor:
         if array.dtype != self._dtype:
             raise TypeError(f"inputs must have dtype {np.dtype(self._dtype).name}, got {array.dtype}")
         if array.ndim != 1 + len(self.shape) or array.shape[1:] != self.shape:
-            wanted = ", ".join(map(str, self.shape))
-            raise ValueError(f"inputs must have shape [B, {wanted}], got {list(array.shape)}")
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"inputs must have shape [B, {expected}], got {list(array.shape)}")
         if array.shape[0] == 0:
             return np.empty((0, len(self.classes)), dtype=np.float32)
         return self.session.run(None, {self._input.name: np.ascontiguousarray(array)})[0]
 
-    def _predict_texts(self, texts: Any) -> NDArray[np.float32]:
+    def _predict_texts(self, inputs: ArrayLike | Sequence[str]) -> LogitArray:
         assert self.text is not None
-        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__len__"):
-            raise TypeError(f"inputs must be a sequence of strings, got {type(texts).__name__}")
+        if isinstance(inputs, (str, bytes)) or not hasattr(inputs, "__len__"):
+            raise TypeError(f"inputs must be a sequence of strings, got {type(inputs).__name__}")
+        texts = cast("Sequence[str]", inputs)  # each element is checked by `batches`
         logits = np.empty((len(texts), len(self.classes)), dtype=np.float32)
         for rows, ids, mask in self.text.batches(texts):
             logits[rows] = self.session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return logits
 
-    def _predict_tokens(self, inputs: Mapping[str, Any]) -> NDArray[np.float32]:
+    def _predict_tokens(self, inputs: Mapping[str, ArrayLike]) -> LogitArray:
         assert self.text is not None
         names = ("input_ids", "attention_mask")
         if set(inputs) != set(names):
@@ -103,19 +123,26 @@ class Predictor:
         ids, mask = (np.asarray(inputs[name]) for name in names)
         for name, array in zip(names, (ids, mask), strict=True):
             if array.dtype.kind not in "iub":
-                raise TypeError(f"{name} must hold integers, got {array.dtype}")
+                raise TypeError(f"{name} must be integers, got {array.dtype}")
             if array.ndim != 2 or array.shape != ids.shape:
-                raise ValueError(f"{name} must have shape [B, S], both the same, got {list(array.shape)}")
+                raise ValueError(f"{name} must have shape [B, S], the same for both, got {list(array.shape)}")
         if ids.size == 0:
             return np.empty((len(ids), len(self.classes)), dtype=np.float32)
         if self.text.max_length is not None and ids.shape[1] > self.text.max_length:
-            raise ValueError(f"input_ids: {ids.shape[1]} tokens, the model takes at most {self.text.max_length}")
+            raise ValueError(f"input_ids must have at most {self.text.max_length} tokens per text, got {ids.shape[1]}")
         if not 0 <= ids.min() <= ids.max() < self.text.vocab_size:
-            raise IndexError(f"input_ids must lie in [0, {self.text.vocab_size}), got {ids.min()} to {ids.max()}")
+            raise IndexError(f"input_ids must be in [0, {self.text.vocab_size}), got {ids.min()} to {ids.max()}")
         return self.session.run(None, {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)})[0]
 
-    def predict_proba(self, inputs: Any) -> NDArray[np.float32]:
-        """Class probabilities `[B, classes]`: the softmax of `predict`."""
+    def predict_proba(self, inputs: PredictorInput) -> LogitArray:
+        """Compute class probabilities, the softmax of the logits.
+
+        Args:
+            inputs: As for `predict`.
+
+        Returns:
+            Probabilities, float32 `[B, classes]`.
+        """
         logits = self.predict(inputs)
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponents / exponents.sum(axis=1, keepdims=True)

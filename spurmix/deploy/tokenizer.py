@@ -1,10 +1,10 @@
-"""The tokenizer beside an exported text model: strings to padded ids by the package `tokenizers` alone."""
+"""Reads the tokenizer next to an exported text model and converts strings to padded ids, without torch or transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,39 @@ from spurmix.data.dataset.tokenize import name_invalid_text, tokenizer_fingerpri
 from spurmix.data.dataset.tokenizer_files import set_truncation
 
 CHUNK = 64
-"""Texts that are padded together."""
+"""Maximum number of texts that are padded together."""
 
 IdArray = NDArray[np.int64]
 
 
+class TextSettings(TypedDict):
+    """Tokenizer settings that `export_onnx` stores in a text model.
+
+    Attributes:
+        fingerprint: Fingerprint of the tokenizer.
+        max_length: Maximum number of tokens of a text. None means no limit.
+        direction: Side on which longer texts are truncated, "left" or "right". Default: "right".
+        pad_id: Id that fills shorter texts.
+        vocab_size: Number of token ids.
+    """
+
+    fingerprint: str
+    max_length: int | None
+    direction: NotRequired[str]
+    pad_id: int
+    vocab_size: int
+
+
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[IdArray, IdArray]:
-    """`rows` padded together at their ends: ids and mask (1 at tokens), int64 `[B, S]`."""
+    """Pad rows at their ends to the same length S.
+
+    Args:
+        rows: Token ids of each text.
+        pad_id: Id that fills shorter rows.
+
+    Returns:
+        Ids and mask, int64 `[B, S]`. The mask is 1 at tokens and 0 at padding.
+    """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
@@ -28,45 +54,53 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[IdArray, IdArray]:
 
 
 class TextInput:
-    """Strings to what an exported model reads.
+    """Converts strings to the inputs of an exported text model.
 
-    A text of more than `max_length` tokens is cut there, as in training; an empty one becomes its special tokens.
+    A text of more than `max_length` tokens is truncated, as in training. An empty text becomes its special tokens.
 
     Args:
-        file: tokenizer.json, as `tokenizers` writes it.
-        settings: what `export_onnx` stored: fingerprint, max_length, pad_id, vocab_size.
+        file: `tokenizer.json`, as the package tokenizers writes it.
+        settings: Settings stored in the model.
 
     Raises:
-        ImportError: without tokenizers. ValueError: for a file that is missing, damaged or another model's.
+        ImportError: If the package tokenizers is not installed.
+        ValueError: If the file is missing, corrupt or another model's.
     """
 
-    def __init__(self, file: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, file: Path, settings: TextSettings) -> None:
         try:
             import tokenizers
         except ModuleNotFoundError as error:
             raise ImportError("text models need the package 'tokenizers': pip install 'spurmix[serve]'") from error
         if not file.is_file():
-            raise ValueError(f"{file} is missing: export_onnx wrote it beside the model, it must travel along")
+            raise ValueError(f"{file} is missing; copy it from the folder that export_onnx wrote the model to")
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises plain ones
+        except Exception as error:  # tokenizers raises plain exceptions
             raise ValueError(f"{file} cannot be read as a tokenizer: {error}") from None
         found = tokenizer_fingerprint(self.tokenizer)
         if found != settings["fingerprint"]:
             raise ValueError(
-                f"{file} is the tokenizer of another model (fingerprint {found}, the model needs "
-                f"{settings['fingerprint']})"
+                f"{file} is the tokenizer of another model: its fingerprint is {found}, the model needs "
+                f"{settings['fingerprint']}; copy the file from the folder that export_onnx wrote the model to"
             )
-        self.pad_id: int = settings["pad_id"]
-        self.vocab_size: int = settings["vocab_size"]
-        self.max_length: int | None = settings["max_length"]
+        self.pad_id = settings["pad_id"]
+        self.vocab_size = settings["vocab_size"]
+        self.max_length = settings["max_length"]
         set_truncation(self.tokenizer, self.max_length, settings.get("direction", "right"))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included.
+        """Tokenize texts.
+
+        Args:
+            texts: Strings.
+
+        Returns:
+            Token ids of each text, special tokens included.
 
         Raises:
-            TypeError: naming the row that is no string.
+            TypeError: If an element is not a string.
+            ValueError: If a text has no tokens or cannot be encoded as UTF-8. The message names the row.
         """
         for n, text in enumerate(texts):
             if not isinstance(text, str):
@@ -75,11 +109,18 @@ class TextInput:
             rows: list[list[int]] = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
         for n, row in enumerate(rows):
             if not row:
-                raise ValueError(f"texts[{n}] has no tokens, and the tokenizer adds no special ones")
+                raise ValueError(f"texts[{n}] has no tokens, and the tokenizer adds no special tokens; remove the text")
         return rows
 
-    def batches(self, texts: Sequence[str]) -> Iterator[tuple[NDArray[Any], IdArray, IdArray]]:
-        """(rows, ids, mask) of at most 64 texts of similar length at a time."""
+    def batches(self, texts: Sequence[str]) -> Iterator[tuple[NDArray[np.intp], IdArray, IdArray]]:
+        """Tokenize texts and pad texts of similar length together.
+
+        Args:
+            texts: Strings.
+
+        Yields:
+            Row numbers of at most 64 texts, and their ids and mask, int64 `[B, S]`.
+        """
         rows = self.encode(texts)
         order = np.argsort([len(row) for row in rows], kind="stable")
         for start in range(0, len(rows), CHUNK):

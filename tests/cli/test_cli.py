@@ -1,4 +1,4 @@
-"""Export, predictor and command line, as a user meets them."""
+"""The command line, as a user meets it."""
 
 from __future__ import annotations
 
@@ -10,123 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import nn
 
 import spurmix
-from spurmix import GroupIndex, ImageSource, Predictor, export_onnx
+from spurmix import GroupIndex
 from spurmix.cli.report import GREY, draw_accuracy, draw_audit
-from spurmix.deploy.export import ExportError
 from spurmix.ops import library
 
 RNG = np.random.default_rng(2)
-IMAGES = RNG.integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
-LABELS = RNG.integers(0, 3, 50)
-GROUPS = GroupIndex(LABELS, RNG.integers(0, 2, 50), class_names=["a", "b", "c"])
-
-
-class Network(nn.Module):
-    def __init__(self, drift: float = 0.0) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-        self.drift = drift
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # `drift` shows in the exported graph only: a stand-in for an exporter that goes wrong.
-        return self.body(x) + (self.drift if torch.compiler.is_exporting() else 0.0)
-
-
-def test_export_and_predict(tmp_path: Path) -> None:
-    model, source = Network().train(), ImageSource(IMAGES)
-    report = export_onnx(model, tmp_path / "m.onnx", source=source, groups=GROUPS)
-    assert model.training
-    assert report.max_abs_logit_diff < 1e-4
-    assert report.argmax_flips == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
-    predictor = Predictor(tmp_path / "m.onnx")
-    assert predictor.classes == ["a", "b", "c"]
-    assert predictor.report["worst_group"] == report.evaluation.worst_group
-    expected = model(source.gather(torch.arange(50))).detach().numpy()
-    for count in (0, 1, 7, 50):
-        np.testing.assert_allclose(predictor.predict(IMAGES[:count]), expected[:count], atol=1e-4)
-    np.testing.assert_allclose(predictor.predict_proba(IMAGES).sum(axis=1), 1, rtol=1e-6)
-    with pytest.raises(TypeError, match="uint8"):
-        predictor.predict(IMAGES.astype(np.float32))
-    with pytest.raises(ValueError, match="8, 8, 3"):
-        predictor.predict(IMAGES[:, :4])
-
-
-def test_features_export_too(tmp_path: Path) -> None:
-    features = RNG.standard_normal((50, 4)).astype(np.float32)
-    export_onnx(nn.Linear(4, 3), tmp_path / "f.onnx", source=features, groups=GROUPS)
-    assert Predictor(tmp_path / "f.onnx").predict(features[:3]).shape == (3, 3)
-
-
-def test_a_file_that_disagrees_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="logits differ by"):
-        export_onnx(Network(drift=0.5), tmp_path / "m.onnx", source=IMAGES, groups=GROUPS)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (dict(class_names=["a", "b"]), "class_names: 2 names, but labels go up to 2"),
-        (dict(membership=np.ones((9, 2), dtype=bool)), "membership must have shape"),
-        (dict(min_group_size=51), "the largest group has only"),
-        (dict(train_groups=GroupIndex([9])), "train_groups"),
-    ],
-)
-def test_options_of_an_export_are_checked_before_the_model_works(options: dict, text: str, tmp_path: Path) -> None:
-    class Untouched(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise AssertionError("the model worked before the options were checked")
-
-    with pytest.raises(ValueError, match=text):
-        export_onnx(Untouched(), tmp_path / "new" / "m.onnx", source=IMAGES, groups=GROUPS, **options)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_export_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
-    for options, error in (
-        (dict(batch_size=0), ValueError),
-        (dict(class_names=list("abcd")), ValueError),
-        ({}, ExportError),
-    ):
-        with pytest.raises(error):
-            export_onnx(Network(drift=0.5), tmp_path / "a" / "b" / "m.onnx", source=IMAGES, groups=GROUPS, **options)
-        assert list(tmp_path.iterdir()) == []
-    (tmp_path / "a").mkdir()
-    with pytest.raises(ExportError):
-        export_onnx(Network(drift=0.5), tmp_path / "a" / "b" / "m.onnx", source=IMAGES, groups=GROUPS)
-    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
-
-
-def test_bad_exports(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot write into"):
-        export_onnx(Network(), tmp_path / "file" / "m.onnx", source=IMAGES, groups=GROUPS)
-    for folder in (tmp_path, "."):
-        with pytest.raises(ValueError, match="path must name a file"):
-            export_onnx(Network(), folder, source=IMAGES, groups=GROUPS)
-    with pytest.raises(ValueError, match="class_names: 1 names"):
-        export_onnx(Network(), tmp_path / "m.onnx", source=IMAGES, groups=GROUPS, class_names=["a"])
-    with pytest.raises(ValueError, match="there is no file"):
-        Predictor(tmp_path / "none.onnx")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        Predictor(tmp_path / "file")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "spurmix", *arguments], capture_output=True, text=True)
-
-
-def test_predictor_and_package_import_no_torch() -> None:
-    script = "import sys, spurmix; from spurmix.deploy.predictor import Predictor; spurmix.Predictor; import spurmix.core.policies; assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_public_names_exist() -> None:
