@@ -1,1 +1,1 @@
-"""Benchmarks: ratios against what a user would write otherwise, measured in one run, each after a correctness gate."""
+"""Benchmarks of spurmix against other ways to do the same work. See bench/README.md."""

@@ -1,20 +1,24 @@
-"""Cases and contenders. A case is a function that builds its contenders; `@case` registers it."""
+"""Cases and contenders. A case is a function that builds its contenders, registered by the decorator `case`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any
 
 
 @dataclass
 class Contender:
-    """One way to do a case's work.
+    """One way to do the work of a case.
 
     Attributes:
-        name: for the table. run: does the work once; its value is compared with ours, None compares nothing.
-        kind: "ours", "peer" or "limit". note: what a reader must know, such as a lam of its own.
-        seconds: runs once and returns its own measurement, as of another process; None: `run` is timed here.
+        name: Name in the table.
+        run: Function that does the work once. Its result is compared with that of spurmix, unless it is None.
+        kind: "ours", "own", "peer", "baseline" or "limit". See `bench.row.Row`.
+        note: Remark for the reader, for example that the contender draws its own lam.
+        seconds: Function that does the work once and returns its own measurement in seconds, for example of another
+            process. Default: the benchmark measures `run`.
     """
 
     name: str
@@ -26,8 +30,16 @@ class Contender:
 
 @dataclass
 class Case:
-    """Contenders for the same work. `items` are done per run; `tolerance` is absolute; `absent` names who is missing;
-    `least` repetitions are made however long they take."""
+    """Contenders for the same work.
+
+    Attributes:
+        contenders: Contenders, in the order of the table.
+        items: Number of items per run, for example images.
+        tolerance: Largest accepted absolute difference from the result of spurmix.
+        repeats: Number of turns of each contender.
+        least: Number of turns that are made even if they exceed the time budget.
+        absent: Names of contenders that are not installed.
+    """
 
     contenders: list[Contender]
     items: int = 1
@@ -37,10 +49,23 @@ class Case:
     absent: list[str] = field(default_factory=list)
 
 
+Build = Callable[[Any], Case]
+"""A function of a `bench.context.Context`."""
+
+
 @dataclass(frozen=True)
 class Registered:
+    """A registered case.
+
+    Attributes:
+        name: Name of the case.
+        build: Function that builds its contenders.
+        quick: Whether `--quick` runs it.
+        description: First line of the docstring of `build`.
+    """
+
     name: str
-    build: Callable[[Any], Case]
+    build: Build
     quick: bool
     description: str
 
@@ -48,10 +73,18 @@ class Registered:
 CASES: dict[str, Registered] = {}
 
 
-def case(name: str, *, quick: bool = True) -> Callable[[Callable[[Any], Case]], Callable[[Any], Case]]:
-    """Register a case; `quick` ones run with --quick. Its docstring describes it."""
+def case(name: str, *, quick: bool = True) -> Callable[[Build], Build]:
+    """Register a case. The first line of its docstring describes it.
 
-    def register(build: Callable[[Any], Case]) -> Callable[[Any], Case]:
+    Args:
+        name: Unique name.
+        quick: Whether `--quick` runs the case.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def register(build: Build) -> Build:
         if name in CASES:
             raise ValueError(f"case {name!r} is registered twice")
         CASES[name] = Registered(name, build, quick, (build.__doc__ or "").strip().split("\n")[0])
@@ -61,16 +94,18 @@ def case(name: str, *, quick: bool = True) -> Callable[[Callable[[Any], Case]], 
 
 
 def selected(patterns: list[str], quick: bool) -> Iterator[Registered]:
-    """Cases that match any of the shell patterns, or all (with `quick`: the quick ones).
+    """Yield the cases that match any of the patterns.
+
+    Args:
+        patterns: Names or shell patterns. Empty: all cases.
+        quick: Whether empty `patterns` mean the quick cases only.
 
     Raises:
-        ValueError: for a pattern that matches nothing.
+        ValueError: If a pattern matches no case.
     """
-    from fnmatch import fnmatch
-
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in CASES):
-            raise ValueError(f"--case {pattern!r} matches no case; there are: {', '.join(CASES)}")
+            raise ValueError(f"--case {pattern!r} matches no case; available: {', '.join(CASES)}")
     for registered in CASES.values():
         chosen = any(fnmatch(registered.name, p) for p in patterns) if patterns else (registered.quick or not quick)
         if chosen:

@@ -1,4 +1,4 @@
-"""What a run leaves: a table on the terminal, rows as CSV and JSON (by rename, never half-written), and the plot."""
+"""Output of a run: a table on the terminal, rows as JSON and CSV, and a plot."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from bench.measure import Row
+from bench.row import Row, table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "bench.png"
 
 
 def header(threads: int, libraries: dict[str, str]) -> dict[str, Any]:
-    """Date, device and versions of a run."""
+    """Return the date, device and versions of a run."""
     import spurmix
     from spurmix import _C
 
@@ -49,27 +49,31 @@ def _cpu_name() -> str:
 
 
 def show(description: str, rows: list[Row]) -> None:
-    """Print one case's rows."""
+    """Print the rows of one case."""
     print(f"\n{rows[0].case}: {description}", flush=True)
     for row in rows:
         if row.median_ms is None:
-            print(f"  {row.contender:<46} {row.note}")
+            print(f"  {row.contender:<46} {row.error}")
             continue
-        note = f"  ({row.note})" if row.note else ""
+        share = f" {row.share:6.3f} of limit" if row.share is not None else ""
+        remarks = "; ".join(filter(None, [row.note, row.error]))
         print(
             f"  {row.contender:<46} {row.median_ms:10.3f} ms [{row.q1_ms:.3f}, {row.q3_ms:.3f}]"
-            f" {row.per_second:14,.0f} /s {row.ratio:8.2f} x ours{note}"
+            f" {row.per_second:14,.0f} /s {row.ratio:8.2f} x ours{share}{f'  ({remarks})' if remarks else ''}"
         )
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all, making its folder."""
+    """Write a file atomically and create its folder."""
     write_together((path, text))
 
 
 def write_together(*files: tuple[Path, str]) -> None:
-    """Write files that belong together, each whole or not at all, making their folder. One that is read beside the first
-    is never another run's: should this be killed, it is there as it was, missing, or new."""
+    """Write files of one run, each atomically, and create their folder.
+
+    If the process is killed meanwhile, the first file is the old or the new one, and each other file is missing or
+    belongs to the same run as the first.
+    """
     partials = [path.with_name(f".{path.name}.{os.getpid()}") for path, _ in files]
     try:
         for (path, text), partial in zip(files, partials, strict=True):
@@ -85,7 +89,11 @@ def write_together(*files: tuple[Path, str]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise OSError where `write` could not write, before minutes are spent on what to write; makes the folder."""
+    """Check that `write` can write a file, before a long run. Creates the folder.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     probe = path.with_name(f".{path.name}.{os.getpid()}")
@@ -93,15 +101,22 @@ def check_writable(path: Path) -> None:
     probe.unlink()
 
 
-def save(head: dict[str, Any], rows: list[Row], path: Path) -> None:
-    """Rows and header as JSON at `path`, and the rows as CSV beside it."""
-    text = json.dumps({**head, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n"
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=[*rows[0].as_dict(), "device", "threads", "torch", "date"])
+def save(head: dict[str, Any], rows: list[Row], path: Path, repeated: tuple[str, ...] = ()) -> None:
+    """Write header and rows as JSON, and the rows as CSV beside it.
+
+    Args:
+        head: Header of the run.
+        rows: Rows of all cases.
+        path: JSON file.
+        repeated: Keys of the header that every line of the CSV file repeats.
+    """
+    values = table(rows)
+    text = json.dumps({**head, "rows": values}, indent=1) + "\n"
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, fieldnames=[*values[0], *repeated])
     writer.writeheader()
-    for row in rows:
-        writer.writerow({**row.as_dict(), **{k: head[k] for k in ("device", "threads", "torch", "date")}})
-    write_together((path, text), (path.with_suffix(".csv"), table.getvalue()))
+    writer.writerows({**row, **{key: head[key] for key in repeated}} for row in values)
+    write_together((path, text), (path.with_suffix(".csv"), lines.getvalue()))
 
 
 SHOWN = {
@@ -119,51 +134,71 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def plot(folder: Path = RESULTS, target: Path = PLOT) -> Path:
-    """Draw the newest results: each contender's time over ours, one panel a case.
+COLORS = {"ours": "#1b7f5c", "own": "#7cbfa5", "limit": "#555555", "baseline": "#aaaaaa", "peer": "#c9a227"}
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Read the newest results that contain a case of `SHOWN`.
+
+    Returns:
+        The run, and the measured rows of each case of `SHOWN`, slowest first.
 
     Raises:
-        FileNotFoundError: when there are no results.
+        FileNotFoundError: If no results contain such a case.
     """
-    files = sorted(folder.glob("*.json"), key=lambda p: (json.loads(p.read_text())["date"], p.name))
-    if not files:
-        raise FileNotFoundError(f"no results in {folder}; run `python -m bench` first")
-    run = json.loads(files[-1].read_text())
-    cases = [name for name in SHOWN if any(row["case"] == name for row in run["rows"])]
-    if not cases:
-        raise FileNotFoundError(f"{files[-1].name} holds none of the cases that are drawn: {', '.join(SHOWN)}")
+    runs = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    for path in sorted(runs, key=lambda path: (runs[path].get("date", ""), path.name), reverse=True):
+        measured = [row for row in runs[path]["rows"] if row.get("ratio") and "threads" in runs[path]]
+        cases = {
+            name: sorted((r for r in measured if r["case"] == name), key=lambda r: -float(r["ratio"])) for name in SHOWN
+        }
+        cases = {name: rows for name, rows in cases.items() if rows}
+        if cases:
+            return runs[path], cases
+    raise FileNotFoundError(f"no results of {', '.join(SHOWN)} in {folder}; run `python -m bench` first")
+
+
+def plot(folder: Path = RESULTS, target: Path = PLOT) -> Path:
+    """Draw the newest results: the time of each contender relative to spurmix, one panel per case.
+
+    Args:
+        folder: Folder of result files.
+        target: PNG file to write.
+
+    Returns:
+        `target`.
+
+    Raises:
+        FileNotFoundError: If there are no results.
+    """
+    run, cases = newest(folder)
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    listed = {
-        name: sorted((r for r in run["rows"] if r["case"] == name and r["ratio"]), key=lambda r: -r["ratio"])
-        for name in cases
-    }
-    heights = [len(rows) + 1.2 for rows in listed.values()]
+    heights = [len(rows) + 1.2 for rows in cases.values()]
     figure, axes = plt.subplots(
         len(cases), 1, figsize=(8.5, 0.26 * sum(heights) + 0.8), height_ratios=heights, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    colours = {"ours": "#1b7f5c", "own": "#7cbfa5", "limit": "#555555", "peer": "#c9a227"}
-    most = max(row["ratio"] for rows in listed.values() for row in rows)
-    for axis, (name, rows) in zip(axes[:, 0], listed.items(), strict=True):
+    slowest = max(row["ratio"] for rows in cases.values() for row in rows)
+    for axis, (name, rows) in zip(axes[:, 0], cases.items(), strict=True):
         bars = axis.barh(
-            [r["contender"] for r in rows], [r["ratio"] for r in rows], color=[colours[r["kind"]] for r in rows]
+            [r["contender"] for r in rows], [r["ratio"] for r in rows], color=[COLORS[r["kind"]] for r in rows]
         )
         axis.bar_label(
             bars, [f"{_short(r['ratio'])}  ({_short(r['median_ms'])} ms)" for r in rows], padding=3, fontsize=7
         )
         axis.set_xscale("log")
-        axis.set_xlim(0.3, most * 6)
-        axis.axvline(1, color="#1b7f5c", linewidth=0.8)
+        axis.set_xlim(0.3, slowest * 6)
+        axis.axvline(1, color=COLORS["ours"], linewidth=0.8)
         axis.set_title(SHOWN[name], fontsize=9, loc="left")
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("time, as a multiple of spurmix's (median)", fontsize=8)
+    axes[-1, 0].set_xlabel("median time relative to spurmix", fontsize=8)
     figure.suptitle(
-        "dark green: spurmix; light green: part of it, or with more to do; grey: the limit; yellow: peers\n"
+        "dark green: spurmix; light green: another way to use spurmix; gray: limit; yellow: other code\n"
         f"{run['device']}, {run['isa']}, {run['threads']} threads, torch {run['torch']}, {run['date']}",
         fontsize=9,
     )

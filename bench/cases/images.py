@@ -54,7 +54,7 @@ def _batch_case(context: Context, batch: int, dtype: torch.dtype, last: bool, cl
     images, index, partner, lam = _inputs(224, batch)
     planar = images.permute(0, 3, 1, 2).contiguous()
     shape = (batch, 3, 224, 224)
-    out, theirs, limit_out = (host_tensor(shape, dtype, last).zero_() for _ in range(3))
+    out, theirs = (host_tensor(shape, dtype, last).zero_() for _ in range(2))
     compiled: list[Callable[..., Tensor]] = [torch.compile(f, dynamic=False) for f in (_planar, _pixels)]
     labels = torch.randint(0, classes, (STORE,), generator=torch.Generator().manual_seed(1))
     labels[0] = classes - 1
@@ -78,11 +78,10 @@ def _batch_case(context: Context, batch: int, dtype: torch.dtype, last: bool, cl
     ]
     absent = []
     if limits.library() is not None:
-        contenders.append(
-            Contender("memory limit", lambda: limits.image_limit(images, index, partner, limit_out), "limit")
-        )
+        limit = limits.MemoryLimit(images, index, partner, out, planes=(1, 3))
+        contenders.append(Contender("memory limit", limit.run, "limit", seconds=limit.seconds))
     else:
-        absent.append("memory limit (no compiler or no AVX2)")
+        absent.append(limits.UNAVAILABLE)
     if dtype == torch.float32 and not last:
         own = "draws its own lam; dense targets"
         listed = [
@@ -119,6 +118,8 @@ _register("images_32", True, 32, torch.float32, False)
 _register("images_256_bf16", True, 256, torch.bfloat16, False)
 _register("images_256_last", True, 256, torch.float32, True)
 _register("images_256_bf16_last", False, 256, torch.bfloat16, True)
+_register("images_256_fp16", False, 256, torch.float16, False)
+_register("images_256_fp16_last", False, 256, torch.float16, True)
 _register("images_32_bf16_last", False, 32, torch.bfloat16, True)
 _register("images_256_2_classes", False, 256, torch.float32, False, 2)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
@@ -18,16 +16,11 @@ def _case(batch: int, dtype: torch.dtype) -> Case:
     rows = torch.randn(50_000, 2048, generator=generator).to(dtype)
     index, partner = torch.randint(0, len(rows), (2, batch), generator=generator)
     lam = torch.rand(batch, generator=generator)
-    out, theirs, copied = (torch.zeros(batch, 2048, dtype=dtype) for _ in range(3))
+    out, theirs = (torch.zeros(batch, 2048, dtype=dtype) for _ in range(2))
 
     def eager() -> Tensor:
         weight = lam[:, None]
         return (weight * rows[index] + (1 - weight) * rows[partner]).to(dtype)
-
-    def limit_seconds() -> float:
-        began = time.perf_counter()
-        limits.row_limit(rows, index, partner, copied, repeats=20)
-        return (time.perf_counter() - began) / 20
 
     compiled = torch.compile(
         lambda rows, i, j, lam, out: out.copy_(lam[:, None] * rows[i] + (1 - lam[:, None]) * rows[j]), dynamic=False
@@ -39,13 +32,10 @@ def _case(batch: int, dtype: torch.dtype) -> Case:
     ]
     absent = []
     if limits.library() is not None:
-        contenders.append(
-            Contender(
-                "memory limit", lambda: limits.row_limit(rows, index, partner, copied), "limit", seconds=limit_seconds
-            )
-        )
+        limit = limits.MemoryLimit(rows, index, partner, out, repeats=20)
+        contenders.append(Contender("memory limit", limit.run, "limit", seconds=limit.seconds))
     else:
-        absent.append("memory limit (no compiler or no AVX2)")
+        absent.append(limits.UNAVAILABLE)
     return Case(contenders, items=batch, tolerance=1e-5 if dtype == torch.float32 else 4e-2, repeats=61, absent=absent)
 
 

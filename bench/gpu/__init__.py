@@ -1,1 +1,1 @@
-"""The GPU benchmark: `python -m bench.gpu` builds, tests and measures in steps, each in a process of its own."""
+"""Benchmark on a GPU. `python -m bench.gpu` runs its steps, each in its own process."""

@@ -1,7 +1,7 @@
-"""`python -m bench.gpu`: build, test and measure on a GPU, in under eight minutes, without a network.
+"""`python -m bench.gpu` builds, tests and measures on a GPU in under eight minutes, without a network.
 
-Each step is a process with a time budget that appends its rows to a file, so that neither a crash nor a step that hangs
-loses what was found. `--dry-run` rehearses all of it on a CPU.
+Each step is a process with a time limit that appends its rows to a file, so that a crash or a hang of one step does not
+lose the results of the others. `--dry-run` runs the same code on a CPU with tiny shapes.
 """
 
 from __future__ import annotations
@@ -17,25 +17,37 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.record import DRY, ROWS, UNTIL, Row, described, rows_of
+from bench import report
+from bench.gpu.record import DRY, ROWS, UNTIL, described, rows_of
+from bench.row import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"build": 130, "tests": 110, "roofline": 130, "latency": 30, "training": 100, "sanitize": 90}
-"""Seconds each step may take; what a step leaves is the next ones' too."""
+"""Steps and their time limits in seconds. Later steps may also use the time that earlier ones did not need."""
 LIMIT_S = 475
+"""Time limit of the whole run in seconds."""
 
 
-def run(step: str, budget: float, rows: Path, rehearsed: bool) -> Row:
-    """Run a step; a row that says how it ended, in seconds and, where it failed, in words."""
-    environment = {**os.environ, ROWS: str(rows), "TRITON_INTERPRET": "1" if rehearsed else "0"}
+def run(step: str, budget: float, rows: Path, dry_run: bool) -> Row:
+    """Run a step.
+
+    Args:
+        step: Key of `STEPS`.
+        budget: Seconds after which the step is killed.
+        rows: File to which the step appends its rows.
+        dry_run: Whether to run on a CPU.
+
+    Returns:
+        A row with the duration and, if the step failed, the error.
+    """
+    environment = {**os.environ, ROWS: str(rows), "TRITON_INTERPRET": "1" if dry_run else "0"}
     environment[UNTIL] = str(time.time() + budget)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment |= {DRY: "1", "SPURMIX_GPU_TESTS": "cpu"} if rehearsed else {}
+    environment |= {DRY: "1", "SPURMIX_GPU_TESTS": "cpu"} if dry_run else {}
     began = time.perf_counter()
     error = ""
     with tempfile.TemporaryFile("w+") as output:
@@ -46,8 +58,8 @@ def run(step: str, budget: float, rows: Path, rehearsed: bool) -> Row:
         try:
             code = process.wait(budget)
         except subprocess.TimeoutExpired:
-            code, error = -1, f"not done after {budget:.0f} s"
-        with suppress(ProcessLookupError):  # and whatever it left running
+            code, error = -1, f"killed after {budget:.0f} s"
+        with suppress(ProcessLookupError):  # also kill processes that the step started
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         output.seek(0)
@@ -56,14 +68,13 @@ def run(step: str, budget: float, rows: Path, rehearsed: bool) -> Row:
     if code and not error:
         error = f"exit code {code}: {' '.join(text.split())[-500:]}"
     summary = re.findall(r"\d+ (?:passed|failed|error|skipped)[^\n]*", text) if step == "tests" else []
-    return Row(
-        step, "step", "whole", note="; ".join([f"{time.perf_counter() - began:.0f} s", *summary[-1:]]), error=error
-    )
+    note = "; ".join([f"{time.perf_counter() - began:.0f} s", *summary[-1:]])
+    return Row("step", "whole", step=step, note=note, error=error)
 
 
-def header(rehearsed: bool) -> dict[str, Any]:
-    """Date, device and versions."""
-    found: dict[str, Any] = {"date": str(date.today()), "python": platform.python_version(), "dry_run": rehearsed}
+def header(dry_run: bool) -> dict[str, Any]:
+    """Return the date, device and versions of a run."""
+    found: dict[str, Any] = {"date": str(date.today()), "python": platform.python_version(), "dry_run": dry_run}
     import torch
 
     found |= {"torch": torch.__version__, "cuda": torch.version.cuda, "cores": os.cpu_count()}
@@ -72,7 +83,7 @@ def header(rehearsed: bool) -> dict[str, Any]:
             found[name] = __import__(name).__version__
         except Exception:
             found[name] = "absent"
-    if torch.cuda.is_available() and not rehearsed:
+    if torch.cuda.is_available() and not dry_run:
         device = torch.cuda.get_device_properties(0)
         found |= {
             "device": device.name,
@@ -91,56 +102,63 @@ def header(rehearsed: bool) -> dict[str, Any]:
     return found
 
 
-def save(head: dict[str, Any], rows: list[Row], target: Path) -> None:
-    """The run as JSON, and its rows as CSV beside it."""
-    import csv
-    import io
-    import json
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description="Build, test and measure spurmix on a GPU in under eight minutes."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="run on a CPU with tiny shapes and interpreted Triton")
+    parser.add_argument("--step", action="append", choices=list(STEPS), help="run only this step; may be repeated")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="output (default: bench/results/gpu-<device>.json; with --dry-run in build/bench)",
+    )
+    return parser.parse_args(argv)
 
-    from bench.report import write_together
 
-    text = json.dumps({**head, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-    table = io.StringIO()
-    kept = {k: head[k] for k in ("device", "torch", "triton", "date")}
-    writer = csv.DictWriter(table, fieldnames=[*asdict(rows[0]), *kept])
-    writer.writeheader()
-    writer.writerows({**asdict(row), **kept} for row in rows)
-    write_together((target, text), (target.with_suffix(".csv"), table.getvalue()))
+def _target(arguments: argparse.Namespace, device: str) -> Path:
+    """Return the result file."""
+    if arguments.json is not None:
+        return arguments.json
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    steps = "".join(f"-{step}" for step in arguments.step or [])
+    folder = ROOT / "build" / "bench" if arguments.dry_run else report.RESULTS
+    return folder / f"gpu-{name}{steps}.json"
+
+
+def _run_steps(steps: list[str], head: dict[str, Any], target: Path, dry_run: bool) -> list[Row]:
+    """Run steps and write the results after each one. Returns all rows."""
+    rows_file = target.with_suffix(".rows")
+    rows_file.unlink(missing_ok=True)
+    began, ended = time.perf_counter(), []
+    repeated = tuple(key for key in ("device", "torch", "triton", "date") if key in head)
+    for k, step in enumerate(steps):
+        reserved = sum(STEPS[later] for later in steps[k + 1 :])
+        left = LIMIT_S - (time.perf_counter() - began)
+        budget = max(10.0, min(left, max(STEPS[step], left - reserved)))
+        print(f"\n{step} (at most {budget:.0f} s)", flush=True)
+        ended.append(run(step, budget, rows_file, dry_run))
+        print(described(ended[-1]), flush=True)
+        report.save(head, [*rows_of(rows_file), *ended], target, repeated)
+    rows = [*rows_of(rows_file), *ended]
+    rows_file.unlink(missing_ok=True)
+    print(f"\n{time.perf_counter() - began:.0f} s; written: {target}, {target.with_suffix('.csv').name}")
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU: tiny shapes, Triton interpreted")
-    parser.add_argument("--step", action="append", choices=list(STEPS), help="only this step; repeatable")
-    parser.add_argument("--json", type=Path, help="default: bench/results/gpu-<device>.json; build/ in a rehearsal")
-    arguments = parser.parse_args(argv)
-    rehearsed = arguments.dry_run
-    head = header(rehearsed)
-    if not rehearsed and str(head["device"]).startswith("CPU"):
-        print("bench.gpu: no CUDA GPU is seen here; --dry-run rehearses on the CPU", file=sys.stderr)
+    """Run the benchmark. Returns the exit status."""
+    arguments = _arguments(argv)
+    head = header(arguments.dry_run)
+    if not arguments.dry_run and str(head["device"]).startswith("CPU"):
+        print("bench.gpu: no CUDA GPU found; use --dry-run to run on the CPU", file=sys.stderr)
         return 2
-    name = re.sub(r"[^a-z0-9]+", "-", str(head["device"]).lower()).strip("-")
-    folder = ROOT / "build" / "bench" if rehearsed else ROOT / "bench" / "results"
-    part = "".join(f"-{step}" for step in arguments.step or [])
-    target = arguments.json or folder / f"gpu-{name}{part}.json"
+    target = _target(arguments, str(head["device"]))
     target.parent.mkdir(parents=True, exist_ok=True)
-    rows_file = target.with_suffix(".rows")
-    rows_file.unlink(missing_ok=True)
     print(", ".join(f"{k} {v}" for k, v in head.items()), flush=True)
-    began, ended = time.perf_counter(), []
-    chosen = arguments.step or list(STEPS)
-    for step in chosen:
-        later = sum(STEPS[s] for s in chosen[chosen.index(step) + 1 :])
-        left = LIMIT_S - (time.perf_counter() - began)
-        budget = max(10.0, min(left, max(STEPS[step], left - later)))
-        print(f"\n{step} (at most {budget:.0f} s)", flush=True)
-        ended.append(run(step, budget, rows_file, rehearsed))
-        print(described(ended[-1]), flush=True)
-        save(head, [*rows_of(rows_file), *ended], target)
-    rows = [*rows_of(rows_file), *ended]
-    rows_file.unlink(missing_ok=True)
+    rows = _run_steps(arguments.step or list(STEPS), head, target, arguments.dry_run)
     failed = [row for row in rows if row.error]
-    print(f"\n{time.perf_counter() - began:.0f} s; written: {target}, {target.with_suffix('.csv').name}")
     for row in failed:
         print(f"FAILED {row.step} {row.case} {row.contender}: {row.error[:200]}", file=sys.stderr)
     print(", ".join(f"{count} {step}" for step, count in Counter(row.step for row in rows).items()), "rows")

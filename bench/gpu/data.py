@@ -1,4 +1,4 @@
-"""Inputs of the GPU cases: images, groups, tables, and the eager pipeline that others would write."""
+"""Inputs of the GPU cases, and the same work written in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @cache
 def constants() -> tuple[Tensor, Tensor]:
-    """mean and std on the device, `[3]`."""
+    """Return mean and standard deviation on the device, float32 `[3]` each."""
     return torch.tensor(MEAN, device=device()), torch.tensor(STD, device=device())
 
 
 @dataclass
 class Pictures:
-    """Random images `[stored, side, side, 3]` of two classes and two attributes, and a mixing policy without SciPy."""
+    """Random images of two classes and two attributes, and a mixing policy that does not need SciPy.
+
+    Attributes:
+        stored: Number of images.
+        side: Height and width in pixels.
+        batch: Batch size.
+    """
 
     stored: int
     side: int
@@ -34,37 +40,42 @@ class Pictures:
 
     @cached_property
     def cpu(self) -> Tensor:
+        """Copy of the images in host memory."""
         return self.images.cpu()
 
     @cached_property
     def images(self) -> Tensor:
-        """Made where they are used: a CPU takes seconds for a gigabyte of random bytes."""
+        """Images, uint8 `[stored, side, side, 3]`. A GPU generates a gigabyte of random bytes faster than a CPU."""
         return torch.randint(0, 256, (self.stored, self.side, self.side, 3), dtype=torch.uint8, device=device())
 
     @cached_property
     def groups(self) -> GroupIndex:
+        """Random groups of the images."""
         rng = np.random.default_rng(0)
         return GroupIndex(rng.integers(0, 2, self.stored), rng.integers(0, 2, self.stored))
 
     @cached_property
     def policy(self) -> MixPolicy:
+        """Policy of all cases."""
         return policies.balance_attributes(lam=Uniform(0.0, 0.5))
 
     @cached_property
     def labels(self) -> Tensor:
+        """Labels on the device, int64 `[stored]`."""
         return torch.from_numpy(self.groups.labels.astype(np.int64)).to(device())
 
     @cached_property
     def tables(self) -> DrawTables:
+        """Draw tables on the device."""
         return functional.draw_tables(self.groups, self.policy).to(device())
 
     @cached_property
     def drawn(self) -> functional.Draw:
-        """The samples of batch 0."""
+        """Samples of batch 0."""
         return functional.draw(self.tables, seed=0, start=0, count=self.batch, backend="reference")
 
     def out(self, side: int, dtype: torch.dtype, last: bool) -> list[Tensor]:
-        """Buffers for `mix_image_batch_out`."""
+        """Return output buffers of `mix_image_batch_out`."""
         layout = torch.channels_last if last else torch.contiguous_format
         shape = (self.batch, 3, side, side)
         kinds = (torch.int64, torch.int64, torch.float32, torch.int64, torch.int64, torch.int64)
@@ -72,7 +83,7 @@ class Pictures:
         return [first, *(torch.empty(self.batch, dtype=kind, device=device()) for kind in kinds)]
 
     def fixed(self, augment: functional.Augment | None) -> tuple[Any, ...]:
-        """Arguments of `mix_image_batch_out` before `start`."""
+        """Return the arguments of `mix_image_batch_out` before `start`."""
         crop, flip = (augment.crop, augment.flip) if augment else (False, False)
         scale, ratio = (augment.scale, augment.ratio) if augment else ((0.08, 1.0), (0.75, 4 / 3))
         return (
@@ -81,7 +92,7 @@ class Pictures:
 
 
 def eager(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
-    """What the documentation of `mix_images` calls equivalent."""
+    """Mix and normalize images by the equivalent code in the documentation of `mix_images`."""
     mean, std = constants()
     weight = lam[:, None, None, None]
     mixed = weight * images[index] + (1 - weight) * images[partner]
@@ -90,7 +101,7 @@ def eager(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: to
 
 
 def lean(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
-    """Eager with few passes: lerp, multiply and add in place."""
+    """Mix and normalize images with few passes: lerp, multiply and add in place."""
     mean, std = constants()
     mixed = images[partner].float().lerp_(images[index].float(), lam[:, None, None, None])
     made = mixed.mul_(1 / (255 * std)).add_(-mean / std).permute(0, 3, 1, 2).to(dtype)
@@ -100,7 +111,7 @@ def lean(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: tor
 def compilable(
     images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, mean: Tensor, std: Tensor, out: Tensor
 ) -> Tensor:
-    """For torch.compile: one fused pass into `out` `[B, 3, h, w]` from images `[N, h, w, 3]`."""
+    """Mix images `[N, h, w, 3]` into `out` `[B, 3, h, w]`. torch.compile fuses this into one pass."""
     weight = lam[:, None, None, None]
     mixed = weight * images[index].float() + (1 - weight) * images[partner].float()
     return out.copy_((mixed * (1 / (255 * std)) - mean / std).permute(0, 3, 1, 2))
@@ -109,7 +120,7 @@ def compilable(
 def compilable_planes(
     planes: Tensor, index: Tensor, partner: Tensor, lam: Tensor, mean: Tensor, std: Tensor, out: Tensor
 ) -> Tensor:
-    """The same from planes `[N, 3, h, w]`."""
+    """Mix images stored as planes `[N, 3, h, w]` into `out` `[B, 3, h, w]`."""
     weight = lam[:, None, None, None]
     mixed = weight * planes[index].float() + (1 - weight) * planes[partner].float()
     return out.copy_(mixed * (1 / (255 * std))[:, None, None] - (mean / std)[:, None, None])
@@ -119,7 +130,7 @@ def sampled_crops(
     images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, boxes: Tensor, flips: Tensor, mean: Tensor, std: Tensor,
     out: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Crops and flips by gathers, mixed: what torch.compile can fuse. boxes `[B, 2, 4]`, flips `[B, 2]`."""
+    """Crop, flip and mix images by gathers that torch.compile can fuse. boxes `[B, 2, 4]`, flips `[B, 2]`."""
     height, width = images.shape[1:3]
     rows, columns = out.shape[2:]
     steps_y, steps_x = torch.arange(rows, device=out.device), torch.arange(columns, device=out.device)

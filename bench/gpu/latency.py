@@ -1,4 +1,4 @@
-"""Step `latency`: batches of 32 one after the other, through the loader, by the op, and replayed in a CUDA graph."""
+"""Step `latency`: consecutive batches of 32 from the loader, from the operator and from a CUDA graph."""
 
 from __future__ import annotations
 
@@ -10,45 +10,39 @@ import numpy as np
 import torch
 
 from bench.gpu import data
-from bench.gpu.record import Row, device, dry, emit, gpu_backends, survived
+from bench.gpu.record import device, dry, emit, gpu_backends, survived, wait
+from bench.row import Row
 from spurmix import ImageSource, MixLoader
 from spurmix.ops import functional as F
 from spurmix.ops.backends import implementation
 
 STEP, CASE = "latency", "images_32_bf16_last"
-ROUND_S = 0.15  # what a round of calls takes, about
+ROUND_S = 0.15
+"""Approximate duration of a round of calls in seconds."""
 
 
 def per_call(name: str, kind: str, call: Callable[[], Any], note: str = "") -> None:
-    """Microseconds of a call in a row of many, the device's work included."""
-    rounds, times = (2, []) if dry() else (9, [])
-    for _ in range(20 if not dry() else 1):
-        call()
-    _wait()
-    began = time.perf_counter()
-    for _ in range(20 if not dry() else 1):
-        call()
-    _wait()
-    each = (time.perf_counter() - began) / 20
-    calls = 2 if dry() else int(min(1000, max(20, ROUND_S / each)))
-    for _ in range(rounds):
-        _wait()
+    """Emit the mean time of consecutive calls, including the work of the device."""
+
+    def seconds(calls: int) -> float:
+        """Mean seconds of a call in a round of `calls`."""
+        wait()
         began = time.perf_counter()
         for _ in range(calls):
             call()
-        _wait()
-        times.append((time.perf_counter() - began) / calls * 1e6)
+        wait()
+        return (time.perf_counter() - began) / calls
+
+    warmup = 1 if dry() else 20
+    seconds(warmup)
+    calls = 2 if dry() else int(min(1000, max(20, ROUND_S / seconds(warmup))))
+    times = [seconds(calls) * 1e3 for _ in range(2 if dry() else 9)]
     low, middle, high = (float(q) for q in np.quantile(times, [0.25, 0.5, 0.75]))
-    emit(Row(STEP, CASE, name, kind, middle, low, high, note=note))
-
-
-def _wait() -> None:
-    if not dry():
-        torch.cuda.synchronize()
+    emit(Row(CASE, name, kind, middle, low, high, step=STEP, note=note))
 
 
 def graph_of(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    """A call captured after it ran once."""
+    """Run a call once, then capture it in a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -61,6 +55,7 @@ def graph_of(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 
 
 def main() -> None:
+    """Run the step."""
     torch.manual_seed(0)
     batch = 4 if dry() else 32
     pictures = data.Pictures(40 if dry() else 4096, 12 if dry() else 224, batch)

@@ -1,4 +1,4 @@
-"""ResNet50 and BERT-base as plain modules: the same on every machine, whatever packages it has."""
+"""ResNet50 and BERT-base as plain modules, so that results do not depend on the versions of other packages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
+    """Bottleneck block of ResNet v1.5, with the stride in the 3x3 convolution."""
+
     def __init__(self, inside: int, width: int, stride: int) -> None:
         super().__init__()
         out = 4 * width
@@ -21,11 +23,18 @@ class Bottleneck(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, inside, h, w]` to `[B, 4 * width, h / stride, w / stride]`."""
         return torch.relu(self.body(x) + self.short(x))
 
 
 class ResNet(nn.Sequential):
-    """ResNet v1.5; blocks (3, 4, 6, 3) of width 64 make ResNet50."""
+    """ResNet v1.5. The defaults are ResNet50.
+
+    Args:
+        blocks: Number of blocks of each stage.
+        width: Width of the first stage.
+        classes: Number of classes.
+    """
 
     def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000) -> None:
         layers: list[nn.Module] = [
@@ -40,18 +49,27 @@ class ResNet(nn.Sequential):
 
 
 class Bert(nn.Module):
-    """BERT-base's encoder and a classifier on the first position, on embeddings `[B, S, width]`."""
+    """BERT encoder with a classifier on the first position. The defaults are BERT-base.
+
+    Args:
+        layers: Number of layers.
+        width: Width of the embeddings.
+        words: Size of the vocabulary.
+        length: Maximum number of tokens.
+        classes: Number of classes.
+    """
 
     def __init__(
         self, layers: int = 12, width: int = 768, words: int = 30522, length: int = 128, classes: int = 2
     ) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(words, width), nn.Embedding(length, width)
+        self.words, self.positions = nn.Embedding(words, width), nn.Embedding(length, width)
         self.norm = nn.LayerNorm(width)
         layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, 0.1, "gelu", batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = nn.Linear(width, classes)
 
     def forward(self, embedded: Tensor) -> Tensor:
-        x = self.norm(embedded + self.places.weight[: embedded.shape[1]])
+        """Map word embeddings `[B, S, width]` to logits `[B, classes]`."""
+        x = self.norm(embedded + self.positions.weight[: embedded.shape[1]])
         return self.head(self.encoder(x)[:, 0])

@@ -1,9 +1,8 @@
-"""Step `roofline`: every op against the copy bandwidth of the device and against what else does its work."""
+"""Step `roofline`: every operator compared with the copy bandwidth of the device and with other code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as nn
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from bench.gpu import data
 from bench.gpu.clock import Clock, compare
-from bench.gpu.record import Row, device, dry, emit, gpu_backends, installed, survived
+from bench.gpu.record import device, dry, emit, gpu_backends, installed, survived
 from bench.registry import Contender
+from bench.row import Row
 from spurmix.ops import functional as F
 from spurmix.ops import reference_draw
 from spurmix.ops.backends import implementation
@@ -20,59 +20,56 @@ from spurmix.ops.backends import implementation
 STEP = "roofline"
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy of 1 GiB on the device."""
-    size = 1 << (16 if dry() else 30)
-    source, target = (torch.zeros(size, dtype=torch.int8, device=device()) for _ in range(2))
+def _copy(case: str, name: str, moved: int) -> Row:
+    """Measure a copy on the device that reads and writes `moved` bytes in total."""
+    source, target = (torch.zeros(moved // 2, dtype=torch.int8, device=device()) for _ in range(2))
     low, middle, high = Clock().in_turns({"copy": lambda: target.copy_(source)}, 31)["copy"]
-    emit(
-        Row(
-            STEP,
-            "copy",
-            "1 GiB on the device",
-            "limit",
-            middle,
-            low,
-            high,
-            2 * size,
-            note=f"{2 * size / middle / 1e6:.3f} TB/s",
-        )
-    )
-    return 2 * size / (middle * 1e-6)
+    return Row(case, name, "limit", middle, low, high, step=STEP, moved_bytes=moved)
+
+
+def copy_bandwidth() -> float:
+    """Return the bandwidth of a copy of 1 GiB on the device, in bytes read and written per second."""
+    row = _copy("copy", "1 GiB on the device", 2 << (16 if dry() else 30))
+    assert row.median_ms is not None and row.moved_bytes is not None
+    bandwidth = row.moved_bytes / (row.median_ms * 1e-3)
+    row.note = f"{bandwidth / 1e12:.3f} TB/s"
+    emit(row)
+    return bandwidth
 
 
 def same_copy(case: str, moved: int, bandwidth: float) -> None:
-    """A copy that reads and writes as many bytes as a case: what of its distance to `bandwidth` is start and end."""
-    source, target = (torch.zeros(moved // 2, dtype=torch.int8, device=device()) for _ in range(2))
-    low, middle, high = Clock().in_turns({"copy": lambda: target.copy_(source)}, 31)["copy"]
-    row = Row(STEP, case, "copy of as many bytes", "limit", middle, low, high, moved)
-    row.share = moved / (middle * 1e-6) / bandwidth
+    """Emit a row for a copy of as many bytes as a case. Its share shows the cost of the start and end of a kernel."""
+    row = _copy(case, "copy of as many bytes", moved)
+    assert row.median_ms is not None
+    row.share = moved / (row.median_ms * 1e-3) / bandwidth
     emit(row)
 
 
+def _fused(pictures: data.Pictures, augment: F.Augment | None, out: list[Tensor], backend: str) -> Contender:
+    """Return the fused operator of a backend."""
+    mix, fixed = implementation("mix_image_batch_out", backend, device()), pictures.fixed(augment)
+
+    def run() -> Tensor:
+        mix(*fixed, 0, None, *out)
+        return out[0]
+
+    return Contender(f"spurmix {backend}", run, "ours")
+
+
 def batches(name: str, batch: int, dtype: torch.dtype, last: bool, bandwidth: float) -> None:
-    """Draw, mix, normalise and label one batch of images, without a crop."""
+    """Measure drawing, mixing, normalizing and labeling one batch of images, without crops."""
     side = 12 if dry() else 224
     pictures = data.Pictures(40 if dry() else 4096, side, 4 if dry() else batch)
     out = pictures.out(side, dtype, last)
 
-    def fused(backend: str) -> Callable[[], Tensor]:
-        mix, fixed = implementation("mix_image_batch_out", backend, device()), pictures.fixed(None)
-
-        def run() -> Tensor:
-            mix(*fixed, 0, None, *out)
-            return out[0]
-
-        return run
-
     index, partner, lam = pictures.drawn
     arguments = (pictures.images, index, partner, lam)
-    contenders = [Contender(f"spurmix {b}", fused(b), "ours") for b in gpu_backends()]
+    contenders = [_fused(pictures, None, out, backend) for backend in gpu_backends()]
     contenders += [
         Contender("eager", lambda: data.eager(*arguments, dtype, last), note="mixing only"),
         Contender("eager, lean", lambda: data.lean(*arguments, dtype, last), note="mixing only"),
     ]
-    if not dry() and dtype == torch.bfloat16 and batch == 256:  # the fastest peers; compiling them takes its time
+    if not dry() and dtype == torch.bfloat16 and batch == 256:  # compiling takes long
         planes = pictures.images.permute(0, 3, 1, 2).contiguous()
         theirs = torch.empty_like(out[0])
         norm = data.constants()
@@ -93,13 +90,13 @@ def batches(name: str, batch: int, dtype: torch.dtype, last: bool, bandwidth: fl
 
 
 def libraries(pictures: data.Pictures) -> list[Contender]:
-    """Mixing by libraries that are here; they draw a lam of their own, and partners within the batch."""
+    """Return the installed libraries, which draw their own lam, and partners within the batch."""
     found = installed("torchvision", "timm", "kornia")
     batch = pictures.images[pictures.drawn.index].permute(0, 3, 1, 2)
     labels = pictures.labels[pictures.drawn.index]
     mean, std = data.constants()
     images = ((batch.float() / 255 - mean[:, None, None]) / std[:, None, None]).to(torch.bfloat16)
-    note, made = "mixing of a normalised batch; own lam", []
+    note, made = "mixes a normalized batch; draws its own lam", []
     if "torchvision" in found:
         from torchvision.transforms import v2
 
@@ -116,16 +113,16 @@ def libraries(pictures: data.Pictures) -> list[Contender]:
         kornia = RandomMixUpV2(data_keys=["input", "class"])
         made.append(Contender("kornia RandomMixUpV2", lambda: _none(kornia(images.float(), labels)), note=note))
     for name in {"torchvision", "timm", "kornia"} - found.keys():
-        emit(Row(STEP, "images_256_bf16_last", name, "peer", note="absent"))
+        emit(Row("images_256_bf16_last", name, "peer", step=STEP, note="absent"))
     return made
 
 
-def _none(value: Any) -> None:
-    """Nothing to compare: lam is drawn by the library."""
+def _none(value: object) -> None:
+    """Drop a result that cannot be compared, because the library draws its own lam."""
 
 
 def crops(bandwidth: float) -> None:
-    """The same with a random resized crop and flip, 256 to 224 pixels."""
+    """Measure the same with random resized crops and flips, from 256 to 224 pixels."""
     stored, side, batch = (20, 12, 3) if dry() else (256, 224, 256)
     pictures = data.Pictures(40 if dry() else 4096, stored, batch)
     augment = F.Augment(size=side)
@@ -136,16 +133,7 @@ def crops(bandwidth: float) -> None:
     bits = reference_draw.draw(packed, pictures.tables.members, 0, 0, batch, None).flip_bits
     flips = reference_draw.flip_flags(bits).to(torch.uint8)
 
-    def fused(backend: str) -> Callable[[], Tensor]:
-        mix, fixed = implementation("mix_image_batch_out", backend, device()), pictures.fixed(augment)
-
-        def run() -> Tensor:
-            mix(*fixed, 0, None, *out)
-            return out[0]
-
-        return run
-
-    contenders = [Contender(f"spurmix {b}", fused(b), "ours") for b in gpu_backends()]
+    contenders = [_fused(pictures, augment, out, backend) for backend in gpu_backends()]
     arguments = (pictures.images, *pictures.drawn, boxes, flips, *data.constants(), theirs[0])
     contenders.append(Contender("eager gathers", lambda: data.sampled_crops(*arguments), note="mixing only"))
     if not dry():
@@ -158,7 +146,7 @@ def crops(bandwidth: float) -> None:
 
 
 def losses(batch: int, classes: int, dtype: torch.dtype, bandwidth: float) -> None:
-    """Forward and backward of the mixed cross entropy."""
+    """Measure forward and backward pass of the mixed cross entropy."""
     case = f"loss_{batch}_{classes}_{str(dtype)[6:]}"
     batch, classes = (4, 50) if dry() else (batch, classes)
     logits = torch.randn(batch, classes, device=device(), dtype=dtype, requires_grad=True)
@@ -172,8 +160,8 @@ def losses(batch: int, classes: int, dtype: torch.dtype, bandwidth: float) -> No
         )
 
     def two(x: Tensor) -> Tensor:
-        own, other = (nn.cross_entropy(x.float(), y, reduction="none") for y in (label, partner))
-        return (lam * own + (1 - lam) * other).mean()
+        losses = [nn.cross_entropy(x.float(), y, reduction="none") for y in (label, partner)]
+        return (lam * losses[0] + (1 - lam) * losses[1]).mean()
 
     def stepping(loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         def step() -> Tensor:
@@ -198,71 +186,101 @@ def losses(batch: int, classes: int, dtype: torch.dtype, bandwidth: float) -> No
     compare(STEP, case, contenders, moved=moved, bandwidth=bandwidth, tolerance=tolerance, memory=True, turns=31)
 
 
-def small_ops(bandwidth: float) -> None:
-    """Draw, feature rows, token embeddings, dense targets, counts."""
-    rows_count, columns, batch, classes, draws = (50, 16, 8, 20, 40) if dry() else (65536, 2048, 8192, 1000, 10**6)
+SmallCase = tuple[int, Callable[[str], Callable[[], object]], str, Callable[[], object]]
+"""Bytes moved, the operator by backend, the name of the peer, and the peer."""
+
+
+def _row_cases(rows_count: int, columns: int, batch: int, classes: int, draws: int) -> dict[str, SmallCase]:
+    """Return the cases of drawing, feature rows, dense targets and counts."""
     pictures = data.Pictures(max(rows_count, 64), 1, batch)
     table = torch.randn(rows_count, columns, device=device())
     index, partner = torch.randint(0, rows_count, (2, batch), device=device())
-    label, other = torch.randint(0, classes, (2, batch), device=device())
+    label, partner_label = torch.randint(0, classes, (2, batch), device=device())
     lam = torch.rand(batch, device=device())
+    weight = lam[:, None]
     logits = torch.randn(batch, classes, device=device())
     group = torch.randint(0, 4, (batch,), device=device())
     counts = torch.zeros(4, 2, dtype=torch.int64, device=device())
-    weight, ours = lam[:, None], gpu_backends()
-    length, words = (4, 50) if dry() else (128, 30522)
-    table_of_words = torch.randn(words, 768, device=device(), dtype=torch.bfloat16, requires_grad=True)
-    ids, partner_ids = torch.randint(0, words, (2, min(batch, 64), length), device=device())
-    share = lam[: len(ids)]
 
-    def stepped(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def step() -> Tensor:
-            table_of_words.grad = None
-            make().sum().backward()  # type: ignore[no-untyped-call]
-            assert table_of_words.grad is not None
-            return table_of_words.grad
-
-        return step
-
-    def looked_up() -> Tensor:
-        own, other = nn.embedding(ids, table_of_words).float(), nn.embedding(partner_ids, table_of_words).float()
-        return (share[:, None, None] * own + (1 - share[:, None, None]) * other).to(torch.bfloat16)
+    def dense() -> Tensor:
+        return weight * nn.one_hot(label, classes) + (1 - weight) * nn.one_hot(partner_label, classes)
 
     def counted() -> Tensor:
         correct = (logits.argmax(1) == label).long()
         hits = torch.bincount(group, correct.double(), minlength=4).long()
         return torch.stack([hits, torch.bincount(group, minlength=4)], 1)
 
-    cases: list[tuple[str, int, Callable[[str], Callable[[], Any]], str, Callable[[], Any]]] = [
-        ("draw_1e6", draws * 28, lambda b: lambda: F.draw(pictures.tables, seed=1, start=0, count=draws, backend=b).index,
-         "reference", lambda: F.draw(pictures.tables, seed=1, start=0, count=draws, backend="reference").index),
-        ("rows_8192_2048", 3 * batch * columns * 4, lambda b: lambda: F.mix_rows(table, index, partner, lam, backend=b),
-         "eager", lambda: weight * table[index] + (1 - weight) * table[partner]),
-        ("labels_8192_1000", batch * classes * 4,
-         lambda b: lambda: F.mix_labels(label, other, lam, classes, backend=b),
-         "eager", lambda: weight * nn.one_hot(label, classes) + (1 - weight) * nn.one_hot(other, classes)),
-        ("embeddings_64_128", ids.numel() * 768 * 2 * 3,
-         lambda b: lambda: F.mix_embeddings(table_of_words, ids, partner_ids, share, backend=b).detach(),
-         "eager", lambda: looked_up().detach()),
-        ("embeddings_64_128_grad", (ids.numel() * 6 + words) * 768 * 2,
-         lambda b: stepped(lambda: F.mix_embeddings(table_of_words, ids, partner_ids, share, backend=b)),
-         "eager", stepped(looked_up)),
-        ("counts_8192_1000", batch * classes * 4,
-         lambda b: lambda: F.group_counts(logits, label, group, out=counts.zero_(), backend=b), "eager", counted),
-    ]  # fmt: skip
-    for name, moved, make, peer, run in cases:
+    def drawn(backend: str) -> Tensor:
+        return F.draw(pictures.tables, seed=1, start=0, count=draws, backend=backend).index
+
+    return {
+        "draw_1e6": (draws * 28, lambda b: lambda: drawn(b), "reference", lambda: drawn("reference")),
+        "rows_8192_2048": (
+            3 * batch * columns * 4, lambda b: lambda: F.mix_rows(table, index, partner, lam, backend=b),
+            "eager", lambda: weight * table[index] + (1 - weight) * table[partner],
+        ),
+        "labels_8192_1000": (
+            batch * classes * 4, lambda b: lambda: F.mix_labels(label, partner_label, lam, classes, backend=b),
+            "eager", dense,
+        ),
+        "counts_8192_1000": (
+            batch * classes * 4, lambda b: lambda: F.group_counts(logits, label, group, out=counts.zero_(), backend=b),
+            "eager", counted,
+        ),
+    }  # fmt: skip
+
+
+def _embedding_cases(batch: int, length: int, words: int) -> dict[str, SmallCase]:
+    """Return the cases of mixed token embeddings, forward only and with the gradient."""
+    table = torch.randn(words, 768, device=device(), dtype=torch.bfloat16, requires_grad=True)
+    ids, partner_ids = torch.randint(0, words, (2, batch, length), device=device())
+    lam = torch.rand(batch, device=device())
+
+    def mixed(backend: str) -> Tensor:
+        return F.mix_embeddings(table, ids, partner_ids, lam, backend=backend)
+
+    def eager() -> Tensor:
+        weight = lam[:, None, None]
+        first, second = (nn.embedding(k, table).float() for k in (ids, partner_ids))
+        return (weight * first + (1 - weight) * second).to(torch.bfloat16)
+
+    def gradient(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            table.grad = None
+            make().sum().backward()  # type: ignore[no-untyped-call]
+            assert table.grad is not None
+            return table.grad
+
+        return step
+
+    return {
+        "embeddings_64_128": (
+            ids.numel() * 768 * 2 * 3, lambda b: lambda: mixed(b).detach(), "eager", lambda: eager().detach()
+        ),
+        "embeddings_64_128_grad": (
+            (ids.numel() * 6 + words) * 768 * 2, lambda b: gradient(lambda: mixed(b)), "eager", gradient(eager)
+        ),
+    }  # fmt: skip
+
+
+def small_ops(bandwidth: float) -> None:
+    """Measure drawing, feature rows, token embeddings, dense targets and counts."""
+    sizes = (50, 16, 8, 20, 40) if dry() else (65536, 2048, 8192, 1000, 10**6)
+    cases = _row_cases(*sizes) | _embedding_cases(*(8, 4, 50) if dry() else (64, 128, 30522))
+    for name, (moved, make, peer, run) in cases.items():
         with survived(STEP, name):
-            contenders = [Contender(f"spurmix {b}", make(b), "ours") for b in ours]
+            contenders = [Contender(f"spurmix {b}", make(b), "ours") for b in gpu_backends()]
             contenders.append(Contender(peer, run))
             tolerance = 5e-2 if name.startswith("embeddings") else 1e-4
             compare(STEP, name, contenders, moved=moved, bandwidth=bandwidth, tolerance=tolerance, turns=31)
 
 
 def main() -> None:
+    """Run the step."""
     torch.manual_seed(0)
     bandwidth = copy_bandwidth()
     bf16, f32 = torch.bfloat16, torch.float32
-    # What matters most first: a step that runs out of time keeps the rows it has.
+    # The most important cases run first, because the step may reach its time limit.
     kinds = {
         "images_256_bf16_last": (256, bf16, True), "images_32_bf16_last": (32, bf16, True),
         "images_256_fp16_last": (256, torch.float16, True), "images_256_fp32_planes": (256, f32, False),

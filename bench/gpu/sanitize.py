@@ -1,4 +1,4 @@
-"""Step `sanitize`: small calls of every op under compute-sanitizer's memcheck and racecheck, where it is found."""
+"""Step `sanitize`: small calls of every operator under memcheck and racecheck of compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from bench.gpu import data
-from bench.gpu.record import Row, device, dry, emit, gpu_backends
-from bench.gpu.together import run_together
+from bench.gpu.parallel import run_parallel
+from bench.gpu.record import device, dry, emit, gpu_backends, wait
+from bench.row import Row
 from spurmix.ops import functional as F
 
 STEP = "sanitize"
@@ -21,13 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def calls() -> None:
-    """Every op on odd shapes, with indices that are in range and that are not."""
+    """Call every operator on odd shapes, with indices inside and outside the valid range."""
     for backend in gpu_backends():
         batches(backend)
         pictures = data.Pictures(40, 13, 5)
         index, lam = torch.tensor([0, 39, 40, -1], device=device()), torch.rand(4, device=device())
         logits = torch.randn(4, 39, device=device()).requires_grad_()
-        many = torch.randn(2, 39 if dry() else 5003, device=device()).requires_grad_()  # a block a row
+        many = torch.randn(2, 39 if dry() else 5003, device=device()).requires_grad_()  # each row takes a block
         label, weight = index[:2].clamp(max=38), lam[:2]
         F.mixed_cross_entropy(many, label, label.flip(0), weight, backend=backend).backward()  # type: ignore[no-untyped-call]
         F.group_counts(many.detach(), label, label * 0, 4, backend=backend)
@@ -43,15 +44,14 @@ def calls() -> None:
                 F.group_counts(logits[: len(own)].detach(), own, own.clamp(-1, 3), 4, backend=backend)
                 F.check(device())
             except IndexError as error:
-                print(f"{backend}: told: {error}")
-    if not dry():
-        torch.cuda.synchronize()
+                print(f"{backend}: expected error: {error}")
+    wait()
 
 
 def batches(backend: str) -> None:
-    """Batches of images by every path of the kernels: whole vectors, planes, rows of words, crops in strips, bytes."""
+    """Mix batches of images on every path of the kernels: vectors, planes, rows of words, strips of crops, bytes."""
     augments = (None, F.Augment(size=11), F.Augment(size=72), F.Augment(crop=False))
-    every = backend == "cuda"  # which compiles nothing here
+    every = backend == "cuda"  # Triton compiles each path, which takes too long for all of them
     kinds = itertools.product((13, 16, 18), augments, (torch.bfloat16, torch.float32), (False, True))
     stores = {side: data.Pictures(40, side, 5) for side in (13, 16, 18)}
     for side, augment, dtype, last in kinds:
@@ -73,42 +73,43 @@ def batches(backend: str) -> None:
 
 
 def main() -> None:
+    """Run the step, or with --calls the calls themselves."""
     if "--calls" in sys.argv:
         calls()
         return
     tool = sanitizer()
     if dry() or tool is None:
         calls()
-        emit(Row(STEP, "calls", "without compute-sanitizer", note="it is not here; the calls ran by themselves"))
+        emit(Row("calls", "without compute-sanitizer", step=STEP, note="not installed; the calls ran without it"))
         return
-    # The caching allocator hides accesses beyond a tensor: each gets memory of its own here.
+    # Without the caching allocator every tensor is a separate allocation, so that out-of-bounds accesses are found.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "SPURMIX_AUTOTUNE": "0"}
     commands = {}
     for check in ("memcheck", "racecheck"):
-        # torch asks drivers for functions they may lack: such refusals are no errors of memory.
+        # torch queries functions that a driver may not have. These API errors are harmless.
         quiet = ["--report-api-errors", "no"] if check == "memcheck" else []
         command = [tool, "--tool", check, *quiet, "--print-limit", "20", sys.executable, "-u", "-m"]
         commands[check] = [*command, "bench.gpu.sanitize", "--calls"], environment
-    sys.exit(0 if run_together(commands, ROOT, told) else 1)
+    sys.exit(0 if run_parallel(commands, ROOT, report) else 1)
 
 
 def sanitizer() -> str | None:
-    """compute-sanitizer: on the PATH, beside nvcc, or where CUDA is usually installed."""
+    """Return the path of compute-sanitizer: on the PATH, beside nvcc, or in the default folder of CUDA."""
     beside = Path(os.path.realpath(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")).parent
     folders = (beside, beside.parent / "compute-sanitizer", Path("/usr/local/cuda/bin"))
     found = [str(f / "compute-sanitizer") for f in folders if (f / "compute-sanitizer").is_file()]
     return shutil.which("compute-sanitizer") or next(iter(found), None)
 
 
-def told(check: str, code: int, text: str) -> bool:
-    """A row of one tool; whether it found nothing."""
+def report(check: str, code: int, text: str) -> bool:
+    """Emit a row for one tool. Returns whether it found no errors."""
     found = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", text)
     errors = [int(a or b) for a, b in found]
     good = code == 0 and bool(errors) and not any(errors)
-    late = "not done in time; " if code == -9 else ""
+    late = "killed at the time limit; " if code == -9 else ""
     note = f"{sum(errors)} errors" if errors else "no summary"
     reported = " ".join(re.findall(r"^=+ +([^\n]+)", text, re.MULTILINE)) or " ".join(text.split())[-900:]
-    emit(Row(STEP, "calls", check, note=note, error="" if good else (late + reported)[:900]))
+    emit(Row("calls", check, step=STEP, note=note, error="" if good else (late + reported)[:900]))
     return good
 
 

@@ -1,4 +1,4 @@
-"""The benchmark runner: its gate, its files, its messages. Figures are not tested."""
+"""The benchmark runner: correctness gate, result files, messages. Times are not tested."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from bench.__main__ import main  # noqa: E402
 from bench.context import Context  # noqa: E402
 from bench.peers.client import Peers  # noqa: E402
 from bench.registry import CASES, Case, Contender, selected  # noqa: E402
+from bench.row import Row, table  # noqa: E402
 
 
-def row(case: str = "images_256", contender: str = "spurmix", kind: str = "ours", ratio: float = 1.0) -> measure.Row:
-    return measure.Row(case, contender, kind, 2.0 * ratio, 1.0, 3.0, 10.0, ratio, "")
+def row(case: str = "images_256", contender: str = "spurmix", kind: str = "ours", ratio: float = 1.0) -> Row:
+    return Row(case, contender, kind, 2.0 * ratio, 1.0 * ratio, 3.0 * ratio, 10.0, ratio)
 
 
-def test_a_contender_that_computes_something_else_gets_no_figure() -> None:
+def test_a_contender_with_another_result_is_not_timed() -> None:
     right, near = torch.arange(4.0), torch.arange(4.0) + 1e-6
     case = Case(
         [
@@ -44,14 +45,14 @@ def test_a_contender_that_computes_something_else_gets_no_figure() -> None:
     )
     rows = {r.contender: r for r in measure.measure("case", case, 1.0)}
     assert rows["ours"].ratio == 1 and rows["near"].median_ms is not None
-    for name, note in (
+    for name, error in (
         ("wrong", "gate"),
         ("shape", "gate: differs from ours by shape"),
         ("nan", "gate"),
         ("raises", "failed"),
     ):
-        assert rows[name].median_ms is None and rows[name].note.startswith(note), rows[name]
-    assert rows["someone"].note == "absent"
+        assert rows[name].median_ms is None and rows[name].error.startswith(error), rows[name]
+    assert rows["someone"].error == "absent"
 
 
 def test_cases_are_selected_by_pattern() -> None:
@@ -62,7 +63,7 @@ def test_cases_are_selected_by_pattern() -> None:
     assert all(r.description for r in CASES.values())
 
 
-def test_peers_that_are_not_installed_are_named(tmp_path: Path) -> None:
+def test_absent_libraries_are_listed(tmp_path: Path) -> None:
     peers = Peers(1, python=tmp_path / "python")
     assert peers.versions() == {}
     case = CASES["images_32"].build(Context(1, True, peers, {}))
@@ -71,7 +72,7 @@ def test_peers_that_are_not_installed_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", ["exit 3", "sleep 0.3"])
-def test_a_broken_peer_environment_is_an_error_with_a_name(tmp_path: Path, body: str) -> None:
+def test_a_broken_environment_of_the_peers_raises_an_error(tmp_path: Path, body: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{body}\n")
     python.chmod(0o755)
@@ -81,7 +82,7 @@ def test_a_broken_peer_environment_is_an_error_with_a_name(tmp_path: Path, body:
     peers.close()
 
 
-def test_a_worker_that_hears_nothing_is_ended(tmp_path: Path) -> None:
+def test_close_kills_a_worker_that_does_not_answer(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nread line\necho "{\\"versions\\": {}}"\nexec sleep 60\n')
     python.chmod(0o755)
@@ -92,11 +93,13 @@ def test_a_worker_that_hears_nothing_is_ended(tmp_path: Path) -> None:
     assert time.perf_counter() - began < 20 and not peers.folder.exists()
 
 
-def test_results_are_written_whole_and_drawn(tmp_path: Path) -> None:
+def test_results_are_written_and_drawn(tmp_path: Path) -> None:
     head = {"date": "2026-01-01", "device": "a", "isa": "b", "threads": 2, "torch": "c", "peers": {}}
     target = tmp_path / "missing" / "folder" / "cpu.json"
-    report.save(head, [row(), row(contender="peer", kind="peer", ratio=8.0)], target)
+    report.save(head, [row(), row(contender="peer", kind="peer", ratio=8.0)], target, repeated=("device", "date"))
     assert [r["contender"] for r in json.loads(target.read_text())["rows"]] == ["spurmix", "peer"]
+    columns = "case,contender,kind,median_ms,q1_ms,q3_ms,per_second,ratio,device,date"
+    assert target.with_suffix(".csv").read_text().splitlines()[0] == columns
     assert target.with_suffix(".csv").read_text().count("\n") == 3
     assert sorted(p.name for p in target.parent.iterdir()) == ["cpu.csv", "cpu.json"]
     assert report.plot(target.parent, tmp_path / "plot.png").stat().st_size > 5000
@@ -104,7 +107,7 @@ def test_results_are_written_whole_and_drawn(tmp_path: Path) -> None:
         report.plot(tmp_path / "empty", tmp_path / "other.png")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "x.json"
     report.write(target, "old")
     monkeypatch.setattr(Path, "replace", lambda *a: (_ for _ in ()).throw(OSError("no space")))
@@ -113,8 +116,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_run_that_is_killed_leaves_no_files_of_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever of a file's calls is the last: what lies beside the JSON is of the same run, or not there."""
+def test_a_killed_run_leaves_no_files_of_different_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a kill at any file operation, the CSV file belongs to the same run as the JSON file or is missing."""
     target, calls = tmp_path / "cpu.json", 0
     head = {"date": "2026-01-01", "device": "a", "isa": "b", "threads": 2, "torch": "c", "peers": {}}
     real = {name: getattr(Path, name) for name in ("write_text", "replace", "unlink")}
@@ -139,11 +142,11 @@ def test_a_run_that_is_killed_leaves_no_files_of_two_runs(tmp_path: Path, monkey
     seen = set()
     for last in range(12):
         monkeypatch.undo()
-        report.save({**head, "date": "old"}, [row()], target)
+        report.save({**head, "date": "old"}, [row()], target, repeated=("date",))
         calls = 0
         until(last)
         try:
-            report.save({**head, "date": "new"}, [row()], target)
+            report.save({**head, "date": "new"}, [row()], target, repeated=("date",))
         except Killed:
             pass
         monkeypatch.undo()
@@ -156,11 +159,11 @@ def test_a_run_that_is_killed_leaves_no_files_of_two_runs(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--threads", "0"), "--threads must be 1 or more, got 0"),
-        (("--threads", "100000"), "this machine has"),
+        (("--threads", "0"), "--threads must be a positive integer, got 0"),
+        (("--threads", "100000"), "the number of cores of this machine, got 100000"),
         (("--case", "nothing"), "matches no case"),
-        (("--json", "results.csv"), "--json must name a file that ends in .json"),
-        (("--json", "/proc/nowhere/x.json"), "results cannot be written to /proc/nowhere/x.json"),
+        (("--json", "results.csv"), "--json must be a file name that ends in .json, got 'results.csv'"),
+        (("--json", "/proc/nowhere/x.json"), "cannot write results to /proc/nowhere/x.json"),
     ],
 )
 def test_bad_arguments_give_one_message(arguments: tuple[str, ...], message: str, command: Any) -> None:
@@ -168,19 +171,72 @@ def test_bad_arguments_give_one_message(arguments: tuple[str, ...], message: str
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_rows_that_are_faster_than_the_limit_are_errors() -> None:
+    limit = Row("case", "memory limit", "limit", 2.0, 1.9, 2.1)
+    within_noise, slower, faster = (
+        Row("case", "spurmix", "ours", median, median - 0.05, median + 0.05) for median in (1.95, 4.0, 1.2)
+    )
+    measure.add_shares([limit, within_noise, slower, faster])
+    assert [r.share for r in (limit, slower)] == [1.0, 0.5] and within_noise.share == pytest.approx(2 / 1.95)
+    assert not limit.error and not within_noise.error and not slower.error
+    assert faster.error == "faster than the memory limit by a factor of 1.67; the limit needs a faster variant"
+    baseline = [row(), row(kind="baseline", ratio=2.0)]
+    measure.add_shares(baseline)
+    assert [r.share for r in baseline] == [None, None]
+
+
+def test_columns_without_values_are_left_out() -> None:
+    assert table([Row("a", "b"), Row("c", "d", note="e")]) == [
+        {"case": "a", "contender": "b", "note": ""},
+        {"case": "c", "contender": "d", "note": "e"},
+    ]
+
+
+def aligned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that start at a multiple of 64 bytes."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(size + 64, dtype=np.uint8)
+    start = -memory.ctypes.data % 64
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
+
+
 @pytest.mark.skipif(limits.library() is None, reason="the limit kernels need a compiler and AVX2")
-def test_the_limit_touches_what_it_should() -> None:
-    images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("last", [False, True])
+def test_every_variant_of_the_limit_writes_the_whole_output(dtype: torch.dtype, last: bool) -> None:
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     index, partner = torch.tensor([0, 2]), torch.tensor([1, 1])
-    for last in (False, True):
-        layout = torch.channels_last if last else torch.contiguous_format
-        memory = np.zeros(2 * 3 * 64 * 4 + 64, dtype=np.uint8)
-        start = -memory.ctypes.data % 64
-        flat = torch.from_numpy(memory[start : start + 2 * 3 * 64 * 4]).view(torch.float32)
-        out = flat.view(2, 8, 8, 3).permute(0, 3, 1, 2) if last else flat.view(2, 3, 8, 8)
-        assert out.is_contiguous(memory_format=layout)
-        limits.image_limit(images, index, partner, out)
-        written = flat.view(torch.uint8).view(2, -1, 32)
-        seen = {tuple(v.tolist()) for v in written.reshape(-1, 32)}
-        mixed = images[index] ^ images[partner]
-        assert seen == {tuple(v.tolist()) for v in mixed.reshape(-1, 32)}
+    flat = aligned((2, 32, 32, 3), dtype)
+    out = flat.permute(0, 3, 1, 2) if last else flat.view(2, 3, 32, 32)
+    limit = limits.MemoryLimit(images, index, partner, out, planes=(1, 3))
+    kinds = {(v.store, v.planes) for v in limit._variants}
+    assert kinds == {(store, planes) for store in limits.STORES for planes in (1, 3)}
+    mixed = (images[index] ^ images[partner]).view(2, -1).numpy()
+    for variant in limit._variants:
+        flat.zero_()
+        limit.run_variant(variant)
+        written = flat.view(torch.uint8).view(2, variant.planes, -1).numpy()
+        for n in range(2):
+            for start in range(0, mixed.shape[1], variant.block):
+                block = mixed[n, start : start + variant.block].reshape(-1, 16)
+                width = block.size * dtype.itemsize // variant.planes
+                at = start * dtype.itemsize // variant.planes
+                found = written[n, :, at : at + width]
+                if variant.store == "rep stosb":
+                    assert len(np.unique(found)) == 1, variant
+                else:  # a vector of 32 or 64 bytes, repeated
+                    folded = np.bitwise_xor.reduce(found.reshape(variant.planes, -1, 64)[0, 0].reshape(-1, 16))
+                    vectors = found.reshape(-1, 64)
+                    assert (vectors == vectors[0]).all(), variant
+                    if limits.vector_bytes() == 64:
+                        np.testing.assert_array_equal(folded, np.bitwise_xor.reduce(block), str(variant))
+
+
+@pytest.mark.skipif(limits.library() is None, reason="the limit kernels need a compiler and AVX2")
+def test_the_limit_keeps_the_fastest_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, out = aligned((4, 128), torch.float32), aligned((2, 128), torch.float32)
+    index = torch.tensor([0, 3])
+    limit = limits.MemoryLimit(rows, index, index, out)
+    fast = limit._variants[3]
+    monkeypatch.setattr(limit, "_seconds", lambda variant: 1.0 if variant == fast else 2.0)
+    assert limit.fastest == fast and limit.seconds() == 1.0
