@@ -30,6 +30,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--case", action="append", default=[], metavar="NAME", help="case name or shell pattern; may be repeated"
     )
     parser.add_argument(
+        "--kind",
+        action="append",
+        default=[],
+        choices=["own", "peer", "baseline", "limit"],
+        help="measure spurmix and only this kind of contender; may be repeated",
+    )
+    parser.add_argument(
         "--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of each contender (default: 2)"
     )
     parser.add_argument("--quick", action="store_true", help="only the quick cases, with fewer repetitions")
@@ -62,6 +69,8 @@ def _measure_cases(arguments: argparse.Namespace, context: Context, rows: list[R
         except RuntimeError as error:  # raised by the process of the other libraries
             print(f"\n{registered.name}: not measured: {error}", file=sys.stderr)
             continue
+        if arguments.kind:
+            case.contenders = [c for c in case.contenders if c.kind in ("ours", *arguments.kind)]
         if arguments.quick:
             case.repeats = min(case.repeats, 101) if case.repeats > 50 else min(case.repeats, 9)
         new = measure(registered.name, case, budget_s=2.0 if arguments.quick else 3.0)
@@ -77,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if library.COMPILED_CPU != "ok":
         print(f"bench: the compiled CPU kernels are not available: {library.COMPILED_CPU}", file=sys.stderr)
         return 1
-    suffix = "-quick" if arguments.quick else "-part" if arguments.case else ""
+    suffix = "-quick" if arguments.quick else "-part" if arguments.case or arguments.kind else ""
     target = arguments.json or report.RESULTS / f"cpu-{arguments.threads}{suffix}.json"
     try:
         report.check_writable(target)

@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.registry import Contender
+
 SOURCE = Path(__file__).with_name("limits.cpp")
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "bench"
 UNAVAILABLE = "memory limit (needs a C++ compiler with OpenMP, and AVX2)"
@@ -94,13 +96,16 @@ class Variant:
 
 
 def variants(bytes_in: int, size: int, planes: tuple[int, ...], width: int) -> Iterator[Variant]:
-    """Yield the variants that fit a row.
+    """List the variants that fit a row.
 
     Args:
         bytes_in: Bytes of an input row.
         size: Output bytes per input byte.
         planes: Numbers of output ranges to try.
         width: Bytes of a vector register.
+
+    Yields:
+        Each variant.
     """
     for store, block, ahead, count in itertools.product(STORES, (*BLOCKS, bytes_in), AHEAD, planes):
         whole = bytes_in % width == block % width == 0 and block * size % (count * width) == 0
@@ -165,13 +170,19 @@ class MemoryLimit:
             candidates = sorted(candidates, key=lambda v: statistics.median(times[v]))[:kept]
         return candidates[0]
 
-    def run(self) -> None:
-        """Run the fastest variant."""
-        self.run_variant(self.fastest)
-
     def seconds(self) -> float:
         """Return the seconds that the fastest variant takes for one pass."""
         return self._seconds(self.fastest)
+
+    def contender(self) -> Contender:
+        """Return a contender that runs the fastest variant. Its note describes the variant."""
+
+        def run() -> None:
+            made.note = str(self.fastest)
+            self.run_variant(self.fastest)
+
+        made = Contender("memory limit", run, "limit", seconds=self.seconds)
+        return made
 
 
 def disk_limit(path: Path, offsets: NDArray[np.int64], row: int, memory: NDArray[np.uint8], threads: int) -> None:
@@ -220,6 +231,9 @@ def cached_share(path: Path) -> float:
 
 def drop_from_cache(path: Path) -> None:
     """Remove the pages of a file from the page cache.
+
+    Args:
+        path: File.
 
     Raises:
         RuntimeError: If more than 1% remains, for example because a process maps the file.

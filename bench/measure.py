@@ -21,6 +21,10 @@ LIMIT_NOISE = 0.03
 def difference(value: ArrayLike, expected: ArrayLike) -> str | None:
     """Compare two results of any layout.
 
+    Args:
+        value: Result of a contender.
+        expected: Result of spurmix.
+
     Returns:
         The largest absolute difference as a number, a text for results that cannot be compared, or None for empty ones.
     """
@@ -35,6 +39,11 @@ def difference(value: ArrayLike, expected: ArrayLike) -> str | None:
 
 def gate(contender: Contender, expected: ArrayLike | None, tolerance: float) -> str:
     """Run a contender once and compare its result.
+
+    Args:
+        contender: Contender.
+        expected: Result of spurmix. None: results are not compared.
+        tolerance: Largest accepted absolute difference.
 
     Returns:
         "" if the contender may be timed, otherwise the error.

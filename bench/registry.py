@@ -80,6 +80,9 @@ def case(name: str, *, quick: bool = True) -> Callable[[Build], Build]:
         name: Unique name.
         quick: Whether `--quick` runs the case.
 
+    Returns:
+        A decorator of the function that builds the case.
+
     Raises:
         ValueError: If the name is taken.
     """
@@ -94,11 +97,14 @@ def case(name: str, *, quick: bool = True) -> Callable[[Build], Build]:
 
 
 def selected(patterns: list[str], quick: bool) -> Iterator[Registered]:
-    """Yield the cases that match any of the patterns.
+    """Select the cases that match any of the patterns.
 
     Args:
         patterns: Names or shell patterns. Empty: all cases.
         quick: Whether empty `patterns` mean the quick cases only.
+
+    Yields:
+        Each case.
 
     Raises:
         ValueError: If a pattern matches no case.

@@ -91,6 +91,9 @@ def write_together(*files: tuple[Path, str]) -> None:
 def check_writable(path: Path) -> None:
     """Check that `write` can write a file, before a long run. Creates the folder.
 
+    Args:
+        path: File.
+
     Raises:
         OSError: If the file cannot be written.
     """
@@ -139,6 +142,9 @@ COLORS = {"ours": "#1b7f5c", "own": "#7cbfa5", "limit": "#555555", "baseline": "
 
 def newest(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Read the newest results that contain a case of `SHOWN`.
+
+    Args:
+        folder: Folder of result files.
 
     Returns:
         The run, and the measured rows of each case of `SHOWN`, slowest first.

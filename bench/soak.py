@@ -1,4 +1,4 @@
-"""`python -m bench.soak KIND... STEPS`: memory of a process while a loader hands out many small batches."""
+"""`python -m bench.soak KIND... STEPS` measures the growth of memory while a loader makes many small batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spurmix.data.sources.windowed import WindowedImages
 
 EXAMPLES, BATCH = 500, 8
 KINDS = ("map", "window", "direct", "tokens")
-"""A mapped file, one read by windows, one of images large enough to be read past the page cache, texts."""
+"""Memory-mapped file; file read by windows; the same with images large enough for O_DIRECT; texts."""
 
 
 def _source(kind: str, folder: Path) -> Source:
@@ -38,10 +38,14 @@ def _resident() -> int:
 
 
 def soak(kind: str, steps: int) -> tuple[float, float]:
-    """Seconds for `steps` batches, and by how much resident memory grew from a tenth of them on, as a share.
+    """Load batches and measure resident memory after each hundredth of the run.
 
-    Memory is looked at after each hundredth of the run; its greatest value in the second tenth is compared with that in
-    the last, as pages come and go.
+    Args:
+        kind: One of `KINDS`.
+        steps: Number of batches, at least 100.
+
+    Returns:
+        Seconds of the run, and the growth from the maximum in the second tenth to the maximum in the last tenth.
     """
     with tempfile.TemporaryDirectory() as folder:
         labels = np.arange(EXAMPLES) % 2

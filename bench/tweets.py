@@ -1,18 +1,23 @@
-"""Policies on real tweets: is a tweet hateful or offensive, where the mention of an identity tells in training?
+"""Policies on real tweets, classified as offensive or not, with a spurious correlation to identity terms in training.
 
     python -m bench.tweets --data labeled_data.csv
 
-The file is `data/labeled_data.csv` of t-davidson/hate-speech-and-offensive-language on GitHub (MIT), of Davidson et al.
-2017 (arXiv 1703.04009): 24,783 English tweets, "class" 0 hate, 1 offensive, 2 neither. It is brought by whoever runs this.
+Data: `data/labeled_data.csv` of t-davidson/hate-speech-and-offensive-language on GitHub (MIT license), from Davidson et
+al. 2017 (arXiv 1703.04009). It has 24,783 English tweets with "class" 0 (hate), 1 (offensive) or 2 (neither). The file is
+not part of this repository.
 
-Label: hate or offensive (1) against neither (0). Attribute: the tweet has a word of `IDENTITY_TERMS`, which are names of
-groups and no slurs. Both are facts of the file; the training split is made spurious: of each class as many tweets are
-drawn, without replacement, that `--strength` of the offensive ones mention an identity and `--strength` of the others do
-not. The test split is a random 30% of each cell, as it comes, drawn first. Encoder: pre-trained MiniLM, frozen, mean of the
-last hidden states. A linear head is trained on them with each policy, all with the same number of samples and the same
-rate. These were chosen by hand with test accuracies in view, from three settings (strength 0.9 and 0.95, rate 1e-3 and
-1e-2), in each of which balance_attributes was ahead of erm for every seed. Seeds change split, initial head and draws.
-All attributes of the training split are known.
+Label: hate or offensive (1), or neither (0). Attribute: whether the tweet contains a word of `IDENTITY_TERMS`. These words
+name groups and are not slurs.
+
+Splits: the test split is a random 30% of each group and is drawn first. The training split is a random part of the rest,
+without replacement. In it, a share `--strength` of the offensive tweets mention an identity, and the same share of the
+other tweets do not. All attributes of the training split are known.
+
+Model: a frozen pre-trained MiniLM with mean pooling, and a linear head. Each policy trains the head with the same number
+of samples and the same learning rate. The seed changes split, initial head and draws.
+
+The settings were chosen by hand with test accuracies in view, out of three (strength 0.9 and 0.95, learning rate 1e-3 and
+1e-2). In all three, balance_attributes was better than erm for every seed.
 """
 
 from __future__ import annotations
@@ -57,10 +62,16 @@ POLICIES: dict[str, MixPolicy] = {
 
 
 def read(path: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    """Texts, labels and attributes of the file.
+    """Read the data.
+
+    Args:
+        path: CSV file with the columns "class" and "tweet".
+
+    Returns:
+        Texts, labels and attributes.
 
     Raises:
-        ValueError: naming line and column, for a file that is not in this layout.
+        ValueError: If the file has another layout. The message names line and column.
     """
     texts, labels = [], []
     try:
@@ -68,14 +79,14 @@ def read(path: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
             table = csv.DictReader(file, strict=True)
             for name in ("class", "tweet"):
                 if name not in (table.fieldnames or ()):
-                    raise ValueError(f"{path}: there is no column {name!r}, only {', '.join(table.fieldnames or ())}")
+                    raise ValueError(f"{path}: no column {name!r}; columns are {', '.join(table.fieldnames or ())}")
             for row in table:
                 if row["class"] not in ("0", "1", "2") or row["tweet"] is None:
                     raise ValueError(f"{path}, line {table.line_num}: class must be 0, 1 or 2, got {row['class']!r}")
                 texts.append(html.unescape(row["tweet"]))
                 labels.append(int(row["class"] != "2"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"--data: {path} cannot be read: {error}") from None
+        raise ValueError(f"--data: cannot read {path}: {error}") from None
     word = re.compile(rf"\b({'|'.join(IDENTITY_TERMS)})\b", re.IGNORECASE)
     attributes = [int(word.search(text) is not None) for text in texts]
     return texts, np.array(labels, dtype=np.int64), np.array(attributes, dtype=np.int64)
@@ -84,7 +95,20 @@ def read(path: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
 def split(
     labels: NDArray[np.int64], attributes: NDArray[np.int64], strength: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the spurious training split and of the test split."""
+    """Split the data.
+
+    Args:
+        labels: Labels, `[N]`.
+        attributes: Attributes, `[N]`.
+        strength: Share of the training examples in which label and attribute agree.
+        seed: Seed of the random split.
+
+    Returns:
+        Row numbers of the training split and of the test split.
+
+    Raises:
+        ValueError: If a group of a split is empty.
+    """
     rng = np.random.default_rng([seed, 1703])
     rest, test = {}, []
     for y in (0, 1):
@@ -98,13 +122,13 @@ def split(
     many = round(size * strength)
     train = [rest[y, a][: many if y == a else size - many] for y in (0, 1) for a in (0, 1)]
     if min(map(len, (*train, *test))) == 0:
-        sizes = f"of training {list(map(len, train))}, of test {list(map(len, test))}"
-        raise ValueError(f"--data, --strength: a cell is empty, {sizes}")
+        sizes = f"training {list(map(len, train))}, test {list(map(len, test))}"
+        raise ValueError(f"--data, --strength: a group is empty; group sizes: {sizes}")
     return np.concatenate(train), np.concatenate(test)
 
 
 def extract(texts: list[str], progress: bool | None = None) -> torch.Tensor:
-    """Features of every text, float32 `[N, 384]`."""
+    """Return the features of every text, float32 `[N, 384]`."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder(), local_files_only=True)
@@ -116,26 +140,37 @@ def extract(texts: list[str], progress: bool | None = None) -> torch.Tensor:
 def run(
     features: torch.Tensor, labels: NDArray[np.int64], attributes: NDArray[np.int64], strength: float, seed: int
 ) -> dict[str, Evaluation]:
-    """Each policy's head, evaluated on the test split of a seed."""
+    """Train a head with each policy and evaluate it.
+
+    Args:
+        features: Features of all texts, float32 `[N, 384]`.
+        labels: Labels, `[N]`.
+        attributes: Attributes, `[N]`.
+        strength: Share of the training examples in which label and attribute agree.
+        seed: Seed of split, initial head and draws.
+
+    Returns:
+        Evaluation on the test split, by policy.
+    """
     train, test = split(labels, attributes, strength, seed)
     names: dict[str, Any] = {"class_names": CLASS_NAMES, "attribute_names": ATTRIBUTE_NAMES}
     groups = GroupIndex(labels[train], attributes[train], **names)
     held_out = GroupIndex(labels[test], attributes[test], **names)
-    own, other = features[torch.from_numpy(train)], features[torch.from_numpy(test)]
+    train_features, test_features = features[torch.from_numpy(train)], features[torch.from_numpy(test)]
     results = {}
     for name, policy in POLICIES.items():
         torch.manual_seed(seed)
         head = torch.nn.Linear(features.shape[1], 2)
         retrain_head(
-            head, own, groups, policy, features=own, batch_size=BATCH, epochs=EPOCHS, seed=seed, learning_rate=RATE,
-            progress=False,
+            head, train_features, groups, policy, features=train_features, batch_size=BATCH, epochs=EPOCHS, seed=seed,
+            learning_rate=RATE, progress=False,
         )  # fmt: skip
-        results[name] = evaluate(head, FeatureSource(other), held_out, train_groups=groups)
+        results[name] = evaluate(head, FeatureSource(test_features), held_out, train_groups=groups)
     return results
 
 
 def rows_of(results: dict[int, dict[str, Evaluation]]) -> list[dict[str, Any]]:
-    """A row for every seed and policy: worst group with its interval, averages, and every group's accuracy."""
+    """Return a row per seed and policy: worst group with its interval, averages, and the accuracy of every group."""
     rows = []
     for seed, by_policy in results.items():
         for name, evaluation in by_policy.items():
@@ -148,7 +183,7 @@ def rows_of(results: dict[int, dict[str, Evaluation]]) -> list[dict[str, Any]]:
 
 
 def mean_interval(values: list[float]) -> tuple[float, float | None, float | None]:
-    """Mean and its 95% interval by Student's t, None of a single value."""
+    """Return the mean and its 95% interval by Student's t. The interval of a single value is None."""
     from scipy.stats import t
 
     mean, count = float(np.mean(values)), len(values)
@@ -159,8 +194,17 @@ def mean_interval(values: list[float]) -> tuple[float, float | None, float | Non
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each policy: worst group over the seeds, how far it is ahead of erm's on the same seed (the interval is one over
-    seeds, whose splits overlap), mean average, and the seeds on which it beats erm or all others."""
+    """Summarize the rows of each policy over the seeds.
+
+    The lead over erm is computed per seed. Its interval is over seeds, whose splits overlap.
+
+    Args:
+        rows: Rows of `rows_of`.
+
+    Returns:
+        A row per policy: worst-group accuracy, lead over erm, mean average accuracy, and the number of seeds for which
+        the policy is better than erm or the best of all.
+    """
     by_policy = {name: [r["worst_group"] for r in rows if r["policy"] == name] for name in POLICIES}
     table = []
     for name, worst in by_policy.items():
@@ -184,20 +228,21 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
+    """Print a table of the policies."""
     from rich.console import Console
     from rich.table import Table
 
     seeds = sorted({r["seed"] for r in rows})
-    table = Table("policy", *(f"seed {s}" for s in seeds), "mean", "ahead of erm", "average", "above erm", "best")
+    table = Table("policy", *(f"seed {s}" for s in seeds), "mean", "lead over erm", "average", "above erm", "best")
     for line in summary(rows):
-        own = [r for r in rows if r["policy"] == line["policy"]]
-        cells = [f"{100 * r['worst_group']:.1f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]" for r in own]
+        seed_rows = [r for r in rows if r["policy"] == line["policy"]]
+        cells = [f"{100 * r['worst_group']:.1f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]" for r in seed_rows]
         table.add_row(
             line["policy"], *cells, f"{100 * line['worst_group_mean']:.1f}", _ahead(line),
             f"{100 * line['average_mean']:.1f}", f"{line['seeds_above_erm']}/{len(seeds)}",
             f"{line['seeds_best']}/{len(seeds)}",
         )  # fmt: skip
-    head = "worst-group accuracy, % [95% Wilson interval of that group]; points ahead of erm [95% interval over seeds]"
+    head = "worst-group accuracy in % [95% Wilson interval]; lead over erm in points [95% interval over seeds]"
     Console(width=170).print(head, table)
 
 
@@ -208,7 +253,7 @@ def _ahead(line: dict[str, Any]) -> str:
 
 
 def save(rows: list[dict[str, Any]], head: dict[str, Any], target: Path) -> None:
-    """Write `target` (JSON) and the rows beside it as CSV, by rename."""
+    """Write `target` (JSON), and the rows as CSV beside it."""
     text = json.dumps({"run": head, "summary": summary(rows), "rows": rows}, indent=1)
     table = io.StringIO()
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
@@ -218,20 +263,28 @@ def save(rows: list[dict[str, Any]], head: dict[str, Any], target: Path) -> None
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.tweets", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, metavar="CSV", help="labeled_data.csv")
-    parser.add_argument("--strength", type=float, default=0.95, help="of the correlation in training, in [0.5, 1)")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=report.RESULTS / "tweets.json", metavar="FILE")
+    parser.add_argument("--data", type=Path, required=True, metavar="CSV", help="path of labeled_data.csv")
+    parser.add_argument(
+        "--strength",
+        type=float,
+        default=0.95,
+        help="share of training tweets in which label and attribute agree, in [0.5, 1)",
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
+    parser.add_argument("--json", type=Path, default=report.RESULTS / "tweets.json", metavar="FILE", help="output")
     arguments = parser.parse_args(argv)
-    if not 0.5 <= arguments.strength < 1 or arguments.seeds < 1:
-        parser.error("--strength must lie in [0.5, 1) and --seeds be 1 or more")
+    if not 0.5 <= arguments.strength < 1:
+        parser.error(f"--strength must be in [0.5, 1), got {arguments.strength}")
+    if arguments.seeds < 1:
+        parser.error(f"--seeds must be a positive integer, got {arguments.seeds}")
     began = time.perf_counter()
     try:
         report.check_writable(arguments.json)
         texts, labels, attributes = read(arguments.data)
         cells = [[int(((labels == y) & (attributes == a)).sum()) for a in (0, 1)] for y in (0, 1)]
-        print(f"{len(texts):,} tweets; neither / offensive without and with identity: {cells}")
+        print(f"{len(texts):,} tweets; neither or offensive, each without and with identity: {cells}")
         train, _ = split(labels, attributes, arguments.strength, 0)
         features = extract(texts)
         results = {s: run(features, labels, attributes, arguments.strength, s) for s in range(arguments.seeds)}

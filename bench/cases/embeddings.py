@@ -1,6 +1,7 @@
-"""Mixed token embeddings, forward and backward: alone, in BERT's embedding block, and in a whole step of an optimizer.
+"""Mixed token embeddings, forward and backward: alone, in BERT's embedding block, and in an optimizer step.
 
-Unmixed lookups stand beside them as what plain fine-tuning costs. All run in one process, under one allocator.
+Unmixed lookups show the cost of plain fine-tuning. All contenders share a process and an allocator, because page faults
+dominate these times.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from bench.registry import Case, Contender, case
 from spurmix import functional
 
 VOCABULARY, COLUMNS, BATCH, LENGTH, POSITIONS = 30_522, 768, 32, 256, 512
-UNMIXED = "one lookup and no mixing: what plain fine-tuning does"
+UNMIXED = "one lookup and no mixing, as in plain fine-tuning"
 
 
 class Work:
-    """Tables of BERT's size, tokens of two examples, and an upstream gradient."""
+    """Tables of the size of BERT-base, tokens of two examples per sample, and a gradient of the output.
+
+    Args:
+        zipf: Whether token frequencies follow Zipf's law. Default: all tokens are equally frequent.
+    """
 
     def __init__(self, zipf: bool = False) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -40,30 +45,34 @@ class Work:
         self.types, self.positions = torch.zeros_like(self.ids), torch.arange(LENGTH)
 
     def ours(self, **form: Any) -> Tensor:
+        """Mix embeddings by the operator. `form` selects the form of the gradient."""
         return functional.mix_embeddings(self.weight, self.ids, self.partner_ids, self.lam, **form)
 
     def eager(self) -> Tensor:
+        """Mix embeddings in plain PyTorch."""
         weight = self.lam[:, None, None]
-        own, other = (nn.embedding(k, self.weight) for k in (self.ids, self.partner_ids))
-        return weight * own + (1 - weight) * other
+        first, second = (nn.embedding(k, self.weight) for k in (self.ids, self.partner_ids))
+        return weight * first + (1 - weight) * second
 
     def unmixed(self) -> Tensor:
+        """Look up the embeddings of the first example only."""
         return nn.embedding(self.ids, self.weight)
 
     def our_block(self, **form: Any) -> Tensor:
+        """Compute BERT's embedding block on mixed tokens by the operator."""
         return functional.mix_bert_embeddings(
             self.weight, *self.others, self.ids, self.partner_ids, self.lam, token_type_ids=self.types, **form
         )
 
     def block(self, words: Tensor) -> Tensor:
-        """The rest of the embedding block, as Hugging Face's BERT computes it."""
+        """Compute the rest of BERT's embedding block as Hugging Face transformers does."""
         position_weight, type_weight, scale, shift = self.others
         x = words + nn.embedding(self.types, type_weight)
         x = x + nn.embedding(self.positions[None], position_weight)
         return nn.layer_norm(x, (COLUMNS,), scale, shift, 1e-12)
 
     def gradient(self, output: Callable[[], Tensor], optimizer: torch.optim.Optimizer | None = None) -> Tensor:
-        """Gradients of the tables from none, and a step with them; returns that of the words."""
+        """Drop the gradients, run forward and backward, and make an optimizer step. Returns the word table's gradient."""
         for parameter in (self.weight, *self.others):
             parameter.grad = None
         output().backward(self.upstream)  # type: ignore[no-untyped-call]
@@ -80,7 +89,7 @@ class Work:
         note: str = "",
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Contender:
-        """Compared by the words' gradient before any step, unless unmixed; timed without making it dense."""
+        """Return a contender, compared by the gradient of the word table. Its time excludes making a gradient dense."""
 
         def run() -> Tensor | None:
             return None if note == UNMIXED else self.gradient(output).to_dense()
@@ -98,7 +107,7 @@ def _forms(work: Work, output: Callable[..., Tensor]) -> list[Contender]:
     return [
         work.contender("spurmix", output),
         work.contender("spurmix, gradient buffer", lambda: output(grad_buffer=buffer)),
-        work.contender("spurmix, gradient by rows", lambda: output(sparse=True)),
+        work.contender("spurmix, sparse gradient", lambda: output(sparse=True)),
     ]
 
 
@@ -109,19 +118,19 @@ def _mixing(zipf: bool) -> Case:
         work.contender("eager", work.eager, "peer"),
         work.contender("F.embedding, unmixed", work.unmixed, "peer", UNMIXED),
     ]
-    # A frequent row's gradient is a sum of a thousand numbers, in another order.
+    # The gradient of a frequent token is a sum of about a thousand numbers, in a different order.
     return Case(contenders, items=BATCH * LENGTH, tolerance=1e-3 if zipf else 1e-4)
 
 
 @case("embeddings")
 def embeddings(context: Context) -> Case:
-    """Mix embeddings of 32 texts of 256 tokens, 30,522 x 768, forward and backward."""
+    """Mix embeddings of 32 texts of 256 tokens, table of 30,522 x 768, forward and backward."""
     return _mixing(zipf=False)
 
 
 @case("embeddings_zipf", quick=False)
 def embeddings_zipf(context: Context) -> Case:
-    """The same with ids as frequent as words are: a few rows share many tokens."""
+    """The same with the token frequencies of Zipf's law, where many tokens share a few rows."""
     return _mixing(zipf=True)
 
 
@@ -139,15 +148,15 @@ def embeddings_bert(context: Context) -> Case:
 
 @case("embeddings_step")
 def embeddings_step(context: Context) -> Case:
-    """A whole step on the table: gradients dropped, forward, backward, optimizer; each form of gradient."""
+    """Forward, backward and optimizer step on the table, for each form of the gradient."""
     work, buffer = Work(), functional.GradientBuffer()
     adam = torch.optim.AdamW([work.weight], lr=1e-9, fused=True)
     sparse_adam, sgd = torch.optim.SparseAdam([work.weight], lr=1e-9), torch.optim.SGD([work.weight], lr=1e-9)
     contenders = [
         work.contender("spurmix, AdamW", work.ours, optimizer=adam),
         work.contender("spurmix, gradient buffer, AdamW", lambda: work.ours(grad_buffer=buffer), optimizer=adam),
-        work.contender("spurmix, rows, SparseAdam", lambda: work.ours(sparse=True), optimizer=sparse_adam),
-        work.contender("spurmix, rows, SGD", lambda: work.ours(sparse=True), optimizer=sgd),
+        work.contender("spurmix, sparse gradient, SparseAdam", lambda: work.ours(sparse=True), optimizer=sparse_adam),
+        work.contender("spurmix, sparse gradient, SGD", lambda: work.ours(sparse=True), optimizer=sgd),
         work.contender("eager, AdamW", work.eager, "peer", optimizer=adam),
         work.contender("F.embedding, unmixed, AdamW", work.unmixed, "peer", UNMIXED, adam),
     ]

@@ -1,4 +1,4 @@
-"""Image batches: mixing and normalising rows of a uint8 store, without and with random resized crops."""
+"""Image batches: mixing and normalizing stored uint8 images, without and with random resized crops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from spurmix.data.memory import host_tensor
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 SCALE, BIAS = 1 / (255 * STD), -MEAN / STD
-STORE = 768  # images; far more than any cache holds
+STORE = 768
+"""Number of stored images, much larger than any cache."""
 
 
 def _inputs(size: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,12 +79,11 @@ def _batch_case(context: Context, batch: int, dtype: torch.dtype, last: bool, cl
     ]
     absent = []
     if limits.library() is not None:
-        limit = limits.MemoryLimit(images, index, partner, out, planes=(1, 3))
-        contenders.append(Contender("memory limit", limit.run, "limit", seconds=limit.seconds))
+        contenders.append(limits.MemoryLimit(images, index, partner, out, planes=(1, 3)).contender())
     else:
         absent.append(limits.UNAVAILABLE)
     if dtype == torch.float32 and not last:
-        own = "draws its own lam; dense targets"
+        note = "draws its own lam; dense targets"
         listed = [
             ("torchvision v2.MixUp", "torchvision_mixup", "torchvision"),
             ("timm Mixup batch", "timm_mixup_batch", "timm"),
@@ -94,7 +94,7 @@ def _batch_case(context: Context, batch: int, dtype: torch.dtype, last: bool, cl
             context.peers.share(images=images.numpy(), labels=labels.numpy(), index=index.numpy())
         for name, peer, library in listed:
             if context.has(library):
-                contenders.append(context.peers.contender(name, peer, own))
+                contenders.append(context.peers.contender(name, peer, note))
             else:
                 absent.append(name)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
@@ -107,7 +107,7 @@ def _register(name: str, quick: bool, *arguments: Any) -> None:
 
     batch, dtype, last, *rest = arguments
     build.__doc__ = (
-        f"Mix and normalise {batch} of 224 x 224 x 3, uint8 NHWC to {str(dtype)[6:]} "
+        f"Mix and normalize {batch} images of 224 x 224 x 3, uint8 NHWC to {str(dtype)[6:]} "
         f"{'channels_last' if last else 'NCHW'}{f', {rest[0]} classes' if rest else ''}."
     )
     case(name, quick=quick)(build)
@@ -136,7 +136,7 @@ def _boxes(batch: int, size: int) -> Tensor:
 def _gathered_crops(
     images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, boxes: Tensor, flips: Tensor, out: Tensor
 ) -> Tensor:
-    """Bilinear crops by gathers, for torch.compile to fuse."""
+    """Crop and mix images by gathers that torch.compile can fuse."""
     size, steps = images.shape[1], torch.arange(224)
 
     def side(rows: Tensor, s: int) -> Tensor:
@@ -175,7 +175,7 @@ def _crop_case(context: Context, batch: int, last: bool = False) -> Case:
     listed = [
         ("OpenCV in threads, compiled mix", "opencv_crop", rounded, ("opencv-python-headless",)),
         ("torchvision v2 resized_crop", "torchvision_crop", rounded, ("torchvision",)),
-        ("kornia crop_and_resize", "kornia_crop", "corners aligned otherwise", ("kornia",)),
+        ("kornia crop_and_resize", "kornia_crop", "aligns corners differently", ("kornia",)),
     ]
     arrays = dict(images=images, index=index, partner=partner, lam=lam, boxes=boxes, flips=flips)
     if any(context.has(*libraries) for *_, libraries in listed):
@@ -187,11 +187,11 @@ def _crop_case(context: Context, batch: int, last: bool = False) -> Case:
 
 @case("crops_256")
 def crops_256(context: Context) -> Case:
-    """Random resized crop, flip, normalise, mix: 256 of 256 x 256 x 3 to float32 NCHW 224 x 224."""
+    """Random resized crop, flip, normalize and mix 256 images of 256 x 256 x 3 to float32 NCHW 224 x 224."""
     return _crop_case(context, 256)
 
 
 @case("crops_32", quick=False)
 def crops_32(context: Context) -> Case:
-    """The same for a batch of 32."""
+    """Random resized crop, flip, normalize and mix 32 images of 256 x 256 x 3 to float32 NCHW 224 x 224."""
     return _crop_case(context, 32)

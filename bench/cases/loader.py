@@ -1,4 +1,4 @@
-"""The loader end to end, Python included, against the rate of its op and against DataLoader routes."""
+"""The loader including Python, compared with its operator alone and with DataLoader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spurmix.data.loader.buffers import batch_buffers
 BATCH, STORE, BATCHES = 256, 2048, 24
 
 
-class _Bytes(Dataset[tuple[Tensor, int]]):
+class _UintImages(Dataset[tuple[Tensor, int]]):
     def __init__(self, images: Tensor, labels: list[int]) -> None:
         self.images, self.labels = images, labels
 
@@ -30,20 +30,20 @@ class _Bytes(Dataset[tuple[Tensor, int]]):
         return self.images[i], self.labels[i]
 
 
-class _Normalised(_Bytes):
+class _NormalizedImages(_UintImages):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = self.images[i].float() * SCALE[:, None, None] + BIAS[:, None, None]
         return image, self.labels[i]
 
 
 def _mixed(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mixup with the batch turned by one, as the libraries do it."""
+    """Mix a batch with itself, rotated by one, as other libraries do."""
     lam = float(torch.rand(()))
     hot = torch.nn.functional.one_hot(labels, classes).float()
     return images.mul(lam).add_(images.roll(1, 0), alpha=1 - lam), hot.mul(lam).add_(hot.roll(1, 0), alpha=1 - lam)
 
 
-def _case(context: Context, dtype: torch.dtype) -> Case:
+def _case(dtype: torch.dtype) -> Case:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (STORE, 224, 224, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 2, (STORE,), generator=generator)
@@ -70,36 +70,36 @@ def _case(context: Context, dtype: torch.dtype) -> Case:
             )  # fmt: skip
             position[0] += 1
 
-    contenders = [Contender("spurmix MixLoader", ours, "ours"), Contender("spurmix, its op alone", op, "own")]
+    contenders = [Contender("spurmix MixLoader", ours, "ours"), Contender("spurmix, operator alone", op, "own")]
     planar = images.permute(0, 3, 1, 2).contiguous().share_memory_()
 
-    routes = [
-        ("DataLoader, 2 workers, uint8, mix in main", _Bytes(planar, labels.tolist()), True),
-        ("DataLoader, 2 workers, normalised items, mix in main", _Normalised(planar, labels.tolist()), False),
+    alternatives = [
+        ("DataLoader, 2 workers, uint8, mix in main", _UintImages(planar, labels.tolist()), True),
+        ("DataLoader, 2 workers, normalized items, mix in main", _NormalizedImages(planar, labels.tolist()), False),
     ]
-    contenders += [_route(*r) for r in routes]
+    contenders += [_data_loader(*alternative) for alternative in alternatives]
     return Case(contenders, items=BATCH * BATCHES, repeats=7)
 
 
-def _route(name: str, data: Dataset[Any], normalise: bool) -> Contender:
-    """Epochs of 8 batches through one DataLoader with persistent workers, timed from the first batch asked for."""
+def _data_loader(name: str, data: Dataset[Any], normalize: bool) -> Contender:
+    """Return a contender that runs epochs of 8 batches on one DataLoader with persistent workers."""
     count = 8
     sampler = WeightedRandomSampler(torch.ones(STORE), BATCH * count)  # type: ignore[arg-type]
     batches = DataLoader(data, BATCH, sampler=sampler, num_workers=2, persistent_workers=True)
 
     def run() -> None:
         for x, y in batches:
-            _mixed(x.float().mul_(SCALE[:, None, None]).add_(BIAS[:, None, None]) if normalise else x, y, 2)
+            _mixed(x.float().mul_(SCALE[:, None, None]).add_(BIAS[:, None, None]) if normalize else x, y, 2)
 
     def seconds() -> float:
         began = time.perf_counter()
         run()
         return (time.perf_counter() - began) * BATCHES / count
 
-    return Contender(name, run, note=f"timed on {count} batches", seconds=seconds)
+    return Contender(name, run, note=f"measured on {count} batches", seconds=seconds)
 
 
 @case("loader_256")
 def loader_256(context: Context) -> Case:
-    """24 batches of 256 images, float32: loader, its op, DataLoader routes."""
-    return _case(context, torch.float32)
+    """24 batches of 256 images, float32: loader, operator alone, DataLoader."""
+    return _case(torch.float32)

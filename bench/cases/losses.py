@@ -28,13 +28,13 @@ def _case(batch: int, classes: int, repeats: int) -> Case:
         return target.scatter_add_(1, partner[:, None], 1 - weight)
 
     def two(logits: Tensor) -> Tensor:
-        own, other = (nn.cross_entropy(logits, y, reduction="none") for y in (label, partner))
-        return (lam * own + (1 - lam) * other).mean()
+        first, second = (nn.cross_entropy(logits, y, reduction="none") for y in (label, partner))
+        return (lam * first + (1 - lam) * second).mean()
 
     def gathered(logits: Tensor) -> Tensor:
         log_p = nn.log_softmax(logits, 1)
-        own, other = (log_p.gather(1, y[:, None])[:, 0] for y in (label, partner))
-        return -(lam * own + (1 - lam) * other).mean()
+        first, second = (log_p.gather(1, y[:, None])[:, 0] for y in (label, partner))
+        return -(lam * first + (1 - lam) * second).mean()
 
     prebuilt = one_hot()
     dense_compiled = torch.compile(lambda x: nn.cross_entropy(x, one_hot()), dynamic=False)
@@ -43,7 +43,7 @@ def _case(batch: int, classes: int, repeats: int) -> Case:
         ("spurmix", lambda: functional.mixed_cross_entropy(logits, label, partner, lam)),
         ("dense targets by one_hot", lambda: nn.cross_entropy(logits, one_hot())),
         ("dense targets by scatter", lambda: nn.cross_entropy(logits, scattered())),
-        ("dense targets, built before", lambda: nn.cross_entropy(logits, prebuilt)),
+        ("dense targets, built beforehand", lambda: nn.cross_entropy(logits, prebuilt)),
         ("two index losses", lambda: two(logits)),
         ("one log_softmax, two gathers", lambda: gathered(logits)),
         ("torch.compile, dense by one_hot", lambda: dense_compiled(logits)),

@@ -1,4 +1,4 @@
-"""Packed datasets: packing image files, reading from the page cache and from the disk, memory over a long run."""
+"""Packed datasets: packing image files, reading from page cache and disk, and memory during a long run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SOAK, GROWTH = 100_000, 0.01
 
 
 def _photo(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    """Smooth fields of colour, textured a little, with a few discs: compresses about as a photograph does."""
+    """Return an image of smooth color fields, texture and a few discs. It compresses about as well as a photograph."""
     from PIL import Image
 
     def field(cells: int, strength: float) -> NDArray[np.float32]:
@@ -51,7 +51,7 @@ def _photo(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint
 
 
 def _photos(height: int, width: int) -> Path:
-    """A folder of two classes of JPEGs, made on first use; of 200 pictures, each saved in ten qualities about 90."""
+    """Return a folder of JPEGs in two classes, created on first use. Each image is saved in ten qualities around 90."""
     from PIL import Image
 
     folder = limits.FOLDER / f"photos-{height}x{width}"
@@ -75,8 +75,8 @@ def _packing(context: Context, height: int, width: int, repeats: int) -> Case:
     found = from_folder(root)
     files = [root / source for source in found.metadata.sources]
     target, workers = limits.FOLDER / "packing", context.threads
-    # Each turn has threads of its own, many turns are made: by where malloc puts Pillow's row of pixels, libjpeg-turbo
-    # writes it past the caches or not, and Pillow, which reads it at once, takes a third longer or not.
+    # Each turn starts new threads, and there are many turns. The alignment of Pillow's row buffer decides whether
+    # libjpeg-turbo writes it past the caches, which makes Pillow up to a third slower.
 
     def ours(workers: int = workers) -> float:
         shutil.rmtree(target, ignore_errors=True)
@@ -89,7 +89,7 @@ def _packing(context: Context, height: int, width: int, repeats: int) -> Case:
         return torch.from_numpy(PackedDataset(target).array[:CHECKED].copy())
 
     def decoded(path: Path) -> Any:
-        """Decoded and resized, by Pillow alone: its result is an image of Pillow's."""
+        """Decode and resize a file with Pillow alone."""
         with Image.open(path) as image:
             whole = image.convert("RGB")
             if whole.size == (SIDE, SIDE):
@@ -113,15 +113,16 @@ def _packing(context: Context, height: int, width: int, repeats: int) -> Case:
         [
             Contender("spurmix pack", packed, "ours", seconds=ours),
             Contender(
-                "spurmix pack, one worker more",
+                "spurmix pack, one more worker",
                 lambda: packed(workers + 1),
-                note="the default of the command",
+                "own",
+                note="default of the command",
                 seconds=lambda: ours(workers + 1),
             ),
             Contender(
-                "Pillow's decode and resize alone",
+                "Pillow decode and resize alone",
                 lambda: torch.from_numpy(np.stack([np.asarray(decoded(path)) for path in files[:CHECKED]])),
-                "limit", "results dropped, nothing written", pillow,
+                "baseline", "results are dropped, nothing is written", pillow,
             ),
         ],
         items=FILES, tolerance=1, repeats=repeats, least=repeats,
@@ -130,18 +131,18 @@ def _packing(context: Context, height: int, width: int, repeats: int) -> Case:
 
 @case("pack_224", quick=False)
 def pack_224(context: Context) -> Case:
-    """Pack 8,000 JPEGs of 224 x 224 pixels, checksums included, beside Pillow's decoding of them; threads alike."""
+    """Pack 8,000 JPEGs of 224 x 224 pixels with checksums. Pillow's decoding alone uses as many threads."""
     return _packing(context, SIDE, SIDE, 25)
 
 
 @case("pack_500x375", quick=False)
 def pack_500x375(context: Context) -> Case:
-    """Pack 8,000 JPEGs of 500 x 375 pixels to 224 x 224, beside Pillow's decode and resize; threads alike."""
+    """Pack 8,000 JPEGs of 500 x 375 pixels to 224 x 224. Pillow's decode and resize alone uses as many threads."""
     return _packing(context, 375, 500, 7)
 
 
 def _dataset() -> PackedDataset:
-    """1.5 GB of noise, made on first use."""
+    """Return a packed dataset of 1.5 GB of noise, created on first use."""
     folder = limits.FOLDER / "noise"
     if not folder.is_dir():
         making = folder.with_name(f"noise.{os.getpid()}")
@@ -172,13 +173,13 @@ def _loader(source: Any, data: PackedDataset, steps: int = BATCHES) -> MixLoader
 
 @case("packed_cache", quick=False)
 def packed_cache(context: Context) -> Case:
-    """40 batches of 256 from 1.5 GB of 224 x 224 images in the page cache, beside the same images in the process's memory.
+    """40 batches of 256 from a packed file of 1.5 GB in the page cache, compared with images in process memory.
 
-    The batches draw about nine tenths of the images. Both loaders run all the time, as in training.
+    The batches draw about 90% of the images. Each loader runs continuously, as in training.
     """
     data = _dataset()
     mapped = data.source()
-    held = ImageSource(torch.from_numpy(np.array(data.array)))  # reads the file, too: it is in the page cache now
+    held = ImageSource(torch.from_numpy(np.array(data.array)))  # also reads the file into the page cache
 
     def contender(name: str, source: Any, kind: str) -> Contender:
         loader = _loader(source, data, 10**6)
@@ -195,21 +196,20 @@ def packed_cache(context: Context) -> Case:
         return Contender(name, lambda: loader.batch(3).input, kind, seconds=seconds)
 
     return Case(
-        [contender("spurmix, mapped file", mapped, "ours"), contender("spurmix, images in memory", held, "limit")],
+        [contender("spurmix, mapped file", mapped, "ours"), contender("spurmix, images in memory", held, "baseline")],
         items=BATCH * BATCHES, repeats=7,
     )  # fmt: skip
 
 
 @case("packed_disk", quick=False)
 def packed_disk(context: Context) -> Case:
-    """Rows a second that a loader of mixed batches of 256 reads from a cold disk, beside the disk's limit and a map.
+    """Rows per second read from a cold disk for mixed batches of 256: loader, limit of the disk, memory-mapped file.
 
-    The file's pages are dropped before each turn, and mincore says that they are gone. A window reads each of its rows
-    once, past the page cache; the rows of ten windows of a running loader are what is counted, from the moment that its
-    first batch is asked for, two windows after the start. The limit reads as many rows, in random order, past the page
-    cache, into huge pages of the size of a window, in the best of three numbers of threads; it mixes nothing. The map's
-    rows are copied one by one, by one thread, in the order the batches draw them, each once: 2,000 of them, their time
-    counted up.
+    The pages of the file are dropped from the page cache before each turn, which mincore confirms. The loader reads each
+    row of a window once with O_DIRECT. Its time covers ten windows of a running loader, after two windows of warm-up. The
+    limit reads as many rows in random order with O_DIRECT into huge pages, with the fastest of three numbers of threads,
+    and mixes nothing. The memory-mapped file is read by one thread, row by row in draw order, each row once. Its time is
+    extrapolated from 2,000 rows.
     """
     data = _dataset()
     path = data.path / "images.npy"
@@ -225,7 +225,7 @@ def packed_disk(context: Context) -> Case:
     rng = np.random.default_rng(2)
     offsets = begin + row * np.concatenate([rng.permutation(IMAGES) for _ in range(-(-rows // IMAGES))])[:rows]
     memory = pages(1 << 29)
-    memory[:] = 1  # what is there from the start has its pages
+    memory[:] = 1  # touch the pages before timing
 
     def ours() -> float:
         limits.drop_from_cache(path)
@@ -256,10 +256,10 @@ def packed_disk(context: Context) -> Case:
 
     contenders = [
         Contender(
-            "spurmix, windows", checked, "ours", f"{size} batches at a time", ours
+            "spurmix, windows", checked, "ours", f"{size} batches per window", ours
         ),
         Contender(
-            "map, row by row in draw order", lambda: None, note="one thread; no mixing; timed on 2,000 rows",
+            "memory-mapped file, row by row", lambda: None, note="one thread; no mixing; measured on 2,000 rows",
             seconds=one_by_one,
         ),
     ]  # fmt: skip
@@ -269,12 +269,12 @@ def packed_disk(context: Context) -> Case:
         note = f"{best} threads; no mixing"
         contenders.append(Contender("disk limit", lambda: None, "limit", note, lambda: limit(best)))
     else:
-        absent.append("disk limit (no compiler or no AVX2)")
+        absent.append(limits.UNAVAILABLE.replace("memory", "disk"))
     return Case(contenders, items=rows, repeats=7, absent=absent)
 
 
 def _draw(data: PackedDataset, step: int) -> NDArray[np.int64]:
-    """Examples that batch number `step` needs."""
+    """Return the examples of batch number `step`."""
     from spurmix import functional
 
     tables = functional.draw_tables(data.groups(), policies.balance_attributes())
@@ -284,9 +284,9 @@ def _draw(data: PackedDataset, step: int) -> NDArray[np.int64]:
 
 @case("soak", quick=False)
 def soak(context: Context) -> Case:
-    """100,000 batches of 8 in one loader, each kind of source in a process of its own; notes say how memory grew.
+    """100,000 batches of 8 from each kind of source in its own process. The notes show the growth of memory.
 
-    Measured from a tenth of the run to its end; more than 1% is an error.
+    Growth is measured from 10% of the run to its end. More than 1% is an error.
     """
 
     def contender(kind: str, name: str) -> Contender:

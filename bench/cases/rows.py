@@ -1,4 +1,4 @@
-"""Feature rows."""
+"""Mixing of feature rows."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def _case(batch: int, dtype: torch.dtype) -> Case:
     ]
     absent = []
     if limits.library() is not None:
-        limit = limits.MemoryLimit(rows, index, partner, out, repeats=20)
-        contenders.append(Contender("memory limit", limit.run, "limit", seconds=limit.seconds))
+        contenders.append(limits.MemoryLimit(rows, index, partner, out, repeats=20).contender())
     else:
         absent.append(limits.UNAVAILABLE)
     return Case(contenders, items=batch, tolerance=1e-5 if dtype == torch.float32 else 4e-2, repeats=61, absent=absent)

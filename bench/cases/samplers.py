@@ -1,4 +1,4 @@
-"""Who is drawn: the draw of a batch, an epoch of it, and the index it draws from."""
+"""Sampling: the draw of a batch, an epoch of draws, and building a `GroupIndex`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARES = [0.73, 0.04, 0.01, 0.22]
 
 
 def _groups(count: int) -> tuple[GroupIndex, np.ndarray]:
-    """Four groups of unequal size, made in pieces so that nothing but one byte a label is held."""
+    """Return four groups of unequal size. They are built in pieces to keep memory at one byte per label."""
     rng = np.random.default_rng(0)
     edges = np.cumsum(SHARES)[:-1] * 256
     cells = np.empty(count, dtype=np.uint8)
@@ -49,12 +49,12 @@ def _draw(count: int) -> Case:
         )
         position[0] += BATCH
 
-    contenders = [Contender("spurmix", ours, "ours"), Contender("spurmix, op into buffers", kernel, "own")]
+    contenders = [Contender("spurmix", ours, "ours"), Contender("spurmix, operator into buffers", kernel, "own")]
     rng = np.random.default_rng(0)
     order = groups.members
     assert order is not None
 
-    # The peers draw by random numbers of their own: there is nothing to compare.
+    # The peers use their own random numbers, so their results are not compared.
     def two_stages() -> None:
         chosen = rng.integers(0, 4, BATCH)
         order[groups.offsets[chosen] + (rng.random(BATCH) * groups.sizes[chosen]).astype(np.int64)]
@@ -104,8 +104,8 @@ def _epoch(count: int) -> Case:
             pass
 
     contenders = [
-        Contender("spurmix, with replacement", drawing(True), "ours", note="65,536 at a time"),
-        Contender("spurmix, every example in turn", drawing(False), "own", note="65,536 at a time"),
+        Contender("spurmix, with replacement", drawing(True), "ours", note="65,536 per call"),
+        Contender("spurmix, without replacement", drawing(False), "own", note="65,536 per call"),
         Contender("WeightedRandomSampler", weighted, note="with replacement"),
     ]
     return Case(contenders, items=count, repeats=5)
@@ -125,7 +125,7 @@ def epoch_1e7(context: Context) -> Case:
 
 @case("epoch_2e7", quick=False)
 def epoch_2e7(context: Context) -> Case:
-    """One epoch of 20,000,000, above the 2^24 categories that torch.multinomial takes."""
+    """One epoch of 20,000,000 group-balanced indices, above the limit of 2^24 categories of torch.multinomial."""
     return _epoch(2 * 10**7)
 
 
@@ -141,20 +141,20 @@ for start in range(0, count, 1 << 24):
 began = time.perf_counter()
 groups = GroupIndex(labels)
 seconds = time.perf_counter() - began
-with open("/proc/self/status") as status:  # ru_maxrss would count the parent's memory too
+with open("/proc/self/status") as status:  # ru_maxrss includes the memory of the parent
     peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1]) * 1024
 print(json.dumps([seconds, peak]))
 """
 
 
 def _build(count: int) -> Case:
-    """In a process of its own, so that the peak of its memory is known."""
+    """Build an index in its own process, to measure its peak memory."""
     contender = Contender("spurmix", lambda: None, "ours")
 
     def seconds() -> float:
         done = subprocess.run([sys.executable, "-c", _BUILD, str(count)], capture_output=True, text=True, check=True)
         taken, peak = json.loads(done.stdout)
-        contender.note = f"peak {peak / 1e9:.2f} GB, the labels' {count / 1e9:.2f} GB included"
+        contender.note = f"peak {peak / 1e9:.2f} GB, including {count / 1e9:.2f} GB of labels"
         return float(taken)
 
     contender.seconds = seconds

@@ -1,4 +1,4 @@
-"""Import times, of whole processes."""
+"""Import times of whole processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _process(code: str) -> Callable[[], None]:
 
 @case("import")
 def import_time(context: Context) -> Case:
-    """`import spurmix` as a whole process, and beside torch."""
+    """A process that imports spurmix, torch or both."""
     named = [
         ("import spurmix", "import spurmix", "ours"),
         ("an empty process", "pass", "peer"),

@@ -1,4 +1,4 @@
-"""Texts: strings to packed tokens, and batches of token pairs."""
+"""Texts: tokenizing and packing strings, and loading batches of token pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 from bench.context import Context
 from bench.registry import Case, Contender, case
 from spurmix import GroupIndex, MixLoader, TokenSource, policies
-from spurmix.data.dataset import tokenize as tokenise
+from spurmix.data.dataset import tokenize
 
 COMMENTS, VOCABULARY, MAX_LENGTH = 100_000, 30_522, 300
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -33,7 +33,7 @@ def _words() -> list[str]:
 
 @functools.cache
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's rules on a vocabulary of BERT's size: four fifths words, the rest pieces of words, all made up."""
+    """Return a WordPiece tokenizer with BERT's rules and vocabulary size. Four fifths are random words, the rest pieces."""
     words = _words()
     pieces = [*SPECIAL, *".,!?'", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     whole = words[: (VOCABULARY - len(pieces)) * 4 // 5]
@@ -50,7 +50,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 @functools.cache
 def _comments() -> list[str]:
-    """Comments of 1 to 200 made-up words, 50 on average, a few words much more frequent than most."""
+    """Return comments of 1 to 200 random words, 50 on average. A few words are much more frequent than most."""
     rng = np.random.default_rng(1)
     words = _words()
     lengths = np.minimum(rng.geometric(1 / 50, COMMENTS), 200)
@@ -62,14 +62,14 @@ def _comments() -> list[str]:
 
 
 def _digest(ids: Any) -> Tensor:
-    """Number and sum of the ids, to compare by."""
+    """Return the number and sum of token ids, to compare results."""
     values = np.asarray(ids, dtype=np.int64)
     return torch.tensor([values.size, int(values.sum())])
 
 
-@case("tokenise_100k", quick=False)
-def tokenise_100k(context: Context) -> Case:
-    """10^5 generated comments, about 70 tokens each, through a fast WordPiece tokenizer into packed int32 ids."""
+@case("tokenize_100k", quick=False)
+def tokenize_100k(context: Context) -> Case:
+    """Tokenize 10^5 generated comments of about 70 tokens with a fast WordPiece tokenizer and pack int32 ids."""
     comments, tokenizer = _comments(), _tokenizer()
     core = tokenizer.backend_tokenizer
 
@@ -78,8 +78,8 @@ def tokenise_100k(context: Context) -> Case:
 
     def alone() -> None:
         core.enable_truncation(MAX_LENGTH)
-        for start in range(0, COMMENTS, tokenise.CHUNK):
-            core.encode_batch_fast(comments[start : start + tokenise.CHUNK])
+        for start in range(0, COMMENTS, tokenize.CHUNK):
+            core.encode_batch_fast(comments[start : start + tokenize.CHUNK])
         core.no_truncation()
 
     def called() -> Tensor:
@@ -89,8 +89,8 @@ def tokenise_100k(context: Context) -> Case:
     return Case(
         [
             Contender("spurmix TokenSource.from_texts", ours, "ours"),
-            Contender("the tokenizer alone, nothing packed", alone, "limit"),
-            Contender("transformers: tokenizer(texts), then NumPy", called),
+            Contender("tokenizer alone, without packing", alone, "baseline"),
+            Contender("transformers tokenizer(texts), then NumPy", called),
         ],
         items=COMMENTS,
         repeats=5,
@@ -113,7 +113,7 @@ class _Examples(Dataset[dict[str, Any]]):
 
 @case("text_loader")
 def text_loader(context: Context) -> Case:
-    """200 batches of 32 text pairs, padded together: loader, its packing, a DataLoader with a padding collator."""
+    """200 batches of 32 text pairs: loader, packing of tokens alone, DataLoader with a padding collator."""
     rng = np.random.default_rng(2)
     count = 20_000
     rows = [[2, *rng.integers(5, VOCABULARY, min(n, 298)).tolist(), 3] for n in rng.geometric(1 / 70, count)]
@@ -126,7 +126,7 @@ def text_loader(context: Context) -> Case:
         stream: list[Iterator[Any]] = []
         sample = [loader.batch(k) for k in range(BATCHES)]
         tokens = sum(int(b.input.mask.sum() + b.input.partner_mask.sum()) for b in sample)  # type: ignore[union-attr]
-        places = sum(2 * b.input.ids.numel() for b in sample)  # type: ignore[union-attr]
+        positions = sum(2 * b.input.ids.numel() for b in sample)  # type: ignore[union-attr]
 
         def run() -> None:
             if not stream:
@@ -135,7 +135,12 @@ def text_loader(context: Context) -> Case:
                 next(stream[0])
 
         name = "spurmix MixLoader" + (f", bucket={bucket}" if bucket > 1 else "")
-        return Contender(name, run, "ours" if bucket == 1 else "own", note=f"{100 * tokens / places:.0f}% are tokens")
+        return Contender(
+            name,
+            run,
+            "ours" if bucket == 1 else "own",
+            note=f"{100 * tokens / positions:.0f}% of the positions are tokens",
+        )
 
     plain = MixLoader(source, groups, policy, BATCH, steps=10**6)
     drawn = [plain.batch(k) for k in range(BATCHES)]
@@ -146,8 +151,8 @@ def text_loader(context: Context) -> Case:
             source.pack(batch.index, pairs.ids, pairs.mask)  # type: ignore[union-attr]
             source.pack(batch.partner, pairs.partner_ids, pairs.partner_mask)  # type: ignore[union-attr]
 
-    def route(workers: int) -> Contender:
-        # Two texts for each sample, as mixing needs them: a batch twice as large, cut into halves.
+    def data_loader(workers: int) -> Contender:
+        # Mixing needs two texts per sample, so each batch has twice the size and is split in halves.
         collate = DataCollatorWithPadding(_tokenizer(), pad_to_multiple_of=8)
         timed = BATCHES // 10
         sampler = WeightedRandomSampler(torch.ones(count), 2 * BATCH * timed)  # type: ignore[arg-type]
@@ -163,10 +168,16 @@ def text_loader(context: Context) -> Case:
             return (time.perf_counter() - began) * BATCHES / timed
 
         name = f"DataLoader, DataCollatorWithPadding, {workers} workers"
-        return Contender(name, lambda: None, note=f"timed on {timed} batches", seconds=seconds)
+        return Contender(name, lambda: None, note=f"measured on {timed} batches", seconds=seconds)
 
     return Case(
-        [loaded(1), loaded(16), Contender("spurmix, its packing alone", packing, "own"), route(0), route(2)],
+        [
+            loaded(1),
+            loaded(16),
+            Contender("spurmix, packing of tokens alone", packing, "own"),
+            data_loader(0),
+            data_loader(2),
+        ],
         items=BATCH * BATCHES,
         repeats=7,
     )

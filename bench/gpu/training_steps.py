@@ -121,13 +121,16 @@ def _workers(batch_bytes: int, most: int) -> tuple[int, int]:
 def worker_batches(
     examples: Tensor, labels: list[int], batch: int, most: int = 12
 ) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
-    """Return endless batches of a DataLoader on the device, and the number of its workers.
+    """Load batches with a DataLoader.
 
     Args:
         examples: Examples in host memory, `[N, ...]`.
         labels: Label of each example.
         batch: Batch size.
         most: Maximum number of workers.
+
+    Returns:
+        Endless batches of examples and labels on the device, and the number of workers.
     """
     workers, depth = _workers(batch * examples[0].numel() * examples.element_size(), most)
     sampler = WeightedRandomSampler(torch.ones(len(labels)), 10**7 if not dry() else 40)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Libraries that do the same work, in a virtual environment of their own."""
+"""Other libraries that do the same work, in a separate virtual environment."""

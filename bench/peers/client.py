@@ -1,4 +1,4 @@
-"""Talks to the worker that runs peers in `.venv-peers`: JSON lines, so that its runs take turns with ours."""
+"""Client of the process that runs other libraries in `.venv-peers`. Messages are JSON lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 
 
 class Peers:
-    """The worker process. Inputs travel as .npy files, which it maps; outputs come back the same way."""
+    """Process that runs other libraries. Arrays are exchanged as .npy files.
+
+    Args:
+        threads: Number of threads of the process.
+        python: Python interpreter of the virtual environment.
+    """
 
     def __init__(self, threads: int, python: Path = PYTHON) -> None:
         self._threads, self._python = threads, python
@@ -27,13 +32,20 @@ class Peers:
 
     @property
     def installed(self) -> bool:
+        """Whether the virtual environment exists."""
         return self._python.exists()
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """One request, one answer.
+        """Send a request and return its answer.
+
+        Args:
+            **request: Fields of the message. See `bench/peers/worker.py`.
+
+        Returns:
+            Fields of the answer.
 
         Raises:
-            RuntimeError: with the worker's message.
+            RuntimeError: If the request fails or the process ends.
         """
         if self._process is None:
             self._process = subprocess.Popen(
@@ -49,23 +61,34 @@ class Peers:
             line = ""
         if not line:
             self._process = None
-            raise RuntimeError("the peers' process ended")
+            raise RuntimeError("the process of .venv-peers ended")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer
 
     def versions(self) -> dict[str, str]:
+        """Return the installed libraries and their versions."""
         return self.ask(command="versions")["versions"] if self.installed else {}
 
     def share(self, **arrays: np.ndarray[Any, Any]) -> None:
-        """Write arrays for the worker, by name; what it had set up on earlier ones is dropped."""
+        """Write arrays by name for the process, which drops the state of earlier arrays."""
         self.ask(command="forget")
         for name, array in arrays.items():
             np.save(self.folder / f"{name}.npy", array)
 
     def contender(self, name: str, peer: str, note: str = "", compares: bool = False) -> Contender:
-        """A contender that runs `peer` of bench/peers/work.py on the shared arrays."""
+        """Return a contender that runs on the shared arrays.
+
+        Args:
+            name: Name in the table.
+            peer: Key of `PEERS` in bench/peers/work.py.
+            note: Remark for the reader.
+            compares: Whether the result is comparable with that of spurmix. If False, it must only be finite.
+
+        Returns:
+            The contender.
+        """
 
         def run() -> Any:
             self.ask(command="setup", peer=peer, folder=str(self.folder))
@@ -79,7 +102,7 @@ class Peers:
         return Contender(name, run, note=note, seconds=lambda: float(self.ask(command="run", peer=peer)["seconds"]))
 
     def close(self) -> None:
-        """End the worker: it has nothing to lose. Closing its input would not do while a forked process holds that too."""
+        """Kill the process and remove the arrays. Closing its input is not enough if a forked process shares it."""
         if self._process is not None:
             with self._process as process:
                 process.kill()

@@ -1,5 +1,7 @@
-"""What each peer does with the shared arrays; runs in `.venv-peers`. A peer is a function of the folder that returns one
-to call repeatedly, which returns its output."""
+"""Work of the other libraries on the shared arrays. Runs in `.venv-peers`.
+
+A peer is a function that prepares the arrays of a folder and returns a function to measure.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ def _load(folder: str, name: str) -> Tensor:
 
 
 def _torchvision() -> Any:
-    """torchvision built for CUDA beside a CPU torch: its fake kernels need schemas, which only its missing binary has."""
+    """Import torchvision next to a CPU torch.
+
+    The wheel is built for CUDA, so its binary cannot be loaded. Its fake kernels need the schemas of that binary.
+    """
     spec = importlib.util.find_spec("torchvision")
     assert spec is not None and spec.origin is not None
     source = (Path(spec.origin).parent / "_meta_registrations.py").read_text()
@@ -33,13 +38,14 @@ def _torchvision() -> Any:
         name = pair[0] or pair[1]
         if not hasattr(torch.ops.torchvision, name):
             library.define(f"{name}(Tensor x) -> Tensor")
-    _keep.append(library)
+    _libraries.append(library)
     import torchvision
 
     return torchvision
 
 
-_keep: list[Any] = []
+_libraries: list[torch.library.Library] = []
+"""Keeps the schemas registered."""
 
 
 def _batches(folder: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,48 +53,52 @@ def _batches(folder: str) -> tuple[Tensor, Tensor, Tensor]:
     return planar, _load(folder, "labels"), _load(folder, "index")
 
 
-def _normalised(planar: Tensor, index: Tensor) -> Tensor:
+def _normalized(planar: Tensor, index: Tensor) -> Tensor:
     return planar[index].float().sub_(MEAN * 255).div_(STD * 255)
 
 
 def torchvision_mixup(folder: str) -> Run:
+    """Normalize and mix a batch with torchvision's MixUp."""
     _torchvision()
     from torchvision.transforms import v2
 
     planar, labels, index = _batches(folder)
     mix = v2.MixUp(num_classes=int(labels.max()) + 1)
-    return lambda: mix(_normalised(planar, index), labels[index])[0]
+    return lambda: mix(_normalized(planar, index), labels[index])[0]
 
 
 def timm_mixup(mode: str) -> Callable[[str], Run]:
+    """Normalize and mix a batch with timm's Mixup."""
+
     def setup(folder: str) -> Run:
         _torchvision()
         from timm.data.mixup import Mixup
 
         planar, labels, index = _batches(folder)
         mix = Mixup(mixup_alpha=1.0, mode=mode, label_smoothing=0.0, num_classes=int(labels.max()) + 1)
-        return lambda: mix(_normalised(planar, index), labels[index])[0]
+        return lambda: mix(_normalized(planar, index), labels[index])[0]
 
     return setup
 
 
 def kornia_mixup(folder: str) -> Run:
+    """Normalize and mix a batch with kornia's RandomMixUpV2."""
     import kornia.augmentation
 
     planar, labels, index = _batches(folder)
     mix = kornia.augmentation.RandomMixUpV2(data_keys=["input", "class"])
-    return lambda: mix(_normalised(planar, index), labels[index])[0]
+    return lambda: mix(_normalized(planar, index), labels[index])[0]
 
 
 class _Crops:
-    """The crop case's inputs; boxes rounded to whole pixels for the libraries that take nothing else."""
+    """Inputs of the crop case, with boxes rounded to pixels for libraries that need integers."""
 
     def __init__(self, folder: str) -> None:
         self.images = _load(folder, "images")
         self.index, self.partner, self.lam = (_load(folder, n) for n in ("index", "partner", "lam"))
         self.boxes, self.flips = _load(folder, "boxes"), _load(folder, "flips").bool()
-        whole = self.boxes.round().int()
-        self.whole = [[[int(v) for v in side] for side in pair] for pair in whole]
+        rounded = self.boxes.round().int()
+        self.rounded = [[[int(v) for v in side] for side in pair] for pair in rounded]
         self.size = 224
 
     def mixed(self, a: Tensor, b: Tensor) -> Tensor:
@@ -97,6 +107,7 @@ class _Crops:
 
 
 def torchvision_crop(folder: str) -> Run:
+    """Crop, flip and mix image by image with torchvision."""
     _torchvision()
     from torchvision.transforms.v2 import functional as tv
 
@@ -105,7 +116,7 @@ def torchvision_crop(folder: str) -> Run:
     def side(rows: Tensor, s: int) -> Tensor:
         out = []
         for n, row in enumerate(rows.tolist()):
-            top, left, height, width = c.whole[n][s]
+            top, left, height, width = c.rounded[n][s]
             image = c.images[row].permute(2, 0, 1)
             crop = tv.resized_crop(image, top, left, max(1, height), max(1, width), [c.size, c.size], antialias=False)
             out.append(crop.flip(-1) if c.flips[n, s] else crop)
@@ -115,6 +126,7 @@ def torchvision_crop(folder: str) -> Run:
 
 
 def kornia_crop(folder: str) -> Run:
+    """Crop, flip and mix batches with kornia."""
     import kornia.geometry.transform as kt
 
     c = _Crops(folder)
@@ -133,6 +145,7 @@ def kornia_crop(folder: str) -> Run:
 
 
 def opencv_crop(folder: str) -> Run:
+    """Crop and flip with OpenCV in threads, then mix with torch.compile."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -145,16 +158,16 @@ def opencv_crop(folder: str) -> Run:
     out = torch.zeros(batch, 3, c.size, c.size)
     scale, bias = 1 / (255 * STD).view(3), (-MEAN / STD).view(3)
 
-    def mix(a: Tensor, b: Tensor, lam: Tensor, into: Tensor) -> Tensor:
+    def mix(a: Tensor, b: Tensor, lam: Tensor, out: Tensor) -> Tensor:
         weight = lam[:, None, None, None]
-        return into.copy_(((weight * a.float() + (1 - weight) * b.float()) * scale + bias).permute(0, 3, 1, 2))
+        return out.copy_(((weight * a.float() + (1 - weight) * b.float()) * scale + bias).permute(0, 3, 1, 2))
 
     compiled = torch.compile(mix, dynamic=False)
 
     def part(t: int) -> None:
         for n in range(batch * t // threads, batch * (t + 1) // threads):
             for s in range(2):
-                top, left, height, width = c.whole[n][s]
+                top, left, height, width = c.rounded[n][s]
                 source = store[rows[s][n], top : top + max(1, height), left : left + max(1, width)]
                 resized = cv2.resize(source, (c.size, c.size), interpolation=cv2.INTER_LINEAR)
                 crops[s][n] = cv2.flip(resized, 1) if flips[n][s] else resized

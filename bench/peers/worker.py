@@ -1,4 +1,4 @@
-"""Runs in `.venv-peers`: answers JSON requests on stdin, one a line. Imports nothing of spurmix."""
+"""Process in `.venv-peers` that answers JSON requests from stdin, one per line. It does not import spurmix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Replies go to the real stdout; what libraries print must not mix with them.
+# Replies use a copy of stdout. Output of the libraries goes to stderr.
 _replies = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
@@ -43,6 +43,7 @@ def _handle(request: dict[str, Any], ready: dict[str, Callable[[], Any]]) -> dic
 
 
 def main() -> None:
+    """Answer requests until stdin ends."""
     import torch
 
     torch.set_num_threads(int(sys.argv[1]))

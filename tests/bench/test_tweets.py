@@ -1,4 +1,4 @@
-"""bench.tweets on a small file of the same layout. Figures are not tested."""
+"""bench.tweets on a small file of the same layout. Accuracies are not tested."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_reading_splitting_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert mine.size == train.size / 2
     assert not np.array_equal(np.sort(train), np.sort(tweets.split(labels, attributes, 0.9, seed=2)[0]))
 
-    # Features that hold the label weakly and the attribute strongly stand in for the encoder.
+    # Instead of the encoder: features that contain the label weakly and the attribute strongly.
     rng = np.random.default_rng(2)
     features = np.stack([labels, 3 * attributes, *rng.standard_normal((4, 400))], axis=1).astype(np.float32)
     monkeypatch.setattr(tweets, "extract", lambda texts, progress=None: torch.from_numpy(features))
@@ -61,7 +61,7 @@ def test_reading_splitting_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ahead, line = np.subtract(ours, erm), by_policy["balance_attributes"]
     assert line["seeds_above_erm"] == (ahead > 0).sum()
     assert [line[f"ahead_of_erm_{k}"] for k in ("min", "max")] == [ahead.min(), ahead.max()]
-    half = 12.706205 * abs(ahead[0] - ahead[1]) / 2  # of Student's t with one degree of freedom
+    half = 12.706205 * abs(ahead[0] - ahead[1]) / 2  # 95% quantile of Student's t with one degree of freedom
     bounds = [line[f"ahead_of_erm_{k}"] for k in ("low", "mean", "high")]
     assert bounds == pytest.approx([ahead.mean() - half, ahead.mean(), ahead.mean() + half], rel=1e-6)
     assert by_policy["erm"]["ahead_of_erm_mean"] == 0
@@ -73,10 +73,10 @@ def test_reading_splitting_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "one.csv"
     for path, text in (
-        (tmp_path / "none.csv", "cannot be read"),
+        (tmp_path / "none.csv", "cannot read"),
         (write(tmp_path / "a.csv", column="text"), "no column 'tweet'"),
         (write(tmp_path / "b.csv", label=7), "line 3: class must be 0, 1 or 2, got '7'"),
-        (write(tmp_path / "c.csv", label=1), "a cell is empty"),
+        (write(tmp_path / "c.csv", label=1), "a group is empty"),
         (empty, "no column 'class'"),
     ):
         empty.touch()
@@ -84,5 +84,5 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert text in capsys.readouterr().err
     (tmp_path / "latin.csv").write_bytes("class,tweet\n1,caf\u00e9\n".encode("latin-1"))
     assert tweets.main(["--data", str(tmp_path / "latin.csv"), "--json", str(tmp_path / "out.json")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "cannot read" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
