@@ -111,6 +111,27 @@ class _Examples(Dataset[dict[str, Any]]):
         return {"input_ids": self.rows[n], "labels": self.labels[n]}
 
 
+def _data_loader(rows: list[list[int]], labels: list[int], workers: int) -> Contender:
+    """Return a contender that pads batches with DataCollatorWithPadding."""
+    # Mixing needs two texts per sample, so each batch has twice the size and is split in halves.
+    collate = DataCollatorWithPadding(_tokenizer(), pad_to_multiple_of=8)
+    timed = BATCHES // 10
+    sampler = WeightedRandomSampler(torch.ones(len(rows)), 2 * BATCH * timed)  # type: ignore[arg-type]
+    batches = DataLoader(
+        _Examples(rows, labels), 2 * BATCH, sampler=sampler, collate_fn=collate, num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        for batch in batches:
+            batch["input_ids"][:BATCH], batch["input_ids"][BATCH:]
+        return (time.perf_counter() - began) * BATCHES / timed
+
+    name = f"DataLoader, DataCollatorWithPadding, {workers} workers"
+    return Contender(name, lambda: None, note=f"measured on {timed} batches", seconds=seconds)
+
+
 @case("text_loader")
 def text_loader(context: Context) -> Case:
     """200 batches of 32 text pairs: loader, packing of tokens alone, DataLoader with a padding collator."""
@@ -151,32 +172,13 @@ def text_loader(context: Context) -> Case:
             source.pack(batch.index, pairs.ids, pairs.mask)  # type: ignore[union-attr]
             source.pack(batch.partner, pairs.partner_ids, pairs.partner_mask)  # type: ignore[union-attr]
 
-    def data_loader(workers: int) -> Contender:
-        # Mixing needs two texts per sample, so each batch has twice the size and is split in halves.
-        collate = DataCollatorWithPadding(_tokenizer(), pad_to_multiple_of=8)
-        timed = BATCHES // 10
-        sampler = WeightedRandomSampler(torch.ones(count), 2 * BATCH * timed)  # type: ignore[arg-type]
-        batches = DataLoader(
-            _Examples(rows, labels.tolist()), 2 * BATCH, sampler=sampler, collate_fn=collate, num_workers=workers,
-            persistent_workers=workers > 0,
-        )  # fmt: skip
-
-        def seconds() -> float:
-            began = time.perf_counter()
-            for batch in batches:
-                batch["input_ids"][:BATCH], batch["input_ids"][BATCH:]
-            return (time.perf_counter() - began) * BATCHES / timed
-
-        name = f"DataLoader, DataCollatorWithPadding, {workers} workers"
-        return Contender(name, lambda: None, note=f"measured on {timed} batches", seconds=seconds)
-
     return Case(
         [
             loaded(1),
             loaded(16),
             Contender("spurmix, packing of tokens alone", packing, "own"),
-            data_loader(0),
-            data_loader(2),
+            _data_loader(rows, labels.tolist(), 0),
+            _data_loader(rows, labels.tolist(), 2),
         ],
         items=BATCH * BATCHES,
         repeats=7,
