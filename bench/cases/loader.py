@@ -19,7 +19,7 @@ from spurmix.data.loader.buffers import batch_buffers
 BATCH, STORE, BATCHES = 256, 2048, 24
 
 
-class _UintImages(Dataset[tuple[Tensor, int]]):
+class _ImageItems(Dataset[tuple[Tensor, int]]):
     def __init__(self, images: Tensor, labels: list[int]) -> None:
         self.images, self.labels = images, labels
 
@@ -30,7 +30,7 @@ class _UintImages(Dataset[tuple[Tensor, int]]):
         return self.images[i], self.labels[i]
 
 
-class _NormalizedImages(_UintImages):
+class _NormalizedItems(_ImageItems):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = self.images[i].float() * SCALE[:, None, None] + BIAS[:, None, None]
         return image, self.labels[i]
@@ -74,8 +74,8 @@ def _case(dtype: torch.dtype) -> Case:
     planar = images.permute(0, 3, 1, 2).contiguous().share_memory_()
 
     alternatives = [
-        ("DataLoader, 2 workers, uint8, mix in main", _UintImages(planar, labels.tolist()), True),
-        ("DataLoader, 2 workers, normalized items, mix in main", _NormalizedImages(planar, labels.tolist()), False),
+        ("DataLoader, 2 workers, uint8, mix in main", _ImageItems(planar, labels.tolist()), True),
+        ("DataLoader, 2 workers, normalized items, mix in main", _NormalizedItems(planar, labels.tolist()), False),
     ]
     contenders += [_data_loader(*alternative) for alternative in alternatives]
     return Case(contenders, items=BATCH * BATCHES, repeats=7)
