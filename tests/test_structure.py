@@ -229,7 +229,6 @@ WORDING_OUTSTANDING = {
     "spurmix/train/text.py",
     "tests/cli/test_failure.py",
     "tests/data/loader/cuda_model.py",
-    "tests/data/sources/test_reading.py",
     "tests/train/test_distributed.py",
     "tests/train/test_hf_trainer.py",
 }
@@ -283,7 +282,6 @@ OUTSTANDING = {
     "long files": {
         "csrc/cpu/text.inc",
         "spurmix/ops/functional.py",
-        "tests/data/sources/test_token_source.py",
         "tests/train/test_run.py",
         "tests/train/test_text_models.py",
     },

@@ -16,6 +16,10 @@ class Tokens:
     Attributes:
         ids: Token ids, int64 `[B, S]`. The padding id where `mask` is False.
         mask: Attention mask, bool `[B, S]`. True at tokens.
+
+    Example:
+        >>> tokens = source.gather(torch.arange(8))  # doctest: +SKIP
+        >>> logits = model(input_ids=tokens.ids, attention_mask=tokens.mask).logits  # doctest: +SKIP
     """
 
     ids: Tensor
@@ -47,6 +51,10 @@ class TokenPairs:
         mask: Attention mask of `ids`, bool `[B, S]`. True at tokens.
         partner_mask: Attention mask of `partner_ids`, bool `[B, S]`.
         lam: Weight of `ids`, float32 `[B]`, in [0, 1]. The same tensor as the `lam` of the batch.
+
+    Example:
+        >>> pairs = next(iter(loader)).input  # doctest: +SKIP
+        >>> embeddings = functional.mix_embeddings(weight, pairs.ids, pairs.partner_ids, pairs.lam)  # doctest: +SKIP
     """
 
     ids: Tensor

@@ -1,4 +1,4 @@
-"""Sources of a packed dataset: each tier's way to read it."""
+"""Opens a packed dataset as a source, in the chosen tier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 
 class ReadableDataset(Protocol):
-    """What a source needs of a `PackedDataset`."""
+    """The part of `PackedDataset` that sources use.
+
+    Attributes:
+        path: Folder of the dataset.
+        kind: "images", "tokens" or "features".
+        begin: First row of this split in the array files.
+        provenance: How the dataset was made.
+    """
 
     path: Path
     kind: str
@@ -23,7 +30,7 @@ class ReadableDataset(Protocol):
     provenance: dict[str, Any]
 
     @property
-    def array(self) -> NDArray[Any]:
+    def array(self) -> NDArray[np.generic]:
         """Images or features, memory-mapped."""
         ...
 
@@ -35,7 +42,7 @@ class ReadableDataset(Protocol):
     def __len__(self) -> int: ...
 
     def memory_map(self, number: int) -> NDArray[Any]:
-        """Return an array file, memory-mapped."""
+        """Return array file `number`, memory-mapped."""
         ...
 
 
@@ -47,7 +54,7 @@ def open_source(
     memory: int | None,
     reserve: int | None,
 ) -> Source:
-    """See `PackedDataset.source`."""
+    """Open a dataset as a source. `PackedDataset.source` documents the arguments."""
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -55,10 +62,9 @@ def open_source(
 
     from spurmix.core import checks
     from spurmix.core.memory import available
-    from spurmix.data.sources import arrays as sources
-    from spurmix.data.sources import placement as tiers
+    from spurmix.data.sources import arrays, tiers
     from spurmix.data.sources.tokens import TokenSource
-    from spurmix.data.sources.windowed import MEMORY, WindowedImages
+    from spurmix.data.sources.windowed import DEFAULT_MEMORY, WindowedImages
     from spurmix.ops import validate
 
     for name, value in (("memory", memory), ("reserve", reserve)):
@@ -66,37 +72,38 @@ def open_source(
             raise ValueError(f"{name} must be 0 or more bytes, got {value}")
     window = None if window is None else checks.integer(window, "window")
     if window and data.kind != "images":
-        raise ValueError(f"window is for images; this dataset holds {data.kind}")
+        raise ValueError(f"window is only for images, but this dataset holds {data.kind}")
     if window and tier not in (None, "auto", "disk"):
-        raise ValueError(f'window is for tier "disk", got {tier!r}')
-    wanted = "disk" if window else tier if tier is not None else "cache"
+        raise ValueError(f'window requires tier "disk", got {tier!r}')
+    requested = "disk" if window else tier if tier is not None else "cache"
     target = validate.device(device if device is not None else "cpu")
     free = None
     if target.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device: {target} was asked for, but CUDA is not available here")
-        free = sources.free_on(target)[0]
-    left = reserve if reserve is not None else free // 2 if free is not None and wanted == "auto" else 0
+            raise ValueError(f"device: {target} was requested, but CUDA is not available here")
+        free = arrays.free_memory(target)[0]
+    if reserve is None:
+        reserve = free // 2 if free is not None and requested == "auto" else 0
     host = memory if memory is not None else available()
-    chosen = tiers.choose(tiers.Sizes(data.nbytes, host, free, left), wanted, data.kind)
+    chosen = tiers.choose_tier(tiers.Sizes(data.nbytes, host, free, reserve), requested, data.kind)
     source: Source
     if chosen.name == "disk":
         path = data.path / "images.npy"
-        most = memory if window else min(host // 2, MEMORY)
-        source = WindowedImages(path, data.begin, len(data), window or None, memory=most)
+        limit = memory if window else min(host // 2, DEFAULT_MEMORY)
+        source = WindowedImages(path, data.begin, len(data), window or None, memory=limit)
     elif data.kind == "tokens":
         ids, offsets = data.memory_map(0), data.memory_map(1)
         offsets = np.asarray(offsets[data.begin : data.begin + len(data) + 1])
         source = TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **data.provenance["tokens"])
     elif data.kind == "features":
-        source = sources.FeatureSource(data.array)
+        source = arrays.FeatureSource(data.array)
     else:
-        source = sources.ImageSource(data.array)
+        source = arrays.ImageSource(data.array)
     if chosen.name == "device":
         assert not isinstance(source, TokenSource)
         source = source.to(target)
     elif chosen.name == "pinned":
-        assert isinstance(source, sources.ImageSource)
+        assert isinstance(source, arrays.ImageSource)
         source = source.pinned()
     if tier is not None:
         source.tier = chosen

@@ -1,10 +1,10 @@
-"""TokenSource: texts as ragged token ids, which the loader pads together pair by pair."""
+"""TokenSource: texts of different lengths as token ids. The loader pads both texts of each pair together."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -12,51 +12,78 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spurmix.core import checks
+from spurmix.core.array_types import Int64Array, IntArray
 from spurmix.core.cells import as_integers, host_module
 from spurmix.data.batch import Tokens
-from spurmix.data.dataset import tokenize as tokenise
-from spurmix.data.sources.placement import Tier, shown
+from spurmix.data.dataset import tokenize
+from spurmix.data.sources.tiers import Tier, repr_suffix
 from spurmix.ops import validate
 
-IdArray = NDArray[np.int32]
-OffsetArray = NDArray[np.int64]
+if TYPE_CHECKING:
+    from spurmix.data.dataset.tokenize import TokenizerLike
+
+IdArray: TypeAlias = NDArray[np.int32]
+IntegersLike: TypeAlias = Tensor | IntArray | Sequence[int]
+
+
+class TokenOptions(TypedDict, total=False):
+    """Keyword arguments of `TokenSource`."""
+
+    vocab_size: int | None
+    pad_id: int
+    sep_id: int | None
+    max_length: int | None
+    pad_multiple: int
+    tokenizer: TokenizerLike | str | None
 
 
 class TokenSource:
-    """Texts as token ids: text n is ``ids[offsets[n]:offsets[n + 1]]``, special tokens included.
+    """Texts as token ids. Text n is ``ids[offsets[n]:offsets[n + 1]]``, special tokens included.
+
+    Every text has at least one token. An empty string consists of its special tokens.
 
     Args:
-        ids: token ids of all texts in a row, integers `[T]`: array, memory map or CPU tensor. int32 is not copied.
-        offsets: where texts begin and end, integers `[N + 1]`, ascending; int64 is not copied.
-        vocab_size: ids lie in [0, vocab_size), which is checked once, here. None: one more than the largest id.
-        pad_id: fills up shorter texts; the mask says where.
-        sep_id: token that closes a text, such as BERT's [SEP]. A text that ends with it also does when it is shortened.
-        max_length: tokens that are kept of a longer text, and the most a batch is padded to. None: all.
-        pad_multiple: batches are padded to a multiple of it, 8 for tensor cores, as far as max_length allows.
-        tokenizer: `tokenizer_fingerprint` of what made the ids, or that tokenizer itself; None where nobody knows.
+        ids: Token ids of all texts, concatenated, integers `[T]`: an array, memory map or CPU tensor. int32 is not copied.
+        offsets: Begin of each text in `ids` and end of the last one, integers `[N + 1]`, strictly ascending. int64 is not
+            copied.
+        vocab_size: Number of token ids. All ids must be in [0, vocab_size). Default: the largest id plus 1.
+        pad_id: Id that pads shorter texts. The attention mask is False there.
+        sep_id: Id of the token that ends a text, such as [SEP] of BERT. If a text that ends with it is truncated, its last
+            remaining token is replaced by it.
+        max_length: Maximum number of tokens of a text, and maximum width of a batch. Longer texts are truncated. Default:
+            no limit.
+        pad_multiple: Batches are padded to a multiple of this, but not beyond `max_length`. 8 suits tensor cores.
+        tokenizer: The tokenizer that made the ids, or its `tokenizer_fingerprint`. Default: unknown.
 
     Attributes:
-        ids, offsets: int32 `[T]`, int64 `[N + 1]`. longest: tokens of the longest text, as it is kept.
-        tier: as of an `ImageSource`.
+        ids: Token ids, int32 `[T]`.
+        offsets: Offsets, int64 `[N + 1]`.
+        longest: Number of tokens of the longest text, after truncation.
+        tier: Where the tokens of a packed dataset are read from, and why.
 
     Raises:
-        TypeError, ValueError: naming argument and row: a text without tokens (an empty string has its special tokens),
-            ids outside the vocabulary, offsets that descend or leave the ids.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a text has no tokens, an id is outside the vocabulary, or offsets do not ascend or exceed the ids.
+            The message names the row.
+
+    Example:
+        >>> source = TokenSource.from_texts(["good movie", "bad movie"], tokenizer)  # doctest: +SKIP
+        >>> loader = MixLoader(source, groups, policies.mixup(), 32)  # doctest: +SKIP
     """
 
     tier: Tier | None = None
 
     def __init__(
         self,
-        ids: Any,
-        offsets: Any,
+        ids: IntegersLike,
+        offsets: IntegersLike,
         *,
         vocab_size: int | None = None,
         pad_id: int = 0,
         sep_id: int | None = None,
         max_length: int | None = None,
         pad_multiple: int = 8,
-        tokenizer: Any = None,
+        tokenizer: TokenizerLike | str | None = None,
     ) -> None:
         self.pad_id, self.sep_id = checks.integer(pad_id, "pad_id", 0), _optional(sep_id, "sep_id", 0)
         self.max_length = _optional(max_length, "max_length", 1)
@@ -65,21 +92,34 @@ class TokenSource:
         self.offsets = _checked_offsets(offsets)
         self.ids = _checked_ids(ids, self.offsets, vocab_size)
         if vocab_size is not None and not max(pad_id, sep_id or 0) < vocab_size:
-            raise ValueError(f"pad_id {pad_id} and sep_id {sep_id} must lie in the vocabulary, [0, {vocab_size})")
+            raise ValueError(
+                f"pad_id and sep_id must be in the vocabulary, [0, {vocab_size}), got pad_id={pad_id} and sep_id={sep_id}"
+            )
         self.vocab_size = vocab_size if vocab_size is not None else max(int(self.ids.max()), self.pad_id) + 1
         whole = int(np.diff(self.offsets).max())
         self.longest = whole if self.max_length is None else min(whole, self.max_length)
-        known = tokenizer is None or isinstance(tokenizer, str)
-        self.tokenizer_fingerprint: str | None = tokenizer if known else tokenise.tokenizer_fingerprint(tokenizer)
+        self.tokenizer_fingerprint = _fingerprint_of(tokenizer)
 
     @classmethod
-    def from_lists(cls, texts: Sequence[Any], **options: Any) -> TokenSource:
-        """Token ids of each text: a list, array or tensor of integers per text; `options` as above."""
+    def from_lists(cls, texts: Iterable[IntegersLike], **options: Unpack[TokenOptions]) -> TokenSource:
+        """Make a source from the token ids of each text.
+
+        Args:
+            texts: A list, array or tensor of integers for each text.
+            **options: Keyword arguments of `TokenSource`.
+
+        Returns:
+            The source.
+
+        Raises:
+            TypeError: If a text is not a sequence of integers.
+            ValueError: If there are no texts, a text has no tokens, or an option is invalid.
+        """
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise TypeError(f"texts must be a sequence of token ids of each text, got {type(texts).__name__}")
         rows = [as_integers(row, f"texts[{n}]", (1,)) for n, row in enumerate(texts)]
         if not rows:
-            raise ValueError("texts: the dataset is empty, need at least one text")
+            raise ValueError("texts must contain at least one text, got an empty sequence")
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([row.size for row in rows], out=offsets[1:])
         return cls(np.concatenate(rows), offsets, **options)
@@ -88,35 +128,40 @@ class TokenSource:
     def from_texts(
         cls,
         texts: Sequence[str],
-        tokenizer: Any,
+        tokenizer: TokenizerLike,
         *,
         max_length: int | None = None,
         pad_multiple: int = 8,
         progress: bool | None = None,
     ) -> TokenSource:
-        """Strings through a Hugging Face tokenizer, in parallel batches, packed while the next batch is in work.
+        """Tokenize strings with a Hugging Face tokenizer, on all cores.
 
-        The ids are those of ``tokenizer(text, truncation=True, max_length=max_length)``. Padding, closing token and
-        vocabulary are the tokenizer's. An empty string becomes its special tokens.
+        The ids are those of ``tokenizer(text, truncation=True, max_length=max_length)``. Padding id, closing token and
+        vocabulary are taken from the tokenizer. An empty string becomes its special tokens.
 
         Args:
-            texts: a sequence of strings.
-            tokenizer: of transformers (fast ones work on all cores), or a `tokenizers.Tokenizer`.
-            max_length: default: what the tokenizer says its model takes, if it does.
-            progress: show a progress bar; default: on a terminal.
+            texts: Strings.
+            tokenizer: A tokenizer of transformers or tokenizers. Only fast tokenizers use all cores.
+            max_length: Maximum number of tokens of a text. Default: the limit that the tokenizer states for its model.
+            pad_multiple: As for `TokenSource`.
+            progress: Whether to show a progress bar. Default: only on a terminal.
+
+        Returns:
+            The source.
 
         Raises:
-            TypeError, ValueError: naming the row: what is no string, a text without any token.
+            TypeError: If an element is not a string. The message names the row.
+            ValueError: If there are no texts, or a text has no tokens. The message names the row.
         """
         max_length = _optional(max_length, "max_length", 1)
         checks.integer(pad_multiple, "pad_multiple", 1)
-        limit = max_length if max_length is not None else tokenise.model_max_length(tokenizer)
-        ids, offsets = tokenise.encode(texts, tokenizer, limit, progress)
-        pad, sep = tokenise.special_ids(tokenizer)
+        limit = max_length if max_length is not None else tokenize.model_max_length(tokenizer)
+        ids, offsets = tokenize.encode(texts, tokenizer, limit, progress)
+        pad, sep = tokenize.special_ids(tokenizer)
         return cls(
             ids,
             offsets,
-            vocab_size=tokenise.vocabulary_size(tokenizer),
+            vocab_size=tokenize.vocabulary_size(tokenizer),
             pad_id=pad,
             sep_id=sep,
             max_length=limit,
@@ -129,25 +174,32 @@ class TokenSource:
 
     @property
     def device(self) -> torch.device:
-        """Where the ids are: always the CPU."""
+        """Device of the ids: the CPU."""
         return torch.device("cpu")
 
     @property
-    def lengths(self) -> OffsetArray:
-        """Tokens of each text, as it is kept, int64 `[N]`."""
+    def lengths(self) -> Int64Array:
+        """Number of tokens of each text after truncation, int64 `[N]`."""
         whole = np.diff(self.offsets)
         return whole if self.max_length is None else np.minimum(whole, self.max_length)
 
     def width(self, longest: int) -> int:
-        """What a batch is padded to whose longest text has `longest` tokens."""
+        """Return the width of a batch of texts of at most `longest` tokens, with padding."""
         width = -(-longest // self.pad_multiple) * self.pad_multiple
         return width if self.max_length is None else min(width, self.max_length)
 
     def pair_lengths(self, index: Tensor, partner: Tensor) -> IdArray:
-        """Tokens of the longer text of each pair, int32 `[B]`; index, partner int64 `[B]`.
+        """Return the number of tokens of the longer text of each pair, after truncation.
+
+        Args:
+            index: Numbers of the first texts, int64 `[B]`.
+            partner: Numbers of the second texts, int64 `[B]`.
+
+        Returns:
+            Numbers of tokens, int32 `[B]`.
 
         Raises:
-            IndexError: for a number outside [0, N), before any read.
+            IndexError: If a number is outside [0, N).
         """
         host = host_module()
         if host is not None:
@@ -156,10 +208,15 @@ class TokenSource:
         return np.minimum(self.offsets[rows + 1] - self.offsets[rows], self.longest).max(axis=0).astype(np.int32)
 
     def pack(self, index: Tensor, ids: Tensor, mask: Tensor) -> None:
-        """Write texts into ids int64 `[B, S]`, padded, and mask bool `[B, S]`; index int64 `[B]`.
+        """Write texts and their attention mask, with padding.
+
+        Args:
+            index: Numbers of the texts, int64 `[B]`.
+            ids: Memory for the token ids, int64 `[B, S]`.
+            mask: Memory for the attention mask, bool `[B, S]`.
 
         Raises:
-            IndexError: for a number outside [0, N), before any read of it, or a text longer than S.
+            IndexError: If a number is outside [0, N), or a text has more than S tokens.
         """
         host = host_module()
         if host is not None:
@@ -171,7 +228,7 @@ class TokenSource:
         begin, end = self.offsets[rows], self.offsets[rows + 1]
         kept = np.minimum(end - begin, self.longest)
         if kept.size and kept.max() > columns.size:
-            raise IndexError(f"a text has {kept.max()} tokens, more than the width {columns.size}")
+            raise IndexError(f"a text has {kept.max()} tokens, more than the width {columns.size} of ids and mask")
         inside = columns < kept
         values = np.where(inside, self.ids[np.minimum(begin + columns, end - 1)], self.pad_id)
         if self.sep_id is not None:
@@ -181,7 +238,14 @@ class TokenSource:
         mask.copy_(torch.from_numpy(inside))
 
     def gather(self, index: Tensor) -> Tokens:
-        """The texts unmixed, padded together: `Tokens` of int64 ids and bool mask `[B, S]`; index int64 `[B]`."""
+        """Return unmixed texts, padded to the same length.
+
+        Args:
+            index: Numbers of the texts, int64 `[B]`, in [0, N).
+
+        Returns:
+            Token ids, int64 `[B, S]`, and attention mask, bool `[B, S]`.
+        """
         validate.tensor(index, "index", (torch.int64,), ("B",))
         longest = int(self.pair_lengths(index, index).max()) if index.numel() else 0
         shape = (index.shape[0], self.width(longest))
@@ -190,58 +254,61 @@ class TokenSource:
         return tokens
 
     def raw(self, index: Tensor) -> Tokens:
-        """What an exported model reads: the same as `gather`."""
+        """Return the input of an exported model: the same as `gather`."""
         return self.gather(index)
 
     def fingerprint(self) -> str:
-        """A hex digest of the tokenizer and of what else decides batches, the ids themselves excepted."""
+        """Return a hex digest of the tokenizer and all settings that affect batches. It does not cover the ids."""
         parts = (len(self), self.ids.size, self.pad_id, self.sep_id, self.max_length, self.pad_multiple)
         return hashlib.sha256(repr((*parts, self.tokenizer_fingerprint)).encode()).hexdigest()[:16]
 
-    def check_tokenizer(self, tokenizer: Any) -> None:
-        """Check that `tokenizer` (or another TokenSource, or a fingerprint) is the one that made the ids.
+    def check_tokenizer(self, tokenizer: TokenizerLike | TokenSource | str | None) -> None:
+        """Check that a tokenizer is the one that made the ids. An unknown tokenizer passes.
+
+        Args:
+            tokenizer: A tokenizer, its fingerprint, or another source.
 
         Raises:
-            ValueError: where both are known and differ.
+            ValueError: If both tokenizers are known and differ.
         """
-        if isinstance(tokenizer, TokenSource):
-            other = tokenizer.tokenizer_fingerprint
-        else:
-            known = tokenizer is None or isinstance(tokenizer, str)
-            other = tokenizer if known else tokenise.tokenizer_fingerprint(tokenizer)
-        if None not in (other, self.tokenizer_fingerprint) and other != self.tokenizer_fingerprint:
+        own = self.tokenizer_fingerprint
+        other = tokenizer.tokenizer_fingerprint if isinstance(tokenizer, TokenSource) else _fingerprint_of(tokenizer)
+        if None not in (other, own) and other != own:
             raise ValueError(
-                f"tokenizer: the ids were made by another one (fingerprint {self.tokenizer_fingerprint} there, {other} "
-                "here); a model takes the ids of the tokenizer it was trained with"
+                f"tokenizer: the ids were made by another tokenizer (fingerprint {own} of the ids, {other} of this "
+                "tokenizer); use the tokenizer that the model was trained with"
             )
 
     def check_model(self, model: nn.Module) -> None:
-        """Check that a Hugging Face model takes these ids: vocabulary, padding token, positions.
+        """Check that a Hugging Face model fits the ids: vocabulary, padding token and positions.
+
+        Args:
+            model: The model.
 
         Raises:
-            ValueError: naming what does not fit.
+            ValueError: If the model does not fit.
         """
         embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)
         table = getattr(embeddings(), "weight", None)
         if isinstance(table, Tensor) and self.vocab_size > table.shape[0]:
             raise ValueError(
-                f"vocab_size: ids go up to {self.vocab_size - 1}, but the model's table has {table.shape[0]} rows; "
-                "is the tokenizer another model's?"
+                f"vocab_size: ids go up to {self.vocab_size - 1}, but the model's embedding table has {table.shape[0]} "
+                "rows; use the tokenizer of the model"
             )
         padding = getattr(getattr(model, "config", None), "pad_token_id", None)
         if padding is not None and padding != self.pad_id:
             raise ValueError(
-                f"pad_id: the source pads with {self.pad_id}, the model with {padding}; is the tokenizer another model's?"
+                f"pad_id: the source pads with {self.pad_id}, the model with {padding}; use the tokenizer of the model"
             )
         usable, _ = positions(model)
         if usable is not None and self.width(self.longest) > usable:
             raise ValueError(
-                f"max_length: texts take up to {self.width(self.longest)} positions with padding, the model has "
-                f"{usable}; give max_length={usable}"
+                f"max_length: texts have up to {self.width(self.longest)} tokens with padding, the model has {usable} "
+                f"positions; use max_length={usable}"
             )
 
-    def _rows(self, index: Tensor) -> NDArray[np.int64]:
-        rows: NDArray[np.int64] = index.numpy()
+    def _rows(self, index: Tensor) -> Int64Array:
+        rows: Int64Array = index.numpy()
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             bad = int(rows[(rows < 0) | (rows >= len(self))][0])
             raise IndexError(f"index {bad} is out of range for {len(self)} texts")
@@ -249,13 +316,19 @@ class TokenSource:
 
     def __repr__(self) -> str:
         about = f"{len(self):,} texts of up to {self.longest} tokens, vocabulary {self.vocab_size:,}"
-        return f"TokenSource({about}{shown(self.tier)})"
+        return f"TokenSource({about}{repr_suffix(self.tier)})"
 
 
 def positions(model: nn.Module) -> tuple[int | None, int | None]:
-    """The most tokens a text may have (None: nothing limits it), and the number before the first position, or None.
+    """Find the position embeddings of a model.
 
-    RoBERTa's kin number tokens from padding_idx + 1 on, tell padding by its id, and lose the positions before.
+    Models of the RoBERTa family start to count positions at padding_idx + 1, so the positions before are unused.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Maximum number of tokens of a text, None if there is no limit; and padding_idx, None if positions start at 0.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] == "position_embeddings":
@@ -264,28 +337,34 @@ def positions(model: nn.Module) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _optional(value: Any, name: str, low: int) -> int | None:
+def _fingerprint_of(tokenizer: TokenizerLike | str | None) -> str | None:
+    if tokenizer is None or isinstance(tokenizer, str):
+        return tokenizer
+    return tokenize.tokenizer_fingerprint(tokenizer)
+
+
+def _optional(value: object, name: str, low: int) -> int | None:
     return None if value is None else checks.integer(value, name, low)
 
 
-def _checked_offsets(offsets: Any) -> OffsetArray:
-    """`offsets` as int64 `[N + 1]`, from 0 up, ascending: every text has a token."""
+def _checked_offsets(offsets: IntegersLike) -> Int64Array:
+    """Return int64 `[N + 1]`, strictly ascending."""
     array = np.ascontiguousarray(as_integers(offsets, "offsets", (1,)), dtype=np.int64)
     if array.size < 2:
-        raise ValueError(f"offsets: need N + 1 entries for N texts of at least one, got {array.size}")
+        raise ValueError(f"offsets must have N + 1 entries for N texts, N of 1 or more, got {array.size} entries")
     if array[0] < 0:
         raise ValueError(f"offsets must begin at 0 or above, got {array[0]}")
     steps = np.diff(array)
     if steps.min() < 1:
         row = int(np.argmax(steps < 1))
         if steps[row] < 0:
-            raise ValueError(f"offsets: descend at text {row}, from {array[row]} to {array[row + 1]}")
-        raise ValueError(f"offsets: text {row} has no tokens; an empty text needs at least a special token")
+            raise ValueError(f"offsets must ascend, but descend at text {row}, from {array[row]} to {array[row + 1]}")
+        raise ValueError(f"offsets: text {row} has no tokens; an empty text needs at least one special token")
     return array
 
 
-def _checked_ids(ids: Any, offsets: OffsetArray, vocab_size: int | None) -> IdArray:
-    """`ids` as int32 `[T]`, inside the vocabulary wherever a text reads them."""
+def _checked_ids(ids: IntegersLike, offsets: Int64Array, vocab_size: int | None) -> IdArray:
+    """Return int32 `[T]`, inside the vocabulary wherever a text reads it."""
     array = as_integers(ids, "ids", (1,))
     if offsets[-1] > array.size:
         row = int(np.argmax(offsets[1:] > array.size))
@@ -296,6 +375,6 @@ def _checked_ids(ids: Any, offsets: OffsetArray, vocab_size: int | None) -> IdAr
         at = int(np.argmax((used < 0) | (used >= end))) + int(offsets[0])
         row = int(np.searchsorted(offsets, at, side="right")) - 1
         raise ValueError(
-            f"ids: text {row} has {array[at]} at position {at - offsets[row]}, outside the vocabulary, [0, {end:,})"
+            f"ids must be in the vocabulary, [0, {end:,}), but text {row} has {array[at]} at position {at - offsets[row]}"
         )
     return np.ascontiguousarray(array, dtype=np.int32)

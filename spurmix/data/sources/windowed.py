@@ -1,4 +1,4 @@
-"""Images read from their file as the draw needs them: the future is known, so rows are read ahead, in order, each once."""
+"""Images that are read from their file ahead of use: the draw is known in advance, so each row of a window is read once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,32 +19,40 @@ from spurmix.core import checks
 from spurmix.core.cells import host_module
 from spurmix.core.memory import HAS_PAGES, pages
 from spurmix.data.dataset.format import DatasetError, read_array_header
-from spurmix.data.sources.arrays import ImageSource, as_tensor
-from spurmix.data.sources.placement import shown
+from spurmix.data.sources.arrays import ChannelValues, ImageSource, as_tensor
+from spurmix.data.sources.tiers import repr_suffix
 from spurmix.ops import functional
 
 THREADS = 16
-"""Reads under way at once: a disk answers many sooner than one after the other."""
+"""Number of concurrent reads. Disks answer many requests at once faster than one after the other."""
 PAGE = 4096
 DIRECT_BYTES = 1 << 15
-"""Rows from this size on are read past the page cache: for smaller ones, whole pages are much more than is wanted."""
-MEMORY = 1 << 30
-"""Bytes of two windows, where nobody says how many: more make no disk quicker that answers rows in any order."""
+"""Minimum size of rows that are read directly, past the page cache. Direct reads of smaller rows waste most of a page."""
+DEFAULT_MEMORY = 1 << 30
+"""Default size of two windows in bytes. Larger windows do not make random reads faster."""
 
 
 class WindowedImages(ImageSource):
-    """Images `[N, H, W, C]` in an `.npy` file that are read for some batches at a time, a window, and never mapped for that.
+    """Images `[N, H, W, C]` in an `.npy` file, read one window of batches at a time.
 
-    While a window's batches are mixed, the rows of the next one are read: all that its samples need as index or partner,
-    in the order of the file, each once however often it is used. Large images go straight from the disk to where they are
-    mixed: the page cache, which cannot hold them, is neither copied from nor filled. Two windows are in memory, at most
-    `4 * window * batch size` images. Batches are those of an `ImageSource`, to the bit.
+    While the batches of a window are mixed, the rows of the next window are read: all rows that its samples need as index
+    or partner, in the order of the file, each once. Large images are read directly into the memory they are mixed from,
+    past the page cache. Two windows are in memory, at most `4 * window * batch_size` images. Batches are equal, bit by
+    bit, to those of an `ImageSource`.
 
     Args:
-        path: the file. begin, count: which of its rows are the source.
-        window: batches read at a time, 1 or more; None: as many as `memory` holds.
-        memory: bytes the images of two windows may take; default: 2^30, with a `window` whatever it takes.
-        mean, std: as in `ImageSource`.
+        path: The file.
+        begin: First row of the source.
+        count: Number of rows of the source.
+        window: Number of batches that are read at a time, 1 or more. Default: as many as fit into `memory`.
+        memory: Maximum size of the images of two windows in bytes. Default: no limit with a `window`, else 2^30.
+        mean: Mean per channel, as for `ImageSource`.
+        std: Standard deviation per channel, as for `ImageSource`.
+
+    Raises:
+        DatasetError: If the file is not an `.npy` file of uint8 images, or has too few rows.
+        TypeError: If `window` is not an integer.
+        ValueError: If `window` is less than 1.
     """
 
     def __init__(
@@ -56,13 +63,16 @@ class WindowedImages(ImageSource):
         window: int | None = None,
         *,
         memory: int | None = None,
-        mean: Any = None,
-        std: Any = None,
+        mean: ChannelValues | None = None,
+        std: ChannelValues | None = None,
     ) -> None:
         window = None if window is None else checks.integer(window, "window", 1)
         shape, dtype, data = read_array_header(path)
         if len(shape) != 4 or dtype != np.uint8 or 0 in shape or not 0 <= begin < begin + count <= shape[0]:
-            raise DatasetError(f"{path}: rows {begin} to {begin + count} are not images of a file of {list(shape)}")
+            raise DatasetError(
+                f"{path} must contain uint8 images [N, H, W, C] at rows {begin} to {begin + count - 1}, "
+                f"got {dtype} {list(shape)}"
+            )
         self.path, self.window, self.memory = path, window, memory
         self._first, self._count, self._extent = begin, count, (shape[1], shape[2], shape[3])
         self._row_bytes = shape[1] * shape[2] * shape[3]
@@ -71,50 +81,58 @@ class WindowedImages(ImageSource):
         self._set_normalization(mean, std, shape[3], torch.device("cpu"))
 
     def batches(self, size: int, steps: int) -> int:
-        """Batches of `size` that a window holds, in a run of `steps`.
+        """Return how many batches a window holds.
+
+        Args:
+            size: Number of samples per batch.
+            steps: Number of batches of the run.
+
+        Returns:
+            The number of batches, at most `steps`.
 
         Raises:
-            ValueError: where the memory does not hold them.
+            ValueError: If two windows do not fit into memory.
         """
         if self.window is not None:
-            wanted = min(self.window, steps)
-            both = 2 * self._room(min(2 * size * wanted, self._count))
-            if self.memory is not None and both > self.memory:
+            batches = min(self.window, steps)
+            required = 2 * self._max_bytes(min(2 * size * batches, self._count))
+            if self.memory is not None and required > self.memory:
                 raise ValueError(
-                    f"window: two of {wanted} batches of {size} images take {both:,} bytes, {self.memory:,} may be used; "
-                    "make it smaller or allow more memory"
+                    f"window: two windows of {batches} batches of {size} images require {required:,} bytes, memory is "
+                    f"{self.memory:,} bytes; reduce window or increase memory"
                 )
-            return wanted
-        memory = self.memory if self.memory is not None else MEMORY
-        each = 2 * self._room(min(2 * size, self._count))
-        if each > memory:
+            return batches
+        memory = self.memory if self.memory is not None else DEFAULT_MEMORY
+        required = 2 * self._max_bytes(min(2 * size, self._count))
+        if required > memory:
             raise ValueError(
-                f"memory: batches of {size} images are read into {each:,} bytes, {memory:,} may be used; make batches "
-                "smaller or allow more"
+                f"memory: two batches of {size} images require {required:,} bytes, memory is {memory:,} bytes; reduce the "
+                "batch size or increase memory"
             )
-        return min(memory // each, steps)
+        return min(memory // required, steps)
 
-    def _room(self, rows: int) -> int:
-        """Bytes that reading `rows` of them takes at most."""
+    def _max_bytes(self, rows: int) -> int:
+        """Maximum number of bytes that reading `rows` rows needs."""
         return rows * (self._row_bytes + (2 * PAGE if self._direct else 0))
 
     def buffer(self, rows: int) -> NDArray[np.uint8]:
-        """Memory that any `rows` of the images can be read into; what is not used takes none."""
-        size = self._room(max(1, min(rows, self._count)))
+        """Allocate memory for reading any `rows` of the images. Pages that are not used take no memory."""
+        size = self._max_bytes(max(1, min(rows, self._count)))
         return pages(size) if HAS_PAGES else np.empty(size, dtype=np.uint8)
 
     @cached_property
-    def images(self) -> Tensor:  # type: ignore[override]  # what ImageSource holds is mapped here when it is asked for
+    def images(self) -> Tensor:  # type: ignore[override]  # an attribute of ImageSource, mapped here on first use
         """The images, memory-mapped."""
         mapped = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return as_tensor(mapped[self._first : self._first + self._count], "images")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "images"}  # a map is not copied
+    def __getstate__(self) -> dict[str, object]:
+        # A pickled memory map would contain all images.
+        return {name: value for name, value in self.__dict__.items() if name != "images"}
 
     @property
     def device(self) -> torch.device:
-        """Where the images are: on the host."""
+        """Device of the images: the CPU."""
         return torch.device("cpu")
 
     @property
@@ -127,7 +145,7 @@ class WindowedImages(ImageSource):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[int, int]]:
-        """Descriptors of the file, and of the file past the page cache, or -1 where the system does not do that."""
+        """Open the file, and again for direct reads, -1 if not supported."""
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(self.path.open("rb", buffering=0)).fileno(), -1]
             if self._direct:
@@ -137,68 +155,86 @@ class WindowedImages(ImageSource):
             yield opened[0], opened[1]
 
     def read(self, rows: NDArray[np.int64], memory: NDArray[np.uint8] | None = None) -> tuple[Tensor, Tensor]:
-        """Read the images `rows`, ascending, in parallel.
+        """Read images in parallel.
+
+        Args:
+            rows: Numbers of the images, int64 `[R]`, in ascending order.
+            memory: Memory to read into, from `buffer`. None allocates it.
 
         Returns:
-            images, uint8 `[K, H, W, C]`, overlapping views of all that begins in `memory` where an image may; and the
-            place of each row in them, int64 `[len(rows)]`.
+            Images, uint8 `[K, H, W, C]`, as overlapping views of `memory` at every possible position of an image; and the
+            position of each row in them, int64 `[R]`.
 
         Raises:
-            OSError: where the file cannot be read, naming the row where it ends too early.
+            OSError: If the file cannot be read. If it is too short, the message names the first missing row.
         """
         flat = memory if memory is not None else self.buffer(rows.size)
         host = host_module()
         with self._opened() as (plain, direct):
             try:
                 if host is not None:
-                    places = host.read_rows(plain, direct, self._begin, self._row_bytes, rows, flat, THREADS)
+                    offsets = host.read_rows(plain, direct, self._begin, self._row_bytes, rows, flat, THREADS)
                 else:
-                    places = self._read_rows(plain, rows, flat)
+                    offsets = self._read_rows(plain, rows, flat)
             except OSError as error:
                 ends = self._begin + (rows + 1) * self._row_bytes
-                short = rows[ends > os.fstat(plain).st_size]
-                what = f"ends before row {self._first + int(short[0])}" if short.size else error.strerror
-                raise OSError(error.errno, f"{self.path}: {what}") from None
-        # Reads past the page cache keep a row's offset in its page, so places are multiples of this, not of a row.
+                missing = rows[ends > os.fstat(plain).st_size]
+                reason = f"ends before row {self._first + int(missing[0])}" if missing.size else error.strerror
+                raise OSError(error.errno, f"{self.path}: {reason}") from None
+        # Direct reads keep the offset of a row in its page, so offsets are multiples of `step`, not of a row.
         step = math.gcd(self._row_bytes, self._begin, PAGE) if self._direct else self._row_bytes
         _, width, channels = self._extent
         images = torch.from_numpy(flat).as_strided(
             ((flat.size - self._row_bytes) // step + 1, *self._extent), (step, width * channels, channels, 1)
         )
-        return images, torch.from_numpy(places // step)
+        return images, torch.from_numpy(offsets // step)
 
     def _read_rows(self, plain: int, rows: NDArray[np.int64], flat: NDArray[np.uint8]) -> NDArray[np.int64]:
-        places = np.arange(rows.size) * self._row_bytes
-        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-            found = os.pread(plain, self._row_bytes, self._begin + row * self._row_bytes)
-            if len(found) < self._row_bytes:
+        offsets = np.arange(rows.size) * self._row_bytes
+        for offset, row in zip(offsets.tolist(), rows.tolist(), strict=True):
+            content = os.pread(plain, self._row_bytes, self._begin + row * self._row_bytes)
+            if len(content) < self._row_bytes:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            flat[place : place + self._row_bytes] = np.frombuffer(found, dtype=np.uint8)
-        return places
+            flat[offset : offset + self._row_bytes] = np.frombuffer(content, dtype=np.uint8)
+        return offsets
 
-    def _gathered(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and the place of each of `index` in them."""
-        wanted = index.numpy()
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self._count):
-            raise IndexError(f"index must lie in [0, {self._count}), got {wanted.min()} to {wanted.max()}")
-        rows, place = np.unique(wanted, return_inverse=True)
-        images, places = self.read(rows)
-        return images, places[torch.from_numpy(place)]
+    def _read_examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Read each image of `index` once. Returns the images and the position of each example in them."""
+        numbers = index.numpy()
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= self._count):
+            raise IndexError(f"index must be in [0, {self._count}), got {numbers.min()} to {numbers.max()}")
+        rows, inverse = np.unique(numbers, return_inverse=True)
+        images, positions = self.read(rows)
+        return images, positions[torch.from_numpy(inverse)]
 
     def gather(self, index: Tensor) -> Tensor:
-        """Unmixed, normalised images, float32 `[B, C, H, W]`; index int64 `[B]`."""
-        images, places = self._gathered(index)
+        """Return unmixed, normalized images.
+
+        Args:
+            index: Numbers of the images, int64 `[B]`, in [0, N).
+
+        Returns:
+            Images, float32 `[B, C, H, W]`.
+        """
+        images, positions = self._read_examples(index)
         ones = torch.ones(index.shape[0], dtype=torch.float32)
-        return functional.mix_images(images, places, places, ones, mean=self.mean, std=self.std)
+        return functional.mix_images(images, positions, positions, ones, mean=self.mean, std=self.std)
 
     def raw(self, index: Tensor) -> Tensor:
-        """The stored images, uint8 `[B, H, W, C]`; index int64 `[B]`."""
-        images, places = self._gathered(index)
-        return images[places]
+        """Return images as they are stored.
+
+        Args:
+            index: Numbers of the images, int64 `[B]`, in [0, N).
+
+        Returns:
+            Images, uint8 `[B, H, W, C]`.
+        """
+        images, positions = self._read_examples(index)
+        return images[positions]
 
     def __repr__(self) -> str:
         height, width, channels = self.shape
-        memory = MEMORY if self.memory is None else self.memory
+        memory = DEFAULT_MEMORY if self.memory is None else self.memory
         window = f"{self.window} batches" if self.window is not None else f"{memory / 2**20:,.0f} MiB"
         about = f"{len(self):,} images of {height} x {width} x {channels}, {window} at a time"
-        return f"WindowedImages({about}{shown(self.tier)})"
+        return f"WindowedImages({about}{repr_suffix(self.tier)})"

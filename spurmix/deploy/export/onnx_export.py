@@ -12,7 +12,7 @@ from torch import nn
 
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
-from spurmix.data.sources.arrays import ImageSource, Source, as_source
+from spurmix.data.sources.arrays import ImageSource, Source, SourceLike, as_source
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.export.compare import ExportReport, compare_with_model, run_file
 from spurmix.deploy.export.features import FeatureExport
@@ -35,7 +35,7 @@ def export_onnx(
     model: nn.Module,
     path: str | Path,
     *,
-    source: object,
+    source: SourceLike,
     groups: GroupIndex,
     class_names: Sequence[str] | None = None,
     train_groups: GroupIndex | None = None,

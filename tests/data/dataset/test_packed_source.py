@@ -61,7 +61,7 @@ def test_windowed_images_as_a_source(packed: PackedDataset, monkeypatch: pytest.
     batch = next(iter(loaders(data, 2, augment=Augment(size=5))))
     assert torch.allclose(batch.input, loaders(data, 0, augment=Augment(size=5)).batch(0).input, atol=1e-2)
     assert "2 batches at a time" in repr(read) and torch.equal(read.images, mapped.images)
-    with pytest.raises(IndexError, match="index must lie in"):
+    with pytest.raises(IndexError, match="index must be in"):
         read.raw(torch.tensor([99]))
     with pytest.raises(ValueError, match="window must be 1 or more"):
         data.source(window=-1)
@@ -123,6 +123,8 @@ def test_invalid_windows(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="window must be an integer"):
             data.source(wrong)  # type: ignore[arg-type]
     source: Any = data.source(2, memory=100)
-    with pytest.raises(ValueError, match=r"window: two of 2 batches of 4 images take [\d,]+ bytes, 100 may be used"):
+    with pytest.raises(
+        ValueError, match=r"window: two windows of 2 batches of 4 images require [\d,]+ bytes, memory is 100 bytes"
+    ):
         source.batches(4, 10)
     assert data.source(2).batches(4, 10) == 2  # type: ignore[union-attr]

@@ -99,7 +99,7 @@ def test_side_streams_refill_what_was_used_and_hand_out_what_was_filled(
 def test_what_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 << 30, 80 << 30))
     large = SimpleNamespace(device=torch.device("cpu"), nbytes=45 << 30)
-    with pytest.raises(MemoryError, match=r"take 45.0 GiB, cuda:0 has 3.0 of 80.0 GiB free: keep them on the host"):
+    with pytest.raises(MemoryError, match=r"take 45.0 GiB, but cuda:0 has 3.0 of 80.0 GiB free; keep them on the host"):
         sources.check_fits(large, torch.device("cuda:0"))  # type: ignore[arg-type]
     sources.check_fits(torch.zeros(4), torch.device("cuda:0"))
 
@@ -107,8 +107,8 @@ def test_what_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> N
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     in_pieces = SimpleNamespace(device=torch.device("cpu"), nbytes=1 << 30, to=refused)
-    with pytest.raises(MemoryError, match=r"take 1.0 GiB, cuda:0 has 3.0 of 80.0 GiB free: .* source.pinned\(\)"):
-        sources.moved(in_pieces, "cuda:0")  # type: ignore[arg-type]
+    with pytest.raises(MemoryError, match=r"take 1.0 GiB, but cuda:0 has 3.0 of 80.0 GiB free; .* source.pinned\(\)"):
+        sources.move_to_device(in_pieces, "cuda:0")  # type: ignore[arg-type]
     assert torch.equal(ImageSource(IMAGES).to("cpu").images, torch.from_numpy(IMAGES))
     assert FeatureSource(FEATURES).to("cpu").device.type == "cpu"
 
