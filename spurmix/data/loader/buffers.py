@@ -146,11 +146,7 @@ def poison(batch: Batch) -> None:
 
 
 def _check_memory(size: int, count: int) -> None:
-    """Check that `count` batches of `size` bytes fit into memory. The system overcommits and then kills the process.
-
-    Raises:
-        MemoryError: If they do not fit.
-    """
+    """Check that `count` batches of `size` bytes fit. The system overcommits memory and later kills the process."""
     if size * count > (free := memory.available()):
         raise MemoryError(
             f"batch_size, prefetch: {count} batches of {size / 2**30:,.1f} GiB are held at a time, but only "

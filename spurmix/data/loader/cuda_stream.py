@@ -19,7 +19,14 @@ WriteAt = Callable[[Tensor, Batch], None]
 
 
 def delivery_device(source: Source, device: torch.device | str | None) -> torch.device:
-    """Return the device batches are delivered to, with the number of a GPU filled in.
+    """Return the device that batches are delivered to. The number of a GPU is filled in.
+
+    Args:
+        source: Source of the examples.
+        device: The requested device. None means the device of the source.
+
+    Returns:
+        The device.
 
     Raises:
         ValueError: If CUDA is not available, or the source is on another GPU.

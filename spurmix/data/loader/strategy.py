@@ -53,6 +53,13 @@ class BatchFormat:
 def check_format(source: Source, dtype: torch.dtype, channels_last: bool, augment: Augment | None, bucket: int) -> None:
     """Check that the options fit the kind of source.
 
+    Args:
+        source: Source of the examples.
+        dtype: Data type of the input.
+        channels_last: Whether images use the channels-last memory format.
+        augment: Augmentation of images, or None.
+        bucket: Batches per window of texts of similar length.
+
     Raises:
         ValueError: If an option is for another kind of source.
     """
