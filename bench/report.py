@@ -140,8 +140,8 @@ def _short(value: float) -> str:
 COLORS = {"ours": "#1b7f5c", "own": "#7cbfa5", "limit": "#555555", "baseline": "#aaaaaa", "peer": "#c9a227"}
 
 
-def newest(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Read the newest results that contain a case of `SHOWN`.
+def results_to_draw(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Read the results with the most cases of `SHOWN`, and the newest of these.
 
     Args:
         folder: Folder of result files.
@@ -152,20 +152,24 @@ def newest(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]
     Raises:
         FileNotFoundError: If no results contain such a case.
     """
-    runs = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    for path in sorted(runs, key=lambda path: (runs[path].get("date", ""), path.name), reverse=True):
-        measured = [row for row in runs[path]["rows"] if row.get("ratio") and "threads" in runs[path]]
+    found = []
+    for path in folder.glob("*.json"):
+        run = json.loads(path.read_text())
+        measured = [row for row in run["rows"] if row.get("ratio") and "threads" in run]
         cases = {
             name: sorted((r for r in measured if r["case"] == name), key=lambda r: -float(r["ratio"])) for name in SHOWN
         }
         cases = {name: rows for name, rows in cases.items() if rows}
         if cases:
-            return runs[path], cases
-    raise FileNotFoundError(f"no results of {', '.join(SHOWN)} in {folder}; run `python -m bench` first")
+            found.append((len(cases), run["date"], path.name, run, cases))
+    if not found:
+        raise FileNotFoundError(f"no results of {', '.join(SHOWN)} in {folder}; run `python -m bench` first")
+    *_, run, cases = max(found, key=lambda entry: entry[:3])
+    return run, cases
 
 
 def plot(folder: Path = RESULTS, target: Path = PLOT) -> Path:
-    """Draw the newest results: the time of each contender relative to spurmix, one panel per case.
+    """Draw results: the time of each contender relative to spurmix, one panel per case.
 
     Args:
         folder: Folder of result files.
@@ -177,7 +181,7 @@ def plot(folder: Path = RESULTS, target: Path = PLOT) -> Path:
     Raises:
         FileNotFoundError: If there are no results.
     """
-    run, cases = newest(folder)
+    run, cases = results_to_draw(folder)
     import matplotlib
 
     matplotlib.use("Agg")
