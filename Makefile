@@ -76,7 +76,7 @@ sanitize:
 	export PYTHONPATH=$(SANITIZE)/python ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
 	$(BIN)/python -P -c 'from spurmix import _host; assert "$(SANITIZE)" in _host.__file__, _host.__file__' && \
-	$(BIN)/python -P -m pytest -p no:cacheprovider tests/core/test_groups.py tests/data/test_stripes.py
+	$(BIN)/python -P -m pytest -p no:cacheprovider tests/core/test_groups.py tests/data/pack/test_direct_writer.py
 	export EMULATED_SANITIZERS=address,undefined ASAN_OPTIONS=detect_leaks=0 OMP_WAIT_POLICY=passive; \
 	PYTHONPATH=tests/ops $(BIN)/python -c 'import emulated; emulated.compile_module(emulated.FOLDER)' && \
 	LD_PRELOAD="$$(for l in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$l.so; done | xargs)" \

@@ -228,7 +228,6 @@ WORDING_OUTSTANDING = {
     "spurmix/core/policies.py",
     "spurmix/train/text.py",
     "tests/cli/test_failure.py",
-    "tests/data/loader/cuda_model.py",
     "tests/train/test_distributed.py",
     "tests/train/test_hf_trainer.py",
 }

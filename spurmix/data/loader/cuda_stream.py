@@ -12,37 +12,9 @@ from spurmix.data.batch import Batch
 from spurmix.data.loader.buffers import BufferRing
 from spurmix.data.sources.arrays import ImageSource, Source
 from spurmix.data.sources.windowed import WindowedImages
-from spurmix.ops import validate
 
 WriteAt = Callable[[Tensor, Batch], None]
 """write(counter, batch): make the batch of the samples from the number in `counter` (int64 `[1]`, on the device) on."""
-
-
-def delivery_device(source: Source, device: torch.device | str | None) -> torch.device:
-    """Return the device that batches are delivered to. The number of a GPU is filled in.
-
-    Args:
-        source: Source of the examples.
-        device: The requested device. None means the device of the source.
-
-    Returns:
-        The device.
-
-    Raises:
-        ValueError: If CUDA is not available, or the source is on another GPU.
-    """
-    wanted = validate.device(device) if device is not None else source.device
-    if wanted.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device: {wanted} was requested, but CUDA is not available here")
-        if wanted.index is None:
-            wanted = torch.device("cuda", torch.cuda.current_device())
-    if source.device.type == "cuda" and source.device != wanted:
-        raise ValueError(
-            f"device must be the device of a source on a GPU, got {wanted} for a source on {source.device}; "
-            "move the source with source.to(device)"
-        )
-    return wanted
 
 
 def gpu_reads_host(source: Source, device: torch.device) -> bool:

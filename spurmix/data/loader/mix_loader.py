@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import os
-import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,21 +13,18 @@ from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
 from spurmix.data.loader.batch_maker import BatchMaker
-from spurmix.data.loader.buffers import BufferRing
-from spurmix.data.loader.cuda_stream import SideStream, StaticBatch, delivery_device
-from spurmix.data.loader.host_gather import DeviceMixer
+from spurmix.data.loader.cuda_stream import SideStream, StaticBatch
+from spurmix.data.loader.delivery import BatchDelivery
+from spurmix.data.loader.options import check_format, check_ranks, delivery_device, run_length
 from spurmix.data.loader.prefetch import Prefetcher
 from spurmix.data.loader.sequence import SampleSequence, label_tensor
-from spurmix.data.loader.strategy import BatchFormat, BatchStrategy, check_format, chosen_augment
-from spurmix.data.sources.arrays import Source, as_source
+from spurmix.data.loader.state import Fingerprint, LoaderState, check_state
+from spurmix.data.loader.strategy import BatchFormat, BatchStrategy
+from spurmix.data.sources.arrays import SourceLike, as_source
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.ops import flags, validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.tables import draw_tables
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 class MixLoader:
@@ -92,7 +86,7 @@ class MixLoader:
 
     def __init__(
         self,
-        source: Source | torch.Tensor | NDArray[np.generic],
+        source: SourceLike,
         groups: GroupIndex,
         policy: MixPolicy,
         batch_size: int,
@@ -113,7 +107,7 @@ class MixLoader:
     ) -> None:
         self.source = as_source(source)
         self.groups, self.policy = groups, policy
-        self.batch_size, self.rank, self.world_size = _check_ranks(batch_size, rank, world_size)
+        self.batch_size, self.rank, self.world_size = check_ranks(batch_size, rank, world_size)
         self.prefetch = checks.integer(prefetch, "prefetch", 0)
         self.seed = checks.integer(seed, "seed", 0)
         self.bucket = checks.integer(bucket, "bucket", 1)
@@ -123,9 +117,9 @@ class MixLoader:
         self.tables = draw_tables(groups, policy)
         if len(self.source) != groups.num_examples:
             raise ValueError(f"source has {len(self.source)} examples, the groups have {groups.num_examples}")
-        self.steps = _run_length(steps, epochs, groups.num_examples, self.batch_size)
+        self.steps = run_length(steps, epochs, groups.num_examples, self.batch_size)
         validate.sequence_position(self.seed, 0, self.steps * self.batch_size)
-        self.dtype, self.augment = validate.float_dtype(dtype), chosen_augment(augment)
+        self.dtype, self.augment = validate.float_dtype(dtype), augment if augment is not None else NO_AUGMENT
         self.device = delivery_device(self.source, device)
         check_format(self.source, self.dtype, self.channels_last, augment, self.bucket)
         made = BatchFormat(self.local_batch_size, self.dtype, self.channels_last, self.augment, self.bucket, self.steps)
@@ -137,11 +131,8 @@ class MixLoader:
             self.tables.to(place), label_tensor(groups).to(place), self.seed, self.batch_size, first, made.count
         )
         self._step = 0
-        self._active: weakref.ref[Prefetcher] | None = None
-        self._side: weakref.ref[SideStream] | None = None
-        self._mixer: DeviceMixer | None = None
-        self._ring: BufferRing | None = None
-        self._single_maker: BatchMaker | None = None  # of `batch`
+        self._delivery = BatchDelivery(self._strategy, self.prefetch, self.copy)
+        self._single_maker: BatchMaker | None = None  # used by `batch`
 
     @property
     def local_batch_size(self) -> int:
@@ -164,8 +155,8 @@ class MixLoader:
         """
         step = checks.integer(step, "step", 0)
         if step > self.steps:
-            raise ValueError(f"step must lie in [0, {self.steps}], got {step}")
-        self._stop("the loader was set to another step; iterate over it again")
+            raise ValueError(f"step must be in [0, {self.steps}], got {step}")
+        self._delivery.stop("the loader was set to another step; iterate over it again")
         self._step = step
 
     def __len__(self) -> int:
@@ -185,7 +176,7 @@ class MixLoader:
         """
         step = checks.integer(step, "step", 0)
         if step >= self.steps:
-            raise IndexError(f"step must lie in [0, {self.steps}), got {step}")
+            raise IndexError(f"step must be in [0, {self.steps}), got {step}")
         if self._single_maker is None:
             self._single_maker = self._new_maker()
         batch = self._single_maker(step, None)
@@ -197,70 +188,22 @@ class MixLoader:
         return self._strategy.batch_maker(self._sequence)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._stop("another iterator of the same loader was made since; a loader has one at a time")
+        self._delivery.stop("another iterator of the same loader was created; a loader has one active iterator")
         if self._step >= self.steps:
             self._step = 0
-        strategy, lifetime = self._strategy, max(1, self.prefetch)
-        on_gpu = strategy.made_on.type == "cuda"
-        if self._ring is None:
-            reuse = strategy.gathers or not self.copy
-            # A side stream holds what it made ahead of the consumer in addition to what the consumer holds.
-            held = lifetime + self._ahead if strategy.gpu_reads_host else self.prefetch
-            self._ring = BufferRing(strategy.reusable_buffers if reuse else lambda: None, held, ahead=not on_gpu)
-        debug = os.environ.get("SPURMIX_DEBUG_RING", "0") not in ("", "0")
-        if strategy.gathers:
-            if self._mixer is None:
-                self._mixer = strategy.reusing_mixer(lifetime + self._ahead, not self.copy)
-            self._mixer.ring.restart(debug)
-        threads = 0 if on_gpu else self.prefetch
-        batches = Prefetcher(self._new_maker(), range(self._step, self.steps), self._ring, threads, debug)
-        self._active = weakref.ref(batches)
-        return self._iterate(batches)
-
-    @property
-    def _ahead(self) -> int:
-        """Number of batches that a side stream makes or copies ahead."""
-        return max(1, self.prefetch) if self._strategy.gpu_reads_host else 1
+        return self._iterate(self._delivery.start(self._new_maker(), range(self._step, self.steps)))
 
     def _iterate(self, batches: Prefetcher) -> Iterator[Batch]:
-        strategy = self._strategy
-        delivered: Iterator[Batch] = batches
-        side: SideStream | None = None
-        if self.device.type == "cuda" and (strategy.gpu_reads_host or strategy.made_on.type == "cpu"):
-            produced = batches if strategy.gpu_reads_host else self._copied(batches)
-            ring = self._mixer.ring if self._mixer is not None else self._ring if strategy.gpu_reads_host else None
-            delivered = side = SideStream(produced, self.device, self._ahead, ring)
-            self._side = weakref.ref(side)
-        elif strategy.made_on != self.device:
-            delivered = self._copied(batches)
+        delivered = self._delivery.to_device(batches)
         try:
             for batch in delivered:
                 self._step += 1
                 yield batch.detached()
             flags.check(self.device)
         finally:
-            if side is not None:
-                side.close()
+            if isinstance(delivered, SideStream):
+                delivered.close()
             batches.close()
-
-    def _copied(self, batches: Prefetcher) -> Iterator[Batch]:
-        """Copy batches to their device. Pinned buffers are kept until their copy is complete."""
-        waits = self.pin_memory and (self._strategy.gathers or not self.copy) and self.device.type == "cuda"
-        for batch in batches:
-            there = self._mixer(batch) if self._mixer is not None else batch.to(self.device, non_blocking=True)
-            if waits:
-                assert self._ring is not None
-                self._ring.record_copy(self.device)
-            yield there
-
-    def _stop(self, reason: str) -> None:
-        active = self._active() if self._active is not None else None
-        if active is not None:
-            active.close(reason)
-        side = self._side() if self._side is not None else None
-        if side is not None:
-            side.close()
-        self._active = self._side = None
 
     def static_batch(self) -> StaticBatch:
         """Return one set of buffers and a call that writes the next batch into them, for use in a CUDA graph.
@@ -280,14 +223,14 @@ class MixLoader:
         step = self._step if self._step < self.steps else 0
         return StaticBatch(self._strategy.reusable_buffers(), write, self.device, self.batch_size, step)
 
-    def fingerprint(self) -> dict[str, object]:
+    def fingerprint(self) -> Fingerprint:
         """Return what determines the sequence.
 
         Returns:
             The fingerprints of groups and policy, the seed and the global batch size. For texts also the fingerprint of
             the tokens and the buckets.
         """
-        sequence: dict[str, object] = {
+        sequence: Fingerprint = {
             "groups": self.groups.fingerprint(),
             "policy": self.tables.fingerprint,
             "seed": self.seed,
@@ -295,12 +238,12 @@ class MixLoader:
         }
         if isinstance(self.source, TokenSource):
             sequence["tokens"] = self.source.fingerprint()
-            # A last window that is cut short depends on where the run ends.
-            cut = self.bucket > 1 and self.steps % self.bucket
-            sequence["bucket"] = f"{self.bucket} of {self.steps}" if cut else self.bucket
+            # The samples of an incomplete last window depend on the number of steps.
+            incomplete = self.bucket > 1 and self.steps % self.bucket
+            sequence["bucket"] = f"{self.bucket} of {self.steps}" if incomplete else self.bucket
         return sequence
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> LoaderState:
         """Return the position, which is the same on every rank and for any number of ranks.
 
         Returns:
@@ -308,7 +251,7 @@ class MixLoader:
         """
         return {"step": self._step, "fingerprint": self.fingerprint()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: LoaderState) -> None:
         """Continue where `state` was taken.
 
         Args:
@@ -317,20 +260,10 @@ class MixLoader:
         Raises:
             ValueError: If the state belongs to another sequence. The message names what differs.
         """
-        known = isinstance(state, dict) and {"step", "fingerprint"} <= state.keys()
-        if not known or not isinstance(state["fingerprint"], dict):
-            raise ValueError('state must be a result of state_dict(): {"step", "fingerprint"}')
-        here, saved = self.fingerprint(), state["fingerprint"]
-        different = [name for name in here if here[name] != saved.get(name)]
-        if "groups" in different and "policy" in different:
-            different.remove("policy")  # tables contain the groups' sizes
-        if different:
-            listed = ", ".join(f"{name} ({saved.get(name)!r} saved, {here[name]!r} here)" for name in different)
-            raise ValueError(f"state belongs to another sequence; different: {listed}")
-        self.set_step(state["step"])
+        self.set_step(check_state(state, self.fingerprint()))
 
     def __reduce__(self) -> tuple[Callable[..., MixLoader], tuple[object, ...]]:
-        """Copies start at the same step. They make their own buffers, thread and open files."""
+        """Copy as a new loader at the same step, with its own buffers, thread and open files."""
         options: dict[str, Any] = dict(
             seed=self.seed, steps=self.steps, device=self.device, dtype=self.dtype, channels_last=self.channels_last,
             augment=None if self.augment is NO_AUGMENT else self.augment, rank=self.rank, world_size=self.world_size,
@@ -350,24 +283,3 @@ def _at_step(make: Callable[[], MixLoader], step: int) -> MixLoader:
     loader = make()
     loader.set_step(step)
     return loader
-
-
-def _check_ranks(batch_size: int, rank: int, world_size: int) -> tuple[int, int, int]:
-    batch_size = checks.integer(batch_size, "batch_size", 1)
-    world_size, rank = checks.integer(world_size, "world_size", 1), checks.integer(rank, "rank", 0)
-    if rank >= world_size:
-        raise ValueError(f"rank must lie in [0, world_size) = [0, {world_size}), got {rank}")
-    if batch_size % world_size:
-        raise ValueError(
-            f"batch_size must be divisible by world_size, got batch_size={batch_size} and world_size={world_size}"
-        )
-    return batch_size, rank, world_size
-
-
-def _run_length(steps: int | None, epochs: float | None, examples: int, batch_size: int) -> int:
-    if steps is not None and epochs is not None:
-        raise ValueError("steps and epochs: give one of them")
-    if steps is not None:
-        return checks.integer(steps, "steps", 1)
-    passes = 1.0 if epochs is None else checks.number(epochs, "epochs", positive=True)
-    return max(1, math.ceil(passes * examples / batch_size))

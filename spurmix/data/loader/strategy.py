@@ -1,4 +1,4 @@
-"""Where and how a loader makes its batches: the strategy for the input, the buffers, and the copy to the device."""
+"""Chooses how a loader makes its batches: on which device, with which strategy for the input, in which buffers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from spurmix.data.memory import check_pinning
 from spurmix.data.sources.arrays import FeatureSource, ImageSource, Source
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.data.sources.windowed import WindowedImages
-from spurmix.ops.augment import NO_AUGMENT, Augment
+from spurmix.ops.augment import Augment
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,6 @@ class BatchFormat:
     augment: Augment
     bucket: int
     steps: int
-
-
-def check_format(source: Source, dtype: torch.dtype, channels_last: bool, augment: Augment | None, bucket: int) -> None:
-    """Check that the options fit the kind of source.
-
-    Args:
-        source: Source of the examples.
-        dtype: Data type of the input.
-        channels_last: Whether images use the channels-last memory format.
-        augment: Augmentation of images, or None.
-        bucket: Batches per window of texts of similar length.
-
-    Raises:
-        ValueError: If an option is for another kind of source.
-    """
-    text = isinstance(source, TokenSource)
-    if bucket > 1 and not text:
-        raise ValueError(f"bucket must be 1 for images and features, got {bucket}; it groups texts by length")
-    if text and dtype != torch.float32:
-        raise ValueError(f"dtype is for images and features, got {dtype} for texts, whose token ids are int64")
-    if not isinstance(source, ImageSource) and (augment is not None or channels_last):
-        name = "augment" if augment is not None else "channels_last"
-        raise ValueError(f"{name} is for images, but this source holds {'texts' if text else 'features'}")
 
 
 class BatchStrategy:
@@ -181,8 +158,3 @@ class BatchStrategy:
         assert isinstance(self.source, ImageSource)
         made = self.format
         return partial(gathered_buffers, made.count, self.source, made.augment, reusable, self.pin_memory)
-
-
-def chosen_augment(augment: Augment | None) -> Augment:
-    """Return `augment`, or the augmentation that does nothing."""
-    return augment if augment is not None else NO_AUGMENT

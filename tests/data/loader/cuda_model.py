@@ -1,5 +1,8 @@
-"""A model of CUDA's streams: queues of work that run whenever their events allow, in an order of the test's choice; and of
-a GPU, whose tensors lie on the CPU: what is done to them is queued."""
+"""A model of a GPU for tests without one.
+
+Its streams are queues of work. The test decides in which order they run, within the limits that events set. Its tensors are
+CPU tensors, and operations on them are queued.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from spurmix.ops import flags
 
 
 class Streams:
-    """The streams of a device; with `eager` those at the side run on as soon as they may, else no work runs before it must."""
+    """The streams of a device.
+
+    With `eager`, side streams run their work as early as events allow. Otherwise all work runs as late as possible.
+    """
 
     def __init__(self, eager: bool = False) -> None:
         self.eager = eager
@@ -45,15 +51,15 @@ class Streams:
             self.current = before
 
     def run(self, side_first: bool) -> None:
-        """Run all work; of two streams that could go on, always the same one."""
+        """Run all work. If several streams are ready, the first one runs."""
         streams = [*self.side, self.consumer] if side_first else [self.consumer, *self.side]
         while any(s.done < len(s.work) for s in streams):
-            next(s for s in streams if s.may_go_on()).step()  # StopIteration: they wait for each other
+            next(s for s in streams if s.is_ready()).step()  # StopIteration means a deadlock
 
     def run_ahead(self) -> None:
-        """Run what the side streams may."""
-        while any(s.may_go_on() for s in self.side):
-            next(s for s in self.side if s.may_go_on()).step()
+        """Run all work of the side streams that is ready."""
+        while any(s.is_ready() for s in self.side):
+            next(s for s in self.side if s.is_ready()).step()
 
 
 class Stream:
@@ -74,7 +80,7 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         self.waits.append(event.at)
 
-    def may_go_on(self) -> bool:
+    def is_ready(self) -> bool:
         return self.done < len(self.work) and all(s.done >= n for s, n in self.work[self.done][1])
 
     def step(self) -> None:
@@ -82,7 +88,7 @@ class Stream:
         self.work[self.done - 1][0]()
 
     def run_to(self, count: int) -> None:
-        """Run `count` of the work and what it waits for."""
+        """Run the first `count` items of work, and the work of other streams that they wait for."""
         while self.done < count:
             for other, needed in self.work[self.done][1]:
                 other.run_to(needed)
@@ -101,19 +107,22 @@ class Event:
 
 
 class Device(TorchFunctionMode):
-    """Tensors asked for on CUDA are made on the CPU, marked, and whatever touches a marked one is queued on the current
-    stream: in-place operations, copies to the device, operators that write."""
+    """A GPU. Tensors that a program creates on CUDA are marked CPU tensors.
+
+    Operations that write to a marked tensor are queued on the current stream: in-place operations, copies to the device, and
+    operators with output arguments.
+    """
 
     def __init__(self, streams: Streams) -> None:
         super().__init__()
         self.streams = streams
-        self.memory: dict[int, Tensor] = {}  # by address; kept, so that no address comes twice
-        self.copied = 0  # bytes from the host
-        self.copies = 0  # transfers from the host
+        self.memory: dict[int, Tensor] = {}  # by address; keeps all tensors alive, so that addresses are unique
+        self.copied = 0  # bytes copied from the host
+        self.copies = 0  # number of copies from the host
         self._queue = _Queue(self)
 
     def here(self, tensor: Any) -> bool:
-        """Whether a tensor is the device's."""
+        """Whether a tensor is on the device."""
         return isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() in self.memory
 
     def mark(self, tensor: Tensor) -> Tensor:
@@ -156,12 +165,12 @@ class _Queue(TorchDispatchMode):
         if not writes or not any(map(self.device.here, args)):
             return func(*args, **kwargs)
         assert all(self.device.here(args[k]) for k in writes if k < len(args)), (
-            f"{func} writes from the device to the host"
+            f"{func} reads from the device and writes to the host"
         )
         if "copy_" in func.__name__ and not self.device.here(args[1]):
             self.device.copied += args[1].nbytes
             self.device.copies += 1
-        # The work runs outside of both modes, whoever makes it run.
+        # The work runs outside of both modes.
         self.device.streams.current.queue(lambda: _outside(func, args, kwargs))
         return args[0] if func._schema.returns else None
 
@@ -177,7 +186,7 @@ def _is_cuda(device: Any) -> bool:
 
 @contextmanager
 def model_of_a_gpu(monkeypatch: pytest.MonkeyPatch, eager: bool) -> Iterator[Device]:
-    """CUDA as this model has it, for this thread."""
+    """Replace CUDA by this model in the current thread."""
     streams = Streams(eager)
     for name in ("Stream", "Event", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(streams, name))

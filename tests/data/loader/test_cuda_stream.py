@@ -1,4 +1,4 @@
-"""What a loader does for GPUs, without one: static batches on the CPU, the order of streams in a model of them, errors."""
+"""Side streams and static batches, tested without a GPU: a model of CUDA streams, static batches on the CPU, errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEATURES = RNG.standard_normal((60, 5)).astype(np.float32)
 
 
 @pytest.mark.parametrize("source", [IMAGES, FEATURES], ids=["images", "features"])
-def test_a_static_batch_is_the_loaders_sequence_in_one_set_of_buffers(source: Any) -> None:
+def test_a_static_batch_follows_the_sequence_in_one_set_of_buffers(source: Any) -> None:
     options: Any = dict(seed=4, steps=5, augment=Augment(size=6) if source is IMAGES else None)
     for rank in (0, 1):
         loader = MixLoader(source, GROUPS, policies.lisa(), 8, rank=rank, world_size=2, **options)
@@ -53,7 +53,7 @@ def test_texts_have_no_static_batch() -> None:
 
 
 class Slot:
-    """A buffer: one number, and the streams its memory is marked as used on."""
+    """A buffer that stores one number, and the streams that use it."""
 
     def __init__(self) -> None:
         self.value, self.streams = -1, set()
@@ -68,7 +68,7 @@ class Slot:
 @pytest.mark.parametrize("side_first", [False, True])
 @pytest.mark.parametrize("ahead", [1, 2, 3])
 @pytest.mark.parametrize("lifetime", [1, 2])
-def test_side_streams_refill_what_was_used_and_hand_out_what_was_filled(
+def test_batches_are_complete_when_read_and_used_before_they_are_rewritten(
     side_first: bool, ahead: int, lifetime: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams = Streams()
@@ -87,16 +87,16 @@ def test_side_streams_refill_what_was_used_and_hand_out_what_was_filled(
     kept: list[Any] = []
     for step, slot in enumerate(gpu.SideStream(produce(), torch.device("cuda:0"), ahead)):
         kept.append(slot)
-        for back in range(min(lifetime, step + 1)):  # this batch and those that are still valid
+        for back in range(min(lifetime, step + 1)):  # this batch and the earlier ones that are still valid
             old = kept[step - back]
             streams.consumer.queue(lambda old=old, n=step - back: seen.append((n, old.value)))
         assert slot.streams == {streams.consumer}
     streams.run(side_first)
-    assert len(seen) == (39 if lifetime == 2 else 20) and all(wanted == value for wanted, value in seen)
+    assert len(seen) == (39 if lifetime == 2 else 20) and all(expected == value for expected, value in seen)
     assert len({id(s) for s in kept}) == lifetime + ahead
 
 
-def test_what_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_do_not_fit_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 << 30, 80 << 30))
     large = SimpleNamespace(device=torch.device("cpu"), nbytes=45 << 30)
     with pytest.raises(MemoryError, match=r"take 45.0 GiB, but cuda:0 has 3.0 of 80.0 GiB free; keep them on the host"):
@@ -106,14 +106,14 @@ def test_what_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> N
     def refused(device: torch.device) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    in_pieces = SimpleNamespace(device=torch.device("cpu"), nbytes=1 << 30, to=refused)
+    fragmented = SimpleNamespace(device=torch.device("cpu"), nbytes=1 << 30, to=refused)
     with pytest.raises(MemoryError, match=r"take 1.0 GiB, but cuda:0 has 3.0 of 80.0 GiB free; .* source.pinned\(\)"):
-        sources.move_to_device(in_pieces, "cuda:0")  # type: ignore[arg-type]
+        sources.move_to_device(fragmented, "cuda:0")  # type: ignore[arg-type]
     assert torch.equal(ImageSource(IMAGES).to("cpu").images, torch.from_numpy(IMAGES))
     assert FeatureSource(FEATURES).to("cpu").device.type == "cpu"
 
 
-def test_debugging_does_not_wait_inside_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_mode_does_not_synchronize_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[Any] = []
     monkeypatch.setenv("SPURMIX_DEBUG", "1")
     monkeypatch.setattr(flags, "check", checked.append)
@@ -125,7 +125,7 @@ def test_debugging_does_not_wait_inside_a_capture(monkeypatch: pytest.MonkeyPatc
         assert len(checked) == (0 if capturing else 1)
 
 
-def test_devices_that_do_not_go_together() -> None:
+def test_tensors_on_different_devices_are_rejected() -> None:
     with pytest.raises(ValueError, match="CUDA is not available"):
         MixLoader(IMAGES, GROUPS, policies.erm(), 8, device="cuda")
     with pytest.raises(ValueError, match="needs CUDA"):

@@ -1,4 +1,4 @@
-"""Images of the host, gathered here and mixed on a GPU, in a model of its streams that runs them early or late."""
+"""Images that are gathered on the host and mixed on a GPU. A model of a GPU runs queued work early or late."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def loader(source: Any = IMAGES, **options: Any) -> MixLoader:
 
 
 class Reader:
-    """A consumer that queues its reads of every batch that is still valid, and compares when they have run."""
+    """A consumer that queues a read of each valid batch. The reads compare the batch with the expected one."""
 
     def __init__(self, gpu: Device, expected: list[Any], valid: int) -> None:
         self.gpu, self.expected, self.valid = gpu, expected, valid
@@ -83,7 +83,7 @@ def check(gpu: Device, source: Any, expected: list[Any], **options: Any) -> MixL
     ],
     ids=["plain", "crops", "flips", "ranks", "half"],
 )
-def test_batches_are_those_of_the_cpu(gpu: Device, prefetch: int, options: Any) -> None:
+def test_batches_equal_those_of_the_cpu(gpu: Device, prefetch: int, options: Any) -> None:
     expected = [b.clone() for b in loader(**options)]
     here = check(gpu, IMAGES, expected, prefetch=prefetch, **options)
     assert here._strategy.gathers
@@ -95,18 +95,18 @@ def test_batches_are_those_of_the_cpu(gpu: Device, prefetch: int, options: Any) 
 @pytest.mark.parametrize(
     "source", [FEATURES, TokenSource.from_lists([[1, 2, 3]] * 30 + [[4]] * 30)], ids=["rows", "texts"]
 )
-def test_other_sources_are_mixed_here_and_copied(gpu: Device, source: Any) -> None:
+def test_other_sources_are_mixed_on_the_host_and_copied(gpu: Device, source: Any) -> None:
     expected = [b.clone() for b in loader(source)]
     assert not check(gpu, source, expected, prefetch=2)._strategy.gathers
 
 
-def test_each_image_goes_once_over_the_bus(gpu: Device) -> None:
+def test_each_image_is_transferred_once(gpu: Device) -> None:
     expected = [b.clone() for b in loader()]
     check(gpu, IMAGES, expected)
     images = sum(np.union1d(b.index, b.partner).size for b in expected) * IMAGES[0].nbytes
     small = sum(sum(t.nbytes for t in b.tensors()[1:]) + 2 * 8 * 8 for b in expected)
     assert gpu.copied == images + small
-    assert gpu.copies == 2 * len(expected)  # the images, and one buffer of everything else
+    assert gpu.copies == 2 * len(expected)  # the images, and one buffer with everything else
 
 
 @pytest.mark.parametrize("count", [7, 8])
@@ -120,10 +120,10 @@ def test_packed_tensors_are_aligned_and_disjoint(count: int) -> None:
     assert all(t.storage_offset() * t.itemsize % t.itemsize == 0 for t in batch.tensors())
     version = batch.lam._version
     batch.group.zero_()
-    assert batch.lam._version == version  # autograd sees the tensors as independent
+    assert batch.lam._version == version  # autograd treats the tensors as independent
 
 
-def test_copied_batches_take_one_transfer_besides_the_input(gpu: Device) -> None:
+def test_copied_batches_need_one_transfer_besides_the_input(gpu: Device) -> None:
     expected = [b.clone() for b in loader(FEATURES)]
     check(gpu, FEATURES, expected)
     assert gpu.copies == 2 * len(expected)
@@ -150,7 +150,7 @@ def test_resuming_and_iterating_anew(debug: str, gpu: Device, monkeypatch: pytes
     first = iter(here)
     for step in range(4):
         reader.take(step, next(first))
-    for step, batch in enumerate(here, start=4):  # `first` is still there; what it took last stays valid
+    for step, batch in enumerate(here, start=4):  # the last batches of `first` stay valid
         reader.take(step, batch)
     assert step == 8
     with pytest.raises(RuntimeError, match="another iterator"):
@@ -179,7 +179,7 @@ def test_closing_midway_ends_the_thread(gpu: Device) -> None:
     gpu.streams.run(side_first=True)
 
 
-def test_an_error_of_the_thread_reaches_the_consumer(gpu: Device, tmp_path: Path) -> None:
+def test_an_error_of_the_thread_is_raised(gpu: Device, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", IMAGES)
     here = loader(WindowedImages(tmp_path / "images.npy", 0, 60, 1), device=CUDA)
     with (tmp_path / "images.npy").open("r+b") as file:
@@ -189,7 +189,7 @@ def test_an_error_of_the_thread_reaches_the_consumer(gpu: Device, tmp_path: Path
     gpu.streams.run(side_first=True)
 
 
-def test_rows_are_gathered_whatever_words_they_consist_of() -> None:
+def test_rows_of_any_word_size_are_gathered() -> None:
     for shape in ((9, 4, 2, 3), (9, 2, 2, 3), (9, 1, 2, 3), (9, 3, 1, 1)):
         whole = torch.from_numpy(RNG.integers(0, 256, (12, *shape[1:]), dtype=np.uint8))
         rows = torch.tensor([0, 3, 2, 3])
@@ -203,13 +203,11 @@ def test_rows_are_gathered_whatever_words_they_consist_of() -> None:
                 gather.gather(images, rows - 1, out)
 
 
-def test_images_are_gathered_where_that_is_cheaper() -> None:
+def test_images_are_gathered_if_that_is_cheaper() -> None:
     crop, large = Augment(size=224), ImageSource(np.zeros((1, 256, 256, 3), dtype=np.uint8))
     mixed = 224 * 224 * 3
     assert gather.gathering_is_cheaper(large, 256 * 256 * 3 * 4, NO_AUGMENT)
-    assert not gather.gathering_is_cheaper(
-        large, 256 * 256 * 3 * 2, NO_AUGMENT
-    )  # as many bytes: the CPU mixes as fast as it copies
+    assert not gather.gathering_is_cheaper(large, 256 * 256 * 3 * 2, NO_AUGMENT)  # the same number of bytes
     assert gather.gathering_is_cheaper(large, mixed * 4, crop) and gather.gathering_is_cheaper(large, mixed * 2, crop)
     assert not gather.gathering_is_cheaper(large, 64 * 64 * 3 * 4, Augment(size=64))
     assert not gather.gathering_is_cheaper(ImageSource(np.zeros((1, 5, 5, 3), dtype=np.uint8)), 300, NO_AUGMENT)

@@ -1,4 +1,4 @@
-"""How iteration over a MixLoader ends with its process: exit, Ctrl-C and fork."""
+"""The prefetch thread and the process: exit, Ctrl-C and fork."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRELUDE = """
 import gc, os, sys, threading, time, warnings
 import numpy as np, torch
 from spurmix import GroupIndex, MixLoader, policies
-warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork beside threads
+warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork in a process with threads
 rng = np.random.default_rng(0)
 groups = GroupIndex(rng.integers(0, 2, 64))
 images = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
@@ -25,11 +25,11 @@ def slow(seconds, at=0):
     real = MixLoader._new_maker
     def new_maker(self):
         make_batch = real(self)
-        def late(step, buffers):
+        def delayed(step, buffers):
             if step >= at:
                 time.sleep(seconds)
             return make_batch(step, buffers)
-        return late
+        return delayed
     MixLoader._new_maker = new_maker
 """
 
@@ -44,7 +44,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, st
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         process.kill()
-        pytest.fail(f"hangs: {process.communicate()}")
+        pytest.fail(f"the process does not end: {process.communicate()}")
     return process.returncode, out, err
 
 
@@ -63,8 +63,8 @@ def test_the_interpreter_exits_with_an_active_iterator(prefetch: int, end: str) 
     assert finish(start(script)) == (0, "done\n", "")
 
 
-def test_exit_waits_for_the_batch_being_made() -> None:
-    # Otherwise the thread comes back from its work into an interpreter that is gone.
+def test_exit_waits_for_the_thread() -> None:
+    # Otherwise the thread would return into an interpreter that has been finalized.
     script = """
     import atexit
     slow(0.3, at=2)
@@ -89,17 +89,17 @@ def test_ctrl_c_while_waiting_for_a_batch(prefetch: int) -> None:
         del batch
         print("interrupted at", batches.step, len([t for t in threading.enumerate() if "spurmix" in t.name]))
     next(iter(batches))
-    print("went on to", batches.step)
+    print("continued to", batches.step)
     """
     process = start(script)
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    assert finish(process) == (0, "interrupted at 2 0\nwent on to 3\n", "")
+    assert finish(process) == (0, "interrupted at 2 0\ncontinued to 3\n", "")
 
 
-def test_ctrl_c_that_nobody_catches_ends_the_process() -> None:
+def test_uncaught_ctrl_c_ends_the_process() -> None:
     process = start(
         """
         slow(0.5, at=2)
@@ -116,11 +116,11 @@ def test_ctrl_c_that_nobody_catches_ends_the_process() -> None:
     assert err.rstrip().endswith("KeyboardInterrupt")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.parametrize("exits", ["os._exit(0)", "sys.exit(0)"])
-def test_a_fork_may_iterate_afresh_but_not_go_on(exits: str) -> None:
+def test_a_forked_process_must_iterate_anew(exits: str) -> None:
     script = f"""
-    slow(0.01)  # so that the fork finds a batch half made
+    slow(0.01)  # the fork happens while a batch is being made
     for prefetch in (0, 1, 2):
         kept = loader(batch=8, prefetch=prefetch, steps=12)
         batches = iter(kept)
@@ -149,8 +149,8 @@ def test_a_fork_may_iterate_afresh_but_not_go_on(exits: str) -> None:
     assert finish(start(script)) == (0, "done\n", "")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_that_only_exits_leaves_the_parents_thread_alone() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
+def test_a_forked_process_that_exits_does_not_stop_the_thread_of_its_parent() -> None:
     script = """
     kept = loader(steps=50)
     batches = iter(kept)
@@ -167,7 +167,7 @@ def test_a_fork_that_only_exits_leaves_the_parents_thread_alone() -> None:
     assert finish(start(script)) == (0, "done\n", "")
 
 
-def test_a_limit_set_by_openmp_holds_in_the_thread_too() -> None:
+def test_the_thread_respects_a_limit_of_openmp_threads() -> None:
     pytest.importorskip("threadpoolctl")
     script = """
     import threadpoolctl

@@ -1,0 +1,36 @@
+"""The saved position of a loader, and the fingerprint of the sequence that it belongs to."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+Fingerprint: TypeAlias = dict[str, object]
+LoaderState: TypeAlias = dict[str, Any]
+"""`{"step": int, "fingerprint": Fingerprint}`, as JSON stores it."""
+
+
+def check_state(state: LoaderState, fingerprint: Fingerprint) -> int:
+    """Check that a saved state belongs to a sequence.
+
+    Args:
+        state: A result of `MixLoader.state_dict`.
+        fingerprint: Fingerprint of the sequence.
+
+    Returns:
+        The saved step.
+
+    Raises:
+        ValueError: If the state belongs to another sequence. The message names what differs.
+    """
+    valid = isinstance(state, dict) and {"step", "fingerprint"} <= state.keys()
+    if not valid or not isinstance(state["fingerprint"], dict):
+        raise ValueError('state must be a result of state_dict(): {"step", "fingerprint"}')
+    saved: Fingerprint = state["fingerprint"]
+    different = [name for name, value in fingerprint.items() if value != saved.get(name)]
+    if "groups" in different and "policy" in different:
+        different.remove("policy")  # the fingerprint of the policy depends on the groups
+    if different:
+        listed = ", ".join(f"{name} ({saved.get(name)!r} saved, {fingerprint[name]!r} here)" for name in different)
+        raise ValueError(f"state belongs to another sequence; different: {listed}")
+    step: int = state["step"]
+    return step
