@@ -43,7 +43,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class TokenPairs:
-    """Pairs of texts, whose embeddings E the model mixes: `lam * E[ids] + (1 - lam) * E[partner_ids]`.
+    """Pairs of texts. The model mixes their embeddings E: `lam * E[ids] + (1 - lam) * E[partner_ids]`.
 
     Attributes:
         ids: Token ids of index, int64 `[B, S]`.
@@ -88,7 +88,7 @@ class TokenPairs:
 class Batch:
     """A mixed batch: ``input = lam * x[index] + (1 - lam) * x[partner]``.
 
-    For texts, `input` holds the pairs, whose embeddings the model mixes.
+    For texts, `input` contains the pairs of texts, and the model mixes their embeddings.
 
     Attributes:
         input: `[B, C, h, w]` images, `[B, D]` features, or `TokenPairs`.
@@ -137,7 +137,7 @@ class Batch:
         return self.each(lambda t: t.to(device, non_blocking=non_blocking))
 
     def detached(self) -> Batch:
-        """Return new tensors on the same memory, so that `requires_grad_` and `.grad` do not affect the buffers."""
+        """Return new tensors on the same memory. `requires_grad_` and `.grad` then do not affect the buffers."""
         return self.each(Tensor.detach)
 
     def clone(self) -> Batch:

@@ -119,7 +119,9 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
             **metadata.attributes,
         }
     )
-    with pyarrow.OSFile(str(folder / METADATA_FILE), "wb") as file:  # write_table takes a path with a colon for a URL
+    with pyarrow.OSFile(
+        str(folder / METADATA_FILE), "wb"
+    ) as file:  # write_table would interpret a path with a colon as a URL
         parquet.write_table(table, file)
 
 
@@ -153,7 +155,7 @@ def read_metadata(folder: Path, description: Description) -> Metadata:
         def strings(name: str) -> list[str]:
             values: list[str] = table[name].to_pylist()
             if not all(isinstance(value, str) for value in values):
-                raise DatasetError(f"{path}: column {name!r} must hold strings")
+                raise DatasetError(f"{path}: column {name!r} must contain strings")
             return values
 
         return Metadata(
@@ -181,7 +183,7 @@ def write_description(
     """Write `dataset.json` for the files in `folder`. From then on the folder opens as a dataset.
 
     Args:
-        folder: Folder that holds the array files and `metadata.parquet`.
+        folder: Folder with the array files and `metadata.parquet`.
         kind: "images", "tokens" or "features".
         metadata: Metadata of the examples, already written.
         provenance: How the dataset was made.

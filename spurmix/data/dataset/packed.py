@@ -150,7 +150,7 @@ class PackedDataset:
         """The images, uint8 `[N, H, W, C]`, or features, float `[N, D]`, of this split, memory-mapped.
 
         Raises:
-            ValueError: If the dataset holds tokens. Use `source()`.
+            ValueError: If the dataset contains tokens. Use `source()`.
         """
         if self.kind == "tokens":
             raise ValueError("array: a dataset of texts has no array of examples; use source()")
@@ -219,7 +219,7 @@ class PackedDataset:
         from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE, load_tokenizer
 
         if TOKENIZER_FILE not in self.extra_files:
-            raise ValueError(f"{self.path} has no tokenizer: it holds {self.kind}")
+            raise ValueError(f"{self.path} has no tokenizer, because it contains {self.kind}")
         expected = self.provenance["tokens"]["tokenizer"]
         # transformers adds its own rules to a tokenizer that was made without it.
         for tokenizers_only in (False, True):
@@ -237,8 +237,8 @@ class PackedDataset:
     def cells(self) -> tuple[NDArray[np.bool_], tuple[str, ...]] | None:
         """Return the overlapping cells to evaluate, as `membership` and `cell_names` of `spurmix.evaluate`.
 
-        Cell K k + y, with K classes, holds the examples of label y whose attribute k is 1. For CivilComments these are
-        the comments that mention an identity.
+        Cell K k + y, with K classes, contains the examples of label y with attribute k equal to 1. For CivilComments, these
+        are the comments that mention an identity.
 
         Returns:
             Membership, bool `[N, cells]`, and the names of the cells. None if the dataset defines no cells.

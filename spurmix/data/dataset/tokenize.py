@@ -104,7 +104,7 @@ def encode(
         raise TypeError(f"texts must be a sequence of strings, got {type(texts).__name__}")
     count = len(texts)
     if count == 0:
-        raise ValueError("texts must not be empty, need at least one text")
+        raise ValueError("texts must contain at least one text, got an empty sequence")
     offsets = np.zeros(count + 1, dtype=np.int64)
     parts = []
     for start, lengths, ids in encode_chunks(

@@ -1,4 +1,4 @@
-"""BatchMaker: the one pipeline that makes a batch. It draws the samples, writes their labels and has the input written."""
+"""BatchMaker: the pipeline that makes a batch. It draws samples, writes labels, and calls a strategy for the input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FusedOp = Callable[[int, Tensor | None, Batch], None]
 
 
 class InputWriter(Protocol):
-    """Writes the input of batches from memory that depends on no draw. The samples are drawn into the batch."""
+    """Writes the input of batches from data in memory. The samples are already drawn into the batch."""
 
     def new_batch(self) -> Batch:
         """Allocate buffers of one batch."""
@@ -33,7 +33,7 @@ class InputWriter(Protocol):
 
 
 class PlannedInput(Protocol):
-    """A batch whose samples are known before its buffers are chosen."""
+    """The input of a batch with samples that are drawn before buffers are chosen."""
 
     samples: Samples
 
@@ -47,13 +47,13 @@ class PlannedInput(Protocol):
 
 
 InputPlanner = Callable[[int], PlannedInput]
-"""plan(step): strategy for inputs whose samples must be known first (texts, windows of a file, gathered images)."""
+"""plan(step): strategy for inputs that require the samples first (texts, windows of a file, gathered images)."""
 
 
 class BatchMaker:
     """Makes batch number `step` of a rank's sample sequence.
 
-    The prefetch thread keeps the maker, so a maker must not refer to the loader.
+    The prefetch thread refers to the maker, so a maker must not refer to the loader.
 
     Args:
         sequence: The samples.

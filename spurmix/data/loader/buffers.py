@@ -21,7 +21,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch(Batch):
-    """A batch whose small tensors are views of one buffer, so that one transfer copies all of them.
+    """A batch with all small tensors in one buffer, so that one transfer copies all of them.
 
     Attributes:
         packed: uint8 `[bytes]`, the memory of label, partner_label, index, partner, group and lam.
@@ -61,7 +61,7 @@ def allocate(
 def views(packed: Tensor, parts: Sequence[tuple[torch.dtype, tuple[int, ...]]], offset: int = 0) -> list[Tensor]:
     """Lay out tensors one after the other in `packed` (uint8), from byte `offset` on.
 
-    Each view gets its own version counter (`.data`), so that autograd does not take a change of one for a change of all.
+    Each view has its own version counter (`.data`), because autograd must not treat a change of one view as a change of all.
     """
     made = []
     for dtype, shape in parts:
@@ -91,7 +91,7 @@ def batch_buffers(
     pin_memory: bool = False,
     device: torch.device = _CPU,
 ) -> Batch:
-    """Allocate a batch whose input has `shape` per sample. The small tensors of a pinned batch are packed."""
+    """Allocate a batch of inputs with `shape` per sample. The small tensors of a pinned batch are packed."""
     with torch.inference_mode(False):  # buffers outlive the inference mode of the caller
         values = allocate((batch, *shape), dtype, reusable, pin_memory, channels_last, device)
         return _with_fields(values, batch, reusable, pin_memory, device)
@@ -127,7 +127,7 @@ def narrowed(batch: Batch, width: int) -> Batch:
 
 
 def poison(batch: Batch) -> None:
-    """Overwrite a batch with NaN, the smallest integers and True, so that later use of it is noticed.
+    """Overwrite an expired batch with NaN, the smallest integers and True, which makes later use of it visible.
 
     On the CPU by NumPy in the calling thread, because the threads of torch do not exist after a fork.
     """
@@ -149,19 +149,19 @@ def _check_memory(size: int, count: int) -> None:
     """Check that `count` batches of `size` bytes fit. The system overcommits memory and later kills the process."""
     if size * count > (free := memory.available()):
         raise MemoryError(
-            f"batch_size, prefetch: {count} batches of {size / 2**30:,.1f} GiB are held at a time, but only "
+            f"batch_size, prefetch: {count} batches of {size / 2**30:,.1f} GiB are in memory at a time, but only "
             f"{free / 2**30:,.1f} GiB are available; reduce batch_size or prefetch"
         )
 
 
 class BufferRing:
-    """Recycles 2 P + 1 buffers for `prefetch` = P: P held by the consumer, P ready, one being written.
+    """Recycles 2 P + 1 buffers for `prefetch` = P: P in use by the consumer, P ready, one being written.
 
-    With P = 0 there is one buffer, which the consumer holds until it asks for the next batch.
+    With P = 0 there is one buffer, which the consumer uses until it requests the next batch.
 
     Args:
         make: Allocates a buffer. May return None: the ring then only counts, and batches are made in fresh memory.
-        prefetch: Number of batches the consumer may hold.
+        prefetch: Number of batches that stay valid for the consumer.
         ahead: Whether batches are made ahead of the consumer. If False, there are only the consumer's P buffers.
     """
 
@@ -174,21 +174,23 @@ class BufferRing:
         self._buffers = [first, *(make() for _ in range(count - 1))]
         self._size, self._lifetime = len(self._buffers), max(1, prefetch)
         self._reused = self._buffers[0] is not None
-        self._held: deque[Batch | None] = deque(self._buffers[: self._lifetime])  # by the consumer, oldest first
+        self._held: deque[Batch | None] = deque(
+            self._buffers[: self._lifetime]
+        )  # buffers of the consumer, oldest first
         self._resting: deque[Batch | None] = deque()
         self._copies: dict[int, torch.cuda.Event] = {}
 
     def restart(self, debug: bool) -> list[Batch | None]:
         """Return the buffers to write first: all except those the consumer may still use from an earlier iteration.
 
-        With `debug`, a reclaimed buffer is poisoned and rests for one batch. Late use then finds the poison.
+        With `debug`, a reclaimed buffer is poisoned and not reused for one batch, so that late use reads the poison.
         """
         debug = debug and self._reused
         if debug and len(self._buffers) == self._size:
             self._buffers.append(self._make())
         held = {id(b) for b in self._held}
         free = [b for b in self._buffers if id(b) not in held] if self._reused else self._buffers[len(self._held) :]
-        while len(self._held) < self._lifetime:  # an iteration stopped between `reclaim` and `deliver`
+        while len(self._held) < self._lifetime:  # an iteration was stopped between `reclaim` and `deliver`
             self._held.appendleft(free.pop())
         self._resting.clear()
         if debug:
@@ -196,7 +198,7 @@ class BufferRing:
         return free
 
     def reclaim(self) -> Batch | None:
-        """Take the buffer that the consumer has held longest. It may be written again."""
+        """Take the oldest buffer from the consumer. It may be written again."""
         free = self._held.popleft()
         copy = self._copies.pop(id(free), None)
         if copy is not None:
@@ -208,11 +210,11 @@ class BufferRing:
         return free
 
     def deliver(self, buffers: Batch | None) -> None:
-        """Record that the consumer holds `buffers` from now on."""
+        """Record that `buffers` were passed to the consumer."""
         self._held.append(buffers)
 
     def withdraw(self, count: int) -> None:
-        """Take back the `count` buffers delivered last, which the consumer never received. They are written first."""
+        """Take back the last `count` delivered buffers, which the consumer did not receive. They are written next."""
         self._held.rotate(count)
 
     def record_copy(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Batches on a GPU: made ahead on a side stream, or in one set of buffers that a CUDA graph refills."""
+"""Batches on a GPU: made in advance on a side stream, or in one set of buffers for a CUDA graph."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def gpu_reads_host(source: Source, device: torch.device) -> bool:
 
 
 class SideStream(Iterator[Batch]):
-    """Runs `produce` on a side stream, `ahead` batches before the consumer asks for them.
+    """Runs `produce` on a side stream, `ahead` batches before the consumer requests them.
 
-    The consumer's current stream waits for a batch before receiving it. The side stream waits for the work the consumer
-    has queued before it makes another batch, so buffers are rewritten only after they were used.
+    The consumer's current stream waits for a batch before receiving it. Before the side stream
+    makes another batch, it waits for the work that the consumer has queued. Buffers are therefore rewritten only after use.
 
     Args:
         produce: Queues a batch on the current stream.
@@ -65,11 +65,11 @@ class SideStream(Iterator[Batch]):
         consumer = cuda.current_stream(self._device)
         consumer.wait_event(done)
         for tensor in batch.tensors():
-            tensor.record_stream(consumer)  # memory that is freed while the consumer's work is still queued
+            tensor.record_stream(consumer)  # the memory may be freed while work of the consumer is still queued
         return batch
 
     def close(self) -> None:
-        """Let the consumer's stream wait for the side stream. Memory that both use may be freed or reused afterwards."""
+        """Let the consumer's stream wait for the side stream. Afterwards, shared memory can be freed or reused."""
         cuda.current_stream(self._device).wait_stream(self._stream)
         if self._ring is not None:
             self._ring.withdraw(len(self._queued))

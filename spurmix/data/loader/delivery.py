@@ -51,7 +51,7 @@ class BatchDelivery:
         on_gpu = strategy.made_on.type == "cuda"
         if self._ring is None:
             reuse = strategy.gathers or not self._copy
-            # A side stream holds the batches it made ahead, in addition to those that the consumer holds.
+            # Buffers of the consumer, and of the batches that a side stream makes in advance.
             held = lifetime + self._ahead if strategy.gpu_reads_host else self._prefetch
             self._ring = BufferRing(strategy.reusable_buffers if reuse else lambda: None, held, ahead=not on_gpu)
         debug = os.environ.get("SPURMIX_DEBUG_RING", "0") not in ("", "0")

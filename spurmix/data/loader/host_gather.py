@@ -1,4 +1,4 @@
-"""Images on the host for a GPU: their bytes are gathered into pinned memory, copied unmixed, and mixed on the GPU."""
+"""Images on the host for a GPU. Their bytes are gathered into pinned memory, copied, and mixed on the GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spurmix.ops.backends import implementation
 
 @dataclass(frozen=True, slots=True)
 class GatheredBatch(PackedBatch):
-    """A batch and what mixing its images needs. Everything except the input is a view of `packed`.
+    """A batch and the inputs of mixing its images on a GPU. All tensors except the input are views of `packed`.
 
     Attributes:
         input: Before mixing, the images that the samples need, each once, uint8 `[K, H, W, C]` with K <= 2 B.
@@ -35,7 +35,7 @@ class GatheredBatch(PackedBatch):
     flips: Tensor | None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return all tensors: the input, what mixing needs, then the six others of a batch."""
+        """Return all tensors: the input, the inputs of mixing, then the six others of a batch."""
         values, *others = Batch.tensors(self)
         return values, *(t for t in (self.place, self.boxes, self.flips) if t is not None), *others
 
@@ -43,8 +43,8 @@ class GatheredBatch(PackedBatch):
 def gathering_is_cheaper(source: ImageSource, item_bytes: int, augment: Augment) -> bool:
     """Decide whether to copy the two images of a sample to the GPU instead of the `item_bytes` mixed from them.
 
-    Gathering is cheaper if that is fewer bytes, and with crops also if it is not many more, because crops take the CPU
-    longer than copying. Images whose size is not a multiple of 4 bytes are slow to gather.
+    Gathering is cheaper if it copies fewer bytes. With crops it may copy up to half as many bytes more, because crops take
+    the CPU longer than copying. Images whose size is not a multiple of 4 bytes are slow to gather.
     """
     height, width, channels = source.shape
     row_bytes = height * width * channels
@@ -114,7 +114,7 @@ class GatherPlanner:
         return _PlannedGather(self, images, images.samples, step)
 
     def gather(self, planned: PlannedImages, step: int, batch: Batch) -> GatheredBatch:
-        """Write each image that the batch needs once, and the places, crops and flips of its samples."""
+        """Write each required image once, and the positions, crops and flips of the samples."""
         assert isinstance(batch, GatheredBatch) and isinstance(batch.input, Tensor)
         rows, place = np.unique(torch.stack(planned.place).numpy(), return_inverse=True)
         images = batch.input[: rows.size]

@@ -1,4 +1,4 @@
-"""Strategies that write the input of a batch: images and features in memory, texts, and images read by windows."""
+"""Strategies that write the input of a batch: images and features in memory, texts, and images of a window."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _PlannedTokens:
     new_batch: Callable[[int], Batch]
 
     def buffers(self, reused: Batch | None) -> Batch:
-        """Return buffers as wide as the longest text of the batch needs."""
+        """Return buffers with the width of the longest text of the batch."""
         width = self.source.width(int(self.source.pair_lengths(self.samples[0], self.samples[1]).max()))
         return narrowed(reused, width) if reused is not None else self.new_batch(width)
 

@@ -1,4 +1,4 @@
-"""MixLoader: iterates over mixed batches of an exactly balanced sample sequence, made ahead of the consumer."""
+"""MixLoader: iterates over mixed batches of an exactly balanced sample sequence, made in advance."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from spurmix.ops.tables import draw_tables
 class MixLoader:
     """Iterates over mixed batches of a dataset.
 
-    Batch k of the run holds the samples k * batch_size to (k + 1) * batch_size - 1 of the policy's sequence. A sample is
+    Batch k of the run contains the samples k * batch_size to (k + 1) * batch_size - 1 of the policy's sequence. A sample is
     determined by the seed and its number. The sequence therefore does not depend on the number of processes, and a run
     resumes from one integer. Rank r of w receives the r-th of w equal, contiguous parts of each batch.
 

@@ -105,9 +105,11 @@ def check_format(source: Source, dtype: torch.dtype, channels_last: bool, augmen
     """
     text = isinstance(source, TokenSource)
     if bucket > 1 and not text:
-        raise ValueError(f"bucket must be 1 for images and features, got {bucket}; it groups texts by length")
+        raise ValueError(
+            f"bucket must be 1 for images and features, got {bucket}; only texts are assigned to batches by length"
+        )
     if text and dtype != torch.float32:
-        raise ValueError(f"dtype is for images and features, got {dtype} for texts, whose token ids are int64")
+        raise ValueError(f"dtype must be float32 for texts, got {dtype}; token ids are always int64")
     if not isinstance(source, ImageSource) and (augment is not None or channels_last):
         name = "augment" if augment is not None else "channels_last"
-        raise ValueError(f"{name} is for images, but this source holds {'texts' if text else 'features'}")
+        raise ValueError(f"{name} is only for images, but this source contains {'texts' if text else 'features'}")

@@ -14,15 +14,15 @@ from spurmix.data.batch import Batch
 from spurmix.data.loader.buffers import BufferRing
 
 MakeBatch = Callable[[int, Batch | None], Batch]
-"""make_batch(step, buffers): make batch number `step` in `buffers`, in a part of them, or (None) in fresh memory."""
+"""make_batch(step, buffers): make batch number `step` in `buffers` or a part of them, or in fresh memory if it is None."""
 
 _FAILED = "making a batch failed; iterate over the loader again"
 
 
 class _Shared:
-    """State that the consumer and the thread share. The thread must not keep the consumer alive.
+    """State shared by the consumer and the thread. It must not refer to the consumer, so that the consumer can be deleted.
 
-    Simple queues are fast, are interrupted by Ctrl-C, and may be used in finalizers.
+    Simple queues are fast, can be interrupted by Ctrl-C, and are safe to use in finalizers.
     """
 
     def __init__(self, make_batch: MakeBatch, steps: range) -> None:
@@ -36,7 +36,7 @@ class _Shared:
 
 
 def _produce(shared: _Shared) -> None:
-    # OpenMP sets the number of threads per thread, so the consumer's setting must be repeated here.
+    # The number of OpenMP threads is a setting of each thread, so the consumer's setting is copied here.
     if torch.get_num_threads() != shared.threads:
         torch.set_num_threads(shared.threads)
     for step in shared.steps:
@@ -77,22 +77,22 @@ def _in_one_thread(make_batch: MakeBatch) -> MakeBatch:
 
 
 def _stop(shared: _Shared, thread: threading.Thread | None) -> None:
-    """End the thread and wait for it, also at exit: a thread inside an op would crash the exiting interpreter."""
+    """End the thread and wait for it, also at exit, because a thread inside an op crashes the exiting interpreter."""
     shared.stopped = True
     if thread is None or shared.process != os.getpid():
-        return  # a fork has neither the thread nor queues that are safe to touch
+        return  # a fork has no such thread, and its queues are not safe to use
     shared.free.put(None)
-    if thread is not threading.current_thread():  # where garbage collection happened to run
+    if thread is not threading.current_thread():  # garbage collection may run in the thread itself
         thread.join()
 
 
 class Prefetcher(Iterator[Batch]):
-    """Iterates over the batches of `steps`, which a thread makes up to `prefetch` ahead of the consumer.
+    """Iterates over batches. A thread makes up to `prefetch` batches ahead of the consumer.
 
     Args:
         make_batch: Makes a batch.
         steps: Numbers of the batches.
-        ring: Recycles the buffers. It decides how long a batch stays valid.
+        ring: Recycles the buffers and determines how long a batch stays valid.
         prefetch: Batches made ahead. 0 makes them on demand in the caller's thread.
         debug: Poison buffers when their lifetime ends.
 

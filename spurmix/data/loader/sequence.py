@@ -1,4 +1,4 @@
-"""The sample sequence of a rank, and plans that draw a batch's samples before its buffers are written."""
+"""The sample sequence of a rank, and functions that draw the samples of a batch."""
 
 from __future__ import annotations
 
@@ -90,7 +90,17 @@ def bucketed_draw(source: TokenSource, sequence: SampleSequence, bucket: int, st
 def crops_and_flips(
     source: ImageSource, sequence: SampleSequence, augment: Augment, step: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Draw on the host what the fused op draws: crop boxes float32 `[B, 2, 4]` and flips uint8 `[B, 2]`, where enabled."""
+    """Draw the crops and flips of the fused op on the host.
+
+    Args:
+        source: Source of the images.
+        sequence: The samples.
+        augment: Augmentation.
+        step: Number of the batch.
+
+    Returns:
+        Crop boxes, float32 `[B, 2, 4]`, and flips, uint8 `[B, 2]`. None for a disabled one.
+    """
     start, count, host = sequence.start(step), sequence.count, host_module()
     height, width, _ = source.shape
     boxes = flips = None
@@ -108,7 +118,7 @@ def crops_and_flips(
 
 
 def label_tensor(groups: GroupIndex) -> Tensor:
-    """Return the labels in an integer dtype that the ops read. Torch cannot index by most unsigned types."""
+    """Return the labels in an integer dtype that the ops support. Torch cannot index by most unsigned types."""
     labels = groups.labels
     kind = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}.get(labels.dtype.name)
     return as_tensor(labels.astype(kind) if kind else labels, "labels").contiguous()

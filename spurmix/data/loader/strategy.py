@@ -31,7 +31,7 @@ from spurmix.ops.augment import Augment
 
 @dataclass(frozen=True)
 class BatchFormat:
-    """What a rank's batches look like.
+    """Format of the batches of one rank.
 
     Attributes:
         count: Samples of a batch.
@@ -103,24 +103,24 @@ class BatchStrategy:
         return BatchMaker(sequence, self.input_writer(sequence))
 
     def reusable_buffers(self) -> Batch:
-        """Allocate buffers for the ring in which batches are made."""
+        """Allocate reusable buffers for one batch."""
         if isinstance(self.source, TokenSource):
             return self._token_buffers(reusable=True)(self.source.width(self.source.longest))
         return (self._gathered_buffers if self.gathers else self._buffers)(reusable=True)()
 
     def device_mixer(self) -> DeviceMixer:
-        """Return what copies gathered images to the GPU and mixes them there, into fresh memory."""
+        """Return a mixer that copies gathered images to the GPU and mixes them there, in fresh memory."""
         assert isinstance(self.source, ImageSource)
         return DeviceMixer(self.source, self.format.augment, self.format.count, self._device_input, self.device)
 
     def reusing_mixer(self, batches: int, reuse: bool) -> DeviceMixer:
-        """Return a `device_mixer` whose ring holds `batches` buffers. With `reuse` False it only counts."""
+        """Return a `device_mixer` that reuses `batches` buffers, or makes batches in fresh memory if `reuse` is False."""
         mixer = self.device_mixer()
         mixer.ring = BufferRing(mixer.new_batch if reuse else lambda: None, batches, ahead=False)
         return mixer
 
     def static_obstacle(self) -> str | None:
-        """Explain why batches have no fixed memory, as a CUDA graph needs it, or return None."""
+        """Explain why batches have no fixed memory, which a CUDA graph requires, or return None."""
         if isinstance(self.source, TokenSource):
             return "texts differ in length, so their batches have no fixed shape"
         if isinstance(self.source, WindowedImages):

@@ -1,4 +1,4 @@
-"""Plans of the images a batch needs: windows of a file that are read ahead, or images in memory."""
+"""Plans of the images of a batch: windows of a file that are read in advance, or images in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spurmix.data.sources.windowed import WindowedImages
 
 @dataclass(frozen=True)
 class PlannedImages:
-    """The samples of some batches and the images they need.
+    """The samples of some batches, and their images.
 
     Attributes:
         images: uint8 `[K, H, W, C]`.
@@ -81,13 +81,13 @@ class WindowPlan:
         return PlannedImages(images, (index, partner, lam, group), (of_index, of_partner))
 
     def _window(self, number: int) -> PlannedImages:
-        if self._process != os.getpid():  # after a fork the reader's thread is gone and its window incomplete
+        if self._process != os.getpid():  # a forked process has no reader thread, and the window may be incomplete
             self._start_reader()
             self._ahead.clear()
             self._current.clear()
         if number not in self._current:
             waiting = self._ahead.pop(number, None)
-            for other in self._ahead.values():  # of a position the loader has left; its memory is needed now
+            for other in self._ahead.values():  # the loader has left this position, and the memory is required now
                 if not other.cancel():
                     other.exception()
             self._ahead.clear()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FITS = ("crop", "exact")
 MAX_PIXELS = 1 << 27
-"""Maximum number of pixels of an image: the header of a small file can claim any size."""
+"""Maximum number of pixels of an image. The header of a small, damaged file can claim any size."""
 
 MAX_BYTES = 1 << 30
 """Maximum size of a file. It is checked before the file is read."""
@@ -91,8 +91,8 @@ def decode_image(data: bytes, size: tuple[int, int], fit: str = "crop") -> Image
     Args:
         data: Content of the file.
         size: (height, width) in pixels.
-        fit: "crop" resizes the image until it covers `size` and keeps the center. "exact" resizes both sides, whatever
-            the proportions. Both are bilinear with Pillow's antialiasing.
+        fit: "crop" resizes the image until it covers `size` and keeps the center. "exact" resizes both sides
+            and ignores the proportions. Both are bilinear with Pillow's antialiasing.
 
     Returns:
         The image, (width, height) = `size[::-1]`.

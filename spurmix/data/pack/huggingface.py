@@ -69,7 +69,7 @@ class _ImageColumn:
         return _image_bytes(self.parts[part][n - int(self.ends[part])][self.column])
 
     def digest(self) -> str:
-        """See `SampleSource.digest`. `datasets` keeps a fingerprint of each dataset."""
+        """See `SampleSource.digest`. It uses the fingerprint that `datasets` stores for each dataset."""
         known = [(part._fingerprint, len(part)) for part in self.parts]
         return hashlib.blake2b(repr((known, self.column)).encode(), digest_size=16).hexdigest()
 
@@ -210,7 +210,7 @@ def _image_column(library: ModuleType, parts: list[Dataset], column: str | None,
     if column is None:
         found = [name for name, feature in features.items() if isinstance(feature, library.Image)]
         if len(found) != 1:
-            problem = f"columns {' and '.join(found)} hold images" if found else "no column is of type Image"
+            problem = f"columns {' and '.join(found)} contain images" if found else "no column is of type Image"
             raise ValueError(
                 f"{where}: {problem}; name the column of images or of texts; the columns are {', '.join(features)}"
             )

@@ -1,6 +1,6 @@
 """`pack_images`: decodes image files in parallel into a packed dataset.
 
-The working folder holds the array and the state of each row, so an interrupted job resumes where it stopped.
+The working folder contains the array and the state of each row. An interrupted job resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _check_arguments(
     jobs.check_broken(broken)
     jobs.check_shard(shard)
     if manifest.kind != "images":
-        raise ValueError(f"manifest must hold images, got {manifest.kind}; use pack_texts")
+        raise ValueError(f"manifest must contain images, got {manifest.kind}; use pack_texts")
     return extent
 
 
@@ -181,7 +181,7 @@ def _open_state(
 
 
 class _Decoder:
-    """Decodes all rows that are TODO into the array file. `reasons` says why rows could not be read."""
+    """Decodes all rows in state TODO into the array file. `reasons` contains the reason for each unreadable row."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class _Decoder:
         offset, row_bytes = read_array_header(self.file)[2], 3 * self.size[0] * self.size[1]
         range_rows = max(1, min(RANGE_ROWS, BLOCK_BYTES // row_bytes))
         block_rows = max(1, min(BLOCK_BYTES // row_bytes, BLOCK_ROWS) // range_rows) * range_rows
-        num_blocks = 3 + -(-workers * range_rows // block_rows)  # being filled, waiting for ranges, being written
+        num_blocks = 3 + -(-workers * range_rows // block_rows)  # being filled, waiting, and being written
         writer = DirectWriter(self.file, offset, row_bytes, block_rows, num_blocks)
         todo = np.flatnonzero(self.state == TODO)
         starts = np.flatnonzero(np.diff(todo, prepend=-2) != 1)  # of runs of consecutive rows
@@ -213,7 +213,9 @@ class _Decoder:
         done = (self.state.size - todo.size) // range_rows
         total = done + int((-(-counts // range_rows)).sum())
         with writer, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; unreadable files are reported
+            warnings.filterwarnings(
+                "ignore", module=r"PIL\."
+            )  # the warnings name no file, and unreadable files are reported
             finished = run_in_threads(lambda rows: self._fill(rows, writer), ranges, workers)
             for _ in bar(finished, "packing", total=total, done=done, size=range_rows, unit="images", shown=progress):
                 pass
@@ -271,7 +273,7 @@ def _drop_rows(job: PackJob, shape: tuple[int, ...], kept: NDArray[np.int64]) ->
     """
     row_bytes = int(np.prod(shape[1:], dtype=np.int64))
     dropped = jobs.counted(shape[0] - kept.size, "unreadable image")
-    job.require_space(kept.size * row_bytes, f"leaving out {dropped} (a second copy of the array)")
+    job.require_space(kept.size * row_bytes, f"dropping {dropped} (a second copy of the array)")
     images, decoded = job.folder / IMAGES_FILE, job.folder / DECODED_FILE
     images.replace(decoded)
     rows = np.load(decoded, mmap_mode="r", allow_pickle=False)

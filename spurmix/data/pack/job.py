@@ -41,7 +41,7 @@ PLAN_FILE, LOCK_FILE = "plan.json", "lock"
 PLAN_VERSION = 2
 """Version of the working files. A job of another version starts over."""
 POLL_SECONDS = 0.1
-"""Seconds between two looks at the workers' progress."""
+"""Seconds between two checks of the progress of the workers."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -112,8 +112,8 @@ class PackJob:
 
     Attributes:
         folder: The working folder.
-        resumes: Whether the working folder holds an interrupted job with the same plan.
-        finished: The complete dataset, if an interrupted job had only not renamed it.
+        resumes: Whether the working folder contains an interrupted job with the same plan.
+        finished: The complete dataset, if a job was interrupted just before it renamed the folder.
         notes: Remarks for the user.
 
     Raises:
@@ -147,7 +147,7 @@ class PackJob:
         except OSError as error:
             raise ValueError(f"target: cannot write into {self.target.parent} ({error.strerror})") from None
         _lock(self.lock, self.folder)
-        self._require_new_target()  # another process may have finished before this one had the lock
+        self._require_new_target()  # another process may have finished before this one got the lock
         self._read_state()
         return self
 
@@ -158,7 +158,7 @@ class PackJob:
             if found.provenance.get("plan") == self.fingerprint:
                 self.finished = found
             else:
-                self.notes = (f"{self.folder} holds a dataset with other settings; packing starts over",)
+                self.notes = (f"{self.folder} contains a dataset with other settings; packing starts over",)
             return
         try:
             plan = json.loads((self.folder / PLAN_FILE).read_text())
@@ -167,10 +167,10 @@ class PackJob:
             return
         self.resumes = not changed
         if "version" in changed:
-            self.notes = (f"{self.folder} holds an interrupted job of another spurmix version; packing starts over",)
+            self.notes = (f"{self.folder} contains an interrupted job of another spurmix version; packing starts over",)
         elif changed:
             reason = ", ".join(changed)
-            self.notes = (f"{self.folder} holds an interrupted job with another {reason}; packing starts over",)
+            self.notes = (f"{self.folder} contains an interrupted job with another {reason}; packing starts over",)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.lock.close()
@@ -178,7 +178,7 @@ class PackJob:
             raise NoSpace(
                 error.errno,
                 f"no space left for {self.folder} ({error.strerror}); free disk space and run the same command again to "
-                "resume, completed work is kept",
+                "resume; completed work is kept",
             ) from None
 
     @property
@@ -256,16 +256,17 @@ class PackJob:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
 
-    def require_space(self, needed: int, what: str) -> None:
-        """Check that `needed` bytes are free; `what` needs them.
+    def require_space(self, required: int, purpose: str) -> None:
+        """Check that `required` bytes of disk space are free. Errors name the purpose.
 
         Raises `NoSpace` if they are not.
         """
         free = shutil.disk_usage(self.folder).free
-        if needed > free:
+        if required > free:
             raise NoSpace(
                 errno.ENOSPC,
-                f"{what} needs {_format_bytes(needed)}, {_format_bytes(free)} are free in {self.folder.parent}",
+                f"{purpose} requires {_format_bytes(required)} of disk space, but {_format_bytes(free)} are free in "
+                f"{self.folder.parent}; free disk space and run the same command again",
             )
 
     def write_report(self, unreadable: list[tuple[str, str]]) -> Path:
@@ -297,7 +298,7 @@ class PackJob:
     def publish(self, extra_files: Iterable[str] = ()) -> None:
         """Remove the working files and rename the folder to the target.
 
-        The description exists already, so a kill in between leaves a dataset that the next start only has to rename.
+        The description exists already. If the process is killed in between, the next run only has to rename the folder.
         """
         dataset_files = (*ARRAY_FILES[self.kind], METADATA_FILE, DESCRIPTION_FILE, UNREADABLE_FILE, *extra_files)
         self._remove_all_but(LOCK_FILE, *dataset_files)
@@ -363,7 +364,7 @@ def run_in_threads(work: Callable[[T], None], blocks: Iterable[T], workers: int)
         running = {pool.submit(run) for _ in range(workers)}
         try:
             while running:
-                # Poll: waking up for every block would take the interpreter lock from the workers.
+                # Poll, because waking up for every block would block the workers, which need the interpreter lock.
                 ended, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
                 for worker in ended:
                     worker.result()

@@ -67,7 +67,7 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
     began = time.perf_counter()
     opened = [PackedDataset(path) for path in parts]
     if not opened:
-        raise ValueError("parts: need at least one dataset")
+        raise ValueError("parts must contain at least one dataset, got none")
     first = opened[0]
     for other in opened[1:]:
         _check_same(first, other)

@@ -1,4 +1,4 @@
-"""`pack_texts`: tokenizes texts into a packed dataset, which also holds the tokenizer's files.
+"""`pack_texts`: tokenizes texts into a packed dataset, which also contains the tokenizer's files.
 
 Ids are appended to `tokens.npy` in chunks, then the lengths of the texts to `lengths.bin`. A resumed job truncates both
 files to the last complete chunk. Length 0 marks a text that cannot be packed. The header of `tokens.npy` is written at
@@ -73,7 +73,7 @@ def pack_texts(
     jobs.check_broken(broken)
     jobs.check_shard(shard)
     if manifest.kind != "texts" or manifest.samples is None:
-        raise ValueError(f"manifest must hold texts, got {manifest.kind}; use pack_images")
+        raise ValueError(f"manifest must contain texts, got {manifest.kind}; use pack_images")
     loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     require_fast(loaded)
     if max_length is None:
@@ -171,7 +171,7 @@ def _tokenize(
             if bad.any():
                 ids, sizes = ids[np.repeat(~bad, sizes)], np.where(bad, 0, sizes)
             tokens.write(ids.tobytes())
-            tokens.flush()  # before the lengths, so that they never count ids that are not written
+            tokens.flush()  # before the lengths, which must not count unwritten ids
             journal.write(sizes.astype("<i4").tobytes())
             journal.flush()
             lengths[start : start + sizes.size] = sizes

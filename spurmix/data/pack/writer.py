@@ -32,12 +32,12 @@ class DirectWriter:
     """Writes rows of a file in large blocks, which several workers fill together.
 
     A copy into the page cache costs about a tenth of decoding a JPEG. With O_DIRECT the disk reads whole pages from the
-    process's own memory. The rest, and file systems without O_DIRECT, go through the page cache. Each write has a fixed
+    memory of the process. The rest, and file systems without O_DIRECT, go through the page cache. Each write has a fixed
     cost, so blocks are large.
 
     Args:
-        path: The file, which has its final size.
-        offset: Byte of the file at which row 0 begins.
+        path: The file. It must have its final size.
+        offset: Offset of row 0 in the file, in bytes.
         row_bytes: Bytes of a row.
         block_rows: Maximum number of rows of a block.
         num_blocks: Number of blocks that may be in use at a time.
@@ -158,7 +158,7 @@ class DirectWriter:
 
 
 class _Block:
-    """Rows in memory, aligned within pages as they are in the file: `data` belongs at byte `offset` of the file."""
+    """Rows in memory, aligned within pages as in the file. `data` is written at byte `offset` of the file."""
 
     def __init__(self, memory: NDArray[np.uint8], offset: int, count: int, row_bytes: int) -> None:
         skip = offset % PAGE
@@ -187,7 +187,7 @@ class WriteRange:
             try:
                 crc = host.pack_rgb(to_arrow()[1], self._row_bytes // 3, self._data, begin, self._crcs.get(number, 0))
             except ValueError:
-                pass  # Pillow holds a large image in several pieces
+                pass  # Pillow stores large images in several pieces
             else:
                 if number == last_number:
                     self._crcs[number] = crc

@@ -72,7 +72,7 @@ def open_source(
             raise ValueError(f"{name} must be 0 or more bytes, got {value}")
     window = None if window is None else checks.integer(window, "window")
     if window and data.kind != "images":
-        raise ValueError(f"window is only for images, but this dataset holds {data.kind}")
+        raise ValueError(f"window is only for images, but this dataset contains {data.kind}")
     if window and tier not in (None, "auto", "disk"):
         raise ValueError(f'window requires tier "disk", got {tier!r}')
     requested = "disk" if window else tier if tier is not None else "cache"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 TIERS = {
     "device": "in GPU memory, as bytes",
     "pinned": "in pinned host memory, which the GPU reads",
-    "cache": "memory-mapped; the page cache holds the file",
+    "cache": "memory-mapped; the file fits into the page cache",
     "disk": "read from the file by windows of batches",
 }
 """Description of each tier, from the fastest to the slowest."""

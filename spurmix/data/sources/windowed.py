@@ -1,4 +1,4 @@
-"""Images that are read from their file ahead of use: the draw is known in advance, so each row of a window is read once."""
+"""Images that are read from their file in advance. The draws are known before, so each row of a window is read once."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class WindowedImages(ImageSource):
         self._set_normalization(mean, std, shape[3], torch.device("cpu"))
 
     def batches(self, size: int, steps: int) -> int:
-        """Return how many batches a window holds.
+        """Return the number of batches of a window.
 
         Args:
             size: Number of samples per batch.

@@ -73,7 +73,7 @@ def test_debug_mode_does_not_overwrite_copies(monkeypatch: pytest.MonkeyPatch) -
 
 def test_buffers_that_do_not_fit_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 5 * 12 * 4 * 4)
-    with pytest.raises(MemoryError, match=r"batch_size, prefetch: 5 batches of 0\.0 GiB are held at a time"):
+    with pytest.raises(MemoryError, match=r"batch_size, prefetch: 5 batches of 0\.0 GiB are in memory at a time"):
         next(iter(loader()))
     assert next(iter(loader(prefetch=0))).input.shape == (12, 4)
     with pytest.raises(MemoryError, match="no room for"):

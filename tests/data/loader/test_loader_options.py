@@ -49,7 +49,7 @@ def loader(source: Any = IMAGES, **options: Any) -> MixLoader:
         (dict(source=IMAGES.astype(np.float32)), ValueError, "features must have shape"),
         (dict(source=IMAGES.tolist()), TypeError, "source must be a tensor"),
         (dict(source=LABELS), TypeError, "source must be uint8 images"),
-        (dict(source=FEATURES, augment=F.Augment()), ValueError, "augment is for images"),
+        (dict(source=FEATURES, augment=F.Augment()), ValueError, "augment is only for images"),
         (dict(policy="erm"), TypeError, "policy must be a MixPolicy"),
     ],
 )

@@ -204,8 +204,8 @@ def test_the_thread_of_an_abandoned_iterator_ends() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: loader(dtype=torch.bfloat16), ValueError, "dtype is for images and features"),
-        (lambda: loader(augment=F.Augment()), ValueError, "augment is for images, but this source holds texts"),
+        (lambda: loader(dtype=torch.bfloat16), ValueError, "dtype must be float32 for texts"),
+        (lambda: loader(augment=F.Augment()), ValueError, "augment is only for images, but this source contains texts"),
         (lambda: loader(bucket=0), ValueError, "bucket must be 1"),
         (lambda: MixLoader(np.zeros((90, 2), np.float32), GROUPS, policies.erm(), 9, bucket=2), ValueError, "bucket must be 1 for images and features, got 2"),
         (lambda: MixLoader(source(), GroupIndex(LABELS[:80]), policies.erm(), 9), ValueError, "source has 90 examples"),

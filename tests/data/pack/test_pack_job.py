@@ -74,7 +74,7 @@ def test_two_processes_with_one_target(tmp_path: Path) -> None:
 
 def test_missing_disk_space_is_reported_first(tmp_path: Path) -> None:
     rows = from_waterbirds(birds(tmp_path / "birds", 60))
-    with pytest.raises(OSError, match=r"packing needs .* GiB, .* are free"):
+    with pytest.raises(OSError, match=r"packing requires .* GiB of disk space, but .* are free"):
         pack_images(rows, tmp_path / "t", size=32767)
     assert not (tmp_path / "t").exists()
 
@@ -165,7 +165,7 @@ def test_job_with_other_settings_starts_over(tmp_path: Path) -> None:
         pack_images(found, tmp_path / "t", size=4)
     report = pack_images(found, tmp_path / "t", size=5, broken="skip")
     assert (
-        "t.packing holds an interrupted job with another shape; packing starts over" in str(report)
+        "t.packing contains an interrupted job with another shape; packing starts over" in str(report)
         and report.resumed == 0
     )
 
@@ -179,7 +179,7 @@ def test_job_of_another_version_starts_over(tmp_path: Path) -> None:
     del old["version"]
     plan.write_text(json.dumps(old))
     report = pack_images(found, tmp_path / "t", size=4, broken="skip")
-    assert "t.packing holds an interrupted job of another spurmix version; packing starts over" in str(report)
+    assert "t.packing contains an interrupted job of another spurmix version; packing starts over" in str(report)
     assert report.resumed == 0
 
 
@@ -189,7 +189,7 @@ def test_dropping_rows_needs_disk_space(tmp_path: Path, monkeypatch: pytest.Monk
         pack_images(found, tmp_path / "t", size=4)
     with monkeypatch.context() as patch:
         patch.setattr(job.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))  # type: ignore[attr-defined]
-        with pytest.raises(NoSpace, match=r"leaving out 1 unreadable image \(a second copy of the array\) needs"):
+        with pytest.raises(NoSpace, match=r"dropping 1 unreadable image \(a second copy of the array\) requires"):
             pack_images(found, tmp_path / "t", size=4, broken="skip")
     assert pack_images(found, tmp_path / "t", size=4, broken="skip").resumed == 11
 
@@ -209,7 +209,7 @@ def test_full_disk(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         else:
             patch.setattr(job, "write_metadata" if where == "metadata" else "write_description", fail)
         with pytest.raises(
-            NoSpace, match=r"no space left for .*run the same command again to resume, completed work is kept"
+            NoSpace, match=r"no space left for .*run the same command again to resume; completed work is kept"
         ):
             pack_images(found, tmp_path / "t", size=4, broken="skip")
     assert not (tmp_path / "t").exists()

@@ -196,7 +196,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             pack_texts(found, tmp_path / "p", words, **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="manifest must hold images, got texts; use pack_texts"):
+    with pytest.raises(ValueError, match="manifest must contain images, got texts; use pack_texts"):
         pack_images(found, tmp_path / "p")
     with pytest.raises(ValueError, match="must be a column of texts, got int64"):
         from_table(tmp_path / "t.parquet", text="label")

@@ -42,7 +42,7 @@ def test_a_dataset_is_read_from_the_tier_that_fits(large: PackedDataset, tmp_pat
             large.source(**arguments)  # type: ignore[arg-type]
 
 
-def test_a_gpu_holds_the_data_if_they_fit(large: PackedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_is_used_if_the_data_fit(large: PackedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without a GPU: the functions that ask CUDA are replaced."""
     free = [4 * large.nbytes]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -109,7 +109,7 @@ def test_a_text_without_tokens_names_its_row() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: TokenSource.from_texts([], bert_tokenizer()), ValueError, "texts must not be empty"),
+        (lambda: TokenSource.from_texts([], bert_tokenizer()), ValueError, "texts must contain at least one text"),
         (lambda: TokenSource.from_texts("text", bert_tokenizer()), TypeError, "texts must be a sequence of strings"),
         (lambda: TokenSource.from_texts(["a", None], bert_tokenizer()), TypeError, "texts[1] must be a string, got NoneType"),
         (lambda: TokenSource.from_texts(["a"], lambda texts: texts), TypeError, "tokenizer must be a tokenizer of transformers"),

@@ -127,7 +127,7 @@ def read_table(
 
 
 def _open_arrow(where: str) -> NativeFile:
-    """Open a file without a Python file object: one that pyarrow holds at exit can abort the process."""
+    """Open a file without a Python file object, which can abort the process if pyarrow still uses it at exit."""
     import pyarrow
 
     if "://" not in where:
