@@ -1,7 +1,7 @@
-"""Builds the compiled modules: `_host` (pybind11), `_C` (libtorch stable ABI) and, with a CUDA toolkit, `_cuda`.
+"""Builds the compiled modules with ninja: `_host` (pybind11), `_C` (stable ABI of libtorch) and `_cuda` (CUDA kernels).
 
-SPURMIX_CUDA=0 leaves `_cuda` out, SPURMIX_CUDA=1 insists on it; SPURMIX_TORCH=0 leaves `_C` out. A build without torch
-makes `_host` only; the operators then run on their plain-PyTorch reference wherever torch is installed later.
+SPURMIX_TORCH=0 skips `_C` and `_cuda`. SPURMIX_CUDA=0 skips `_cuda`, and SPURMIX_CUDA=1 makes its absence an error.
+Without torch, only `_host` is built: the operators then run on their PyTorch reference where torch is installed later.
 """
 
 from __future__ import annotations
@@ -10,167 +10,134 @@ import importlib.util
 import json
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
-from typing import Any
 
-from setuptools import Extension, setup
+import pybind11
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-TARGET_TORCH = "0x020b000000000000"  # the stable ABI of 2.11
-
-_spec = importlib.util.spec_from_file_location("_build_stamp", ROOT / "spurmix" / "_build_stamp.py")
-assert _spec is not None and _spec.loader is not None
-_build_stamp = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_build_stamp)
-
-# GCC 12 takes the undefined registers of its own intrinsics for mistakes: ten thousand lines around any real error.
-COMMON = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-g0"]
-CPU_KERNELS = ["isa", "draw", "mix_images", "mix_rows", "loss", "text"]
-CUDA_KERNELS = ["draw", "images", "rows", "loss", "text", "text_grad"]
-CUDA_GENERATIONS = (80, 90, 100)
+BUILD = f"build/ninja-{sys.implementation.cache_tag}"
+# GCC 12 reports the undefined registers of its own intrinsics as uninitialized variables.
+CXX = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-g0"]
 NVCC = ["nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=4"]
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11
+# Ninja compiles a file again when the file, a header that it includes, or the command changes.
+RULE = """
+rule {}
+  command = {} -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = compile $in
+"""
 
 
-def torch_package() -> Path | None:
-    """Folder of the installed torch, or None; torch itself is not imported."""
-    if os.environ.get("SPURMIX_TORCH") == "0":
-        return None
-    spec = importlib.util.find_spec("torch")
-    return Path(spec.origin).parent if spec is not None and spec.origin else None
-
-
-def host_extension() -> Extension:
-    import pybind11
-
+def module(name: str, folders: list[str], compile_args: list[str], link_args: list[str]) -> Extension:
+    """A module of all C++ and CUDA files in `folders`."""
+    files = [path for folder in folders for path in (ROOT / folder).glob("*.c*") if path.suffix in (".cpp", ".cu")]
     return Extension(
-        "spurmix._host",
-        [f"csrc/host/{name}.cpp" for name in ("module", "crc32", "group_cells", "pixels", "read_rows", "tokens")],
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=[*COMMON, "-pthread"],
-        extra_link_args=["-pthread", "-s"],
-        language="c++",
+        f"spurmix.{name}",
+        sorted(path.relative_to(ROOT).as_posix() for path in files),
+        extra_compile_args=[*CXX, *compile_args],
+        extra_link_args=["-s", *link_args],
     )
 
 
-def torch_extension(torch: Path) -> Extension:
-    return Extension(
-        "spurmix._C",
-        [
-            "csrc/module.cpp",
-            "csrc/ops_cpu.cpp",
-            "csrc/ops_cpu_rows.cpp",
-            "csrc/ops_cpu_text.cpp",
-            *(f"csrc/cpu/{name}.cpp" for name in CPU_KERNELS),
-        ],
-        include_dirs=[str(torch / "include")],
-        library_dirs=[str(torch / "lib")],
-        libraries=["torch", "torch_cpu", "c10"],
-        define_macros=[("TORCH_TARGET_VERSION", TARGET_TORCH)],
-        extra_compile_args=COMMON,
-        extra_link_args=["-s"],
-        language="c++",
-    )
-
-
-def cuda_toolkit() -> Path:
-    """The toolkit of the nvcc on the PATH, which may be a script elsewhere."""
-    shown = subprocess.run(["nvcc", "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
-    return Path(re.findall(r"_HERE_=(\S+)", shown)[0]).parent
-
-
-def cuda_targets() -> list[str]:
-    """nvcc's options for the generations it knows: machine code for each, and code that later ones compile."""
-    known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    found = [g for g in CUDA_GENERATIONS if f"sm_{g}" in known]
-    options = [f"-gencode=arch=compute_{g},code=sm_{g}" for g in found]
-    return [*options, f"-gencode=arch=compute_{found[-1]},code=compute_{found[-1]}"]
-
-
-def cuda_extension(torch: Path) -> Extension:
-    toolkit = cuda_toolkit()
-    return Extension(
-        "spurmix._cuda",
-        [
-            "csrc/cuda_device.cpp",
-            "csrc/ops_cuda.cpp",
-            "csrc/ops_cuda_rows.cpp",
-            "csrc/ops_cuda_text.cpp",
-            *(f"kernels/cuda/{name}.cu" for name in CUDA_KERNELS),
-        ],
-        include_dirs=[str(torch / "include"), str(toolkit / "include")],
-        library_dirs=[str(torch / "lib"), str(toolkit / "lib64")],
-        libraries=["torch", "torch_cpu", "torch_cuda", "c10", "cudart_static", "rt", "dl"],
-        define_macros=[("TORCH_TARGET_VERSION", TARGET_TORCH), ("USE_CUDA", "1")],
-        extra_compile_args=COMMON,
-        extra_link_args=["-s", "-pthread"],
-        language="c++",
-    )
+def modules() -> list[Extension]:
+    """The modules that can be built here."""
+    host = module("_host", ["csrc/host"], ["-pthread", f"-I{pybind11.get_include()}"], ["-pthread"])
+    spec = importlib.util.find_spec("torch") if os.environ.get("SPURMIX_TORCH") != "0" else None
+    if spec is None or spec.origin is None:
+        print("spurmix: building without torch, so the CPU operators are not compiled", file=sys.stderr)
+        return [host]
+    torch = Path(spec.origin).parent  # importing torch would take seconds
+    compile_args = [STABLE_ABI, f"-I{torch / 'include'}"]
+    link_args = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    cpu = module("_C", ["csrc/ops", "csrc/ops/cpu", "csrc/cpu"], compile_args, link_args)
+    if not wants_cuda(torch):
+        return [host, cpu]
+    # nvcc on the PATH may be a script outside the toolkit.
+    command = ["nvcc", "--dryrun", "-c", "-x", "cu", os.devnull]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    toolkit = Path(re.findall(r"_HERE_=(\S+)", shown)[0]).parent
+    compile_args += ["-DUSE_CUDA=1", f"-I{toolkit / 'include'}"]
+    link_args += ["-ltorch_cuda", f"-L{toolkit / 'lib64'}", "-lcudart_static", "-lrt", "-ldl", "-pthread"]
+    return [host, cpu, module("_cuda", ["csrc/ops", "csrc/ops/cuda", "kernels/cuda"], compile_args, link_args)]
 
 
 def wants_cuda(torch: Path) -> bool:
-    """Whether `_cuda` is built: its sources, a toolkit and a CUDA torch are there, or SPURMIX_CUDA=1 insists."""
-    asked = os.environ.get("SPURMIX_CUDA")
-    if asked == "0":
-        return False
-    missing = []
-    if shutil.which("nvcc") is None:
-        missing.append("nvcc on the PATH")
+    """Whether to build `_cuda`, which needs nvcc and a torch built for CUDA."""
+    missing = [] if shutil.which("nvcc") else ["nvcc is not on the PATH"]
     if not (torch / "lib" / "libtorch_cuda.so").exists():
-        missing.append("a torch built for CUDA")
-    if missing and asked == "1":
-        sys.exit(f"SPURMIX_CUDA=1, but there is no {' and no '.join(missing)}")
-    return not missing
+        missing.append("torch is not built for CUDA")
+    if missing and os.environ.get("SPURMIX_CUDA") == "1":
+        sys.exit(f"SPURMIX_CUDA=1 requires a CUDA build, but {' and '.join(missing)}")
+    return not missing and os.environ.get("SPURMIX_CUDA") != "0"
 
 
-class Build(build_ext):
-    """Compiles the files of a module in parallel and records the sources the modules were built from."""
+def cuda_targets() -> list[str]:
+    """Machine code for those of sm_80, sm_90 and sm_100 that nvcc supports, and PTX for later generations."""
+    known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    found = [generation for generation in (80, 90, 100) if f"sm_{generation}" in known]
+    options = [f"-gencode=arch=compute_{generation},code=sm_{generation}" for generation in found]
+    return [*options, f"-gencode=arch=compute_{found[-1]},code=compute_{found[-1]}"]
+
+
+def joined(arguments: list[str]) -> str:
+    """A shell command in a ninja file."""
+    return shlex.join(arguments).replace("$", "$$")
+
+
+class NinjaBuild(build_ext):
+    """Compiles and links with ninja, and records the hash of the sources for `spurmix._build_stamp`."""
+
+    def ninja_file(self) -> str:
+        """The rules, and the files of all modules."""
+        cxx = [*self.compiler.compiler_so_cxx, *(f"-I{path}" for path in self.compiler.include_dirs)]
+        text = f"builddir = {BUILD}{RULE.format('cxx', joined(cxx) + ' $flags')}"
+        if any(source.endswith(".cu") for extension in self.extensions for source in extension.sources):
+            text += RULE.format("nvcc", joined([*NVCC, *cuda_targets()]))
+        text += f"rule link\n command = {joined(self.compiler.linker_so_cxx)} $in $flags -o $out\n description = link $out\n"
+        for extension in self.extensions:
+            objects = [f"{BUILD}/{extension.name}/{source}.o" for source in extension.sources]
+            for source, target in zip(extension.sources, objects, strict=True):
+                text += f"build {target}: {'nvcc' if source.endswith('.cu') else 'cxx'} {source}\n"
+                text += f" flags = {joined(extension.extra_compile_args)}\n"
+            text += f"build {BUILD}/{extension.name}.so: link {' '.join(objects)}\n"
+            text += f" flags = {joined(extension.extra_link_args)}\n"
+        return text
 
     def build_extensions(self) -> None:
-        self._compile_in_parallel()
-        super().build_extensions()
-
-    def _compile_in_parallel(self) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        compile_here = self.compiler.compile
-
-        def compile_one(source: str, output_dir: str, **options: Any) -> list[str]:
-            if not source.endswith(".cu"):
-                return compile_here([source], output_dir, **options)
-            target = Path(output_dir, source).with_suffix(".o")
+        """Build all modules in `BUILD` and copy them."""
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+        ninja = shutil.which("ninja", path=path) or sys.exit("building spurmix requires ninja; run `pip install ninja`")
+        (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
+        (ROOT / BUILD / "build.ninja").write_text(self.ninja_file())
+        jobs = ["-j", str(self.parallel)] if self.parallel else []
+        subprocess.run([ninja, "-f", f"{BUILD}/build.ninja", *jobs], cwd=ROOT, check=True)
+        for extension in self.extensions:
+            target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([*NVCC, *cuda_targets(), "-c", source, "-o", str(target)], check=True)
-            return [str(target)]
-
-        def compile_all(sources: list[str], output_dir: str = ".", **options: Any) -> list[str]:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = list(pool.map(lambda source: compile_one(source, output_dir, **options), sources))
-            return [name for group in objects for name in group]
-
-        self.compiler.compile = compile_all
+            self.copy_file(f"{BUILD}/{extension.name}.so", target)
 
     def run(self) -> None:
+        """Build, and write the hash."""
         super().run()
-        record = {ext.name.rsplit(".", 1)[1]: _build_stamp.source_hash(ROOT) for ext in self.extensions}
-        folder = ROOT / "spurmix" if self.inplace or self.editable_mode else Path(self.build_lib) / "spurmix"
-        folder.mkdir(parents=True, exist_ok=True)
+        source_hash = runpy.run_path(str(ROOT / "spurmix" / "_build_stamp.py"))["source_hash"](ROOT)
+        record = {extension.name.removeprefix("spurmix."): source_hash for extension in self.extensions}
+        folder = ROOT / "spurmix" if self.inplace else Path(self.build_lib, "spurmix")
         (folder / "_build.json").write_text(json.dumps(record) + "\n")
 
 
-def extensions() -> list[Extension]:
-    torch = torch_package()
-    found = [host_extension()]
-    if torch is None:
-        print("spurmix: torch is not installed here, so the CPU operators are not compiled", file=sys.stderr)
-    else:
-        found.append(torch_extension(torch))
-        if wants_cuda(torch):
-            found.append(cuda_extension(torch))
-    return found
-
-
-setup(ext_modules=extensions(), cmdclass={"build_ext": Build})
+# spurmix.kernels is in kernels/triton, so it is not found below spurmix/.
+setup(
+    packages=sorted({*find_packages(include=["spurmix", "spurmix.*"]), "spurmix.kernels"}),
+    ext_modules=modules(),
+    cmdclass={"build_ext": NinjaBuild},
+)

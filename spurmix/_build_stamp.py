@@ -1,4 +1,4 @@
-"""Which compiled modules are there, and whether they were built from the sources beside them. Imports no torch."""
+"""State of the compiled modules: missing, built from other sources, or up to date. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUFFIXES = {".h", ".inc", ".cpp", ".cu", ".cuh"}
 
 
 def source_hash(root: Path) -> str:
-    """A digest of all C++ and CUDA sources below the checkout `root`."""
+    """Hash of all C++ and CUDA sources of the checkout `root`."""
     digest = hashlib.sha256()
     files = sorted(p for folder in SOURCES for p in (root / folder).rglob("*") if p.suffix in SUFFIXES)
     for path in files:
@@ -24,7 +24,7 @@ def source_hash(root: Path) -> str:
 
 
 def status() -> dict[str, str]:
-    """State of `_C`, `_host` and `_cuda`: "ok", "missing: ...", or "stale: ..." with how to build them."""
+    """State of `_C`, `_host` and `_cuda`: "ok", or "missing" or "stale" with the command that builds them."""
     root = PACKAGE.parent
     checkout = (root / "csrc").is_dir() and (root / "setup.py").is_file()
     advice = "run `pip install -e . --no-build-isolation`" + (
@@ -38,10 +38,10 @@ def status() -> dict[str, str]:
     states = {}
     for name in ("_C", "_host", "_cuda"):
         if importlib.util.find_spec(f"spurmix.{name}") is None:
-            cuda = " where there is a CUDA toolkit and a torch built for CUDA" if name == "_cuda" else ""
+            cuda = " (requires nvcc and a torch built for CUDA)" if name == "_cuda" else ""
             states[name] = f"missing: {advice}{cuda}"
         elif current is not None and record.get(name) != current:
-            states[name] = f"stale: built from other sources, {advice}"
+            states[name] = f"stale: built from other sources; {advice}"
         else:
             states[name] = "ok"
     return states

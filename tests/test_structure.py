@@ -223,7 +223,6 @@ BANNED_PHRASES = (
 """Old-fashioned phrases. CONTRIBUTING.md, section "Style", says how to write instead."""
 
 WORDING_OUTSTANDING = {
-    "csrc/host/read_rows.cpp",
     "spurmix/cli/failure.py",
     "spurmix/core/policies.py",
     "spurmix/train/text.py",

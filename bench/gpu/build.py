@@ -53,6 +53,7 @@ def main() -> None:
         "pytest",
         "setuptools",
         "pybind11",
+        "ninja",
         "transformers",
     )
     absent = [name for name in required if importlib.util.find_spec(name) is None]

@@ -3,24 +3,25 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <exception>
 #include <stdexcept>
-#include <thread>
 #include <unordered_map>
+
+#include "threads.h"
 
 namespace spurmix::host {
 namespace {
 
 constexpr int64_t kBlock = 1 << 14;
-constexpr uint64_t kDense = 1 << 20;  // up to this many possible cells, histograms are plain arrays
+constexpr uint64_t kDense = 1 << 20;  // histograms of up to this many possible cells are plain arrays
 
+// Appends the digit of a column to each key. Returns the first row whose value is out of range, or -1.
 template <class T>
 int64_t append_key(const Column& column, int64_t first, int64_t count, uint64_t* keys) {
   const char* p = column.data + first * column.stride;
   const uint64_t low = static_cast<uint64_t>(column.low);
   for (int64_t i = 0; i < count; ++i, p += column.stride) {
     T value;
-    std::memcpy(&value, p, sizeof(T));  // fields of packed records are not aligned
+    std::memcpy(&value, p, sizeof(T));  // a field of a packed record may be unaligned
     const uint64_t digit = static_cast<uint64_t>(value) - low;
     if (digit >= column.span) return first + i;
     keys[i] = keys[i] * column.span + digit;
@@ -42,7 +43,7 @@ int64_t append_key(const Column& column, int64_t first, int64_t count, uint64_t*
   return -1;
 }
 
-// Calls visit(first row, count, keys) for every block of rows [begin, end).
+// Calls visit(first row, count, keys) for each block of the rows [begin, end).
 template <class Visit>
 void for_blocks(const std::vector<Column>& columns, int64_t begin, int64_t end, const Visit& visit) {
   std::vector<uint64_t> keys(kBlock);
@@ -53,34 +54,20 @@ void for_blocks(const std::vector<Column>& columns, int64_t begin, int64_t end, 
       const int64_t bad = append_key(columns[k], first, count, keys.data());
       if (bad >= 0) {
         throw std::out_of_range("column " + std::to_string(k) + ", row " + std::to_string(bad) +
-                                ": the value lies outside the range given for the column");
+                                ": the value is outside the range of the column");
       }
     }
     visit(first, count, keys.data());
   }
 }
 
-// Runs work(part, begin, end) on equal parts of [0, count) in threads; rethrows the first exception.
+// Calls work(part, begin, end) for equal parts of [0, count), each in a thread.
 template <class Work>
-void in_parts(int64_t count, int parts, const Work& work) {
-  std::vector<std::exception_ptr> errors(parts);
-  const auto guarded = [&](int part) {
-    try {
-      work(part, count * part / parts, count * (part + 1) / parts);
-    } catch (...) {
-      errors[part] = std::current_exception();
-    }
-  };
-  std::vector<std::thread> pool;
-  for (int part = 1; part < parts; ++part) pool.emplace_back(guarded, part);
-  guarded(0);
-  for (std::thread& thread : pool) thread.join();
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
+void in_parts(int64_t count, int64_t parts, const Work& work) {
+  parallel_for(parts, parts, [&](int64_t part) { work(part, count * part / parts, count * (part + 1) / parts); });
 }
 
-// Cell number of a key: the key itself where histograms are dense, else its rank among the keys that occur.
+// Cell number of a key: the key itself if histograms are dense, else its rank among the keys that occur.
 struct Numbering {
   bool dense;
   std::unordered_map<uint64_t, int64_t> rank;
@@ -90,7 +77,7 @@ struct Numbering {
 
 std::vector<uint64_t> distinct_keys(const std::vector<Column>& columns, int64_t count, int parts) {
   std::vector<std::vector<uint64_t>> found(parts);
-  in_parts(count, parts, [&](int part, int64_t begin, int64_t end) {
+  in_parts(count, parts, [&](int64_t part, int64_t begin, int64_t end) {
     std::unordered_map<uint64_t, bool> seen;
     for_blocks(columns, begin, end, [&](int64_t, int64_t n, const uint64_t* keys) {
       for (int64_t i = 0; i < n; ++i) seen.emplace(keys[i], true);
@@ -110,7 +97,7 @@ template <class Member>
 Cells group_cells(const std::vector<Column>& columns, int64_t count, int threads, Member* members) {
   uint64_t possible = 1;
   for (const Column& column : columns) possible *= column.span;
-  const int parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, count / kBlock)));
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count / kBlock));
 
   Numbering number = {possible <= kDense, {}};
   std::vector<uint64_t> keys;
@@ -120,9 +107,9 @@ Cells group_cells(const std::vector<Column>& columns, int64_t count, int threads
   }
   const int64_t cells = number.dense ? static_cast<int64_t>(possible) : static_cast<int64_t>(keys.size());
 
-  // next[part][cell]: first the rows of the cell in the part, then where its next row goes.
+  // next[part][cell] is first the number of the cell's rows in the part, then the position of its next row.
   std::vector<std::vector<int64_t>> next(parts, std::vector<int64_t>(cells, 0));
-  in_parts(count, parts, [&](int part, int64_t begin, int64_t end) {
+  in_parts(count, parts, [&](int64_t part, int64_t begin, int64_t end) {
     int64_t* histogram = next[part].data();
     for_blocks(columns, begin, end, [&](int64_t, int64_t n, const uint64_t* k) {
       for (int64_t i = 0; i < n; ++i) ++histogram[number(k[i])];
@@ -132,7 +119,7 @@ Cells group_cells(const std::vector<Column>& columns, int64_t count, int threads
   int64_t position = 0;
   for (int64_t cell = 0; cell < cells; ++cell) {
     const int64_t start = position;
-    for (int part = 0; part < parts; ++part) {
+    for (int64_t part = 0; part < parts; ++part) {
       const int64_t size = next[part][cell];
       next[part][cell] = position;
       position += size;
@@ -142,13 +129,13 @@ Cells group_cells(const std::vector<Column>& columns, int64_t count, int threads
     result.counts.push_back(position - start);
   }
 
-  std::atomic<bool> moved{false};
-  in_parts(count, parts, [&](int part, int64_t begin, int64_t end) {
-    int64_t* to = next[part].data();
+  std::atomic<bool> moved{false};  // whether any row changes its position
+  in_parts(count, parts, [&](int64_t part, int64_t begin, int64_t end) {
+    int64_t* position_of = next[part].data();
     bool any = false;
     for_blocks(columns, begin, end, [&](int64_t first, int64_t n, const uint64_t* k) {
       for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = to[number(k[i])]++;
+        const int64_t at = position_of[number(k[i])]++;
         members[at] = static_cast<Member>(first + i);
         any |= at != first + i;
       }

@@ -14,17 +14,17 @@ struct Column {
   int64_t stride;  // bytes
   Kind kind;
   int64_t low;
-  uint64_t span;  // values lie in [low, low + span)
+  uint64_t span;  // values are in [low, low + span)
 };
 
 struct Cells {
-  std::vector<uint64_t> keys;  // mixed radix of (value - low), first column most significant; ascending, none empty
+  std::vector<uint64_t> keys;  // mixed radix of (value - low), first column most significant; ascending, no empty cells
   std::vector<int64_t> counts;
   bool identity;  // rows are already in cell order
 };
 
-// Sorts rows 0 to count into `members` (int32 or int64 `[count]`), first column most significant. The product of the
-// spans must be below 2^63. Throws std::out_of_range where a value leaves its span.
+// Sorts the rows 0 to count - 1 into `members`, int32 or int64 [count]. The first column is the most significant one.
+// The product of the spans must be below 2^63. Throws std::out_of_range if a value is outside its column's range.
 template <class Member>
 Cells group_cells(const std::vector<Column>& columns, int64_t count, int threads, Member* members);
 

@@ -1,4 +1,4 @@
-// _host: compiled helpers on NumPy arrays, free of torch, and the shared draw code for tests of the device headers.
+// The Python module `_host`: helpers on NumPy arrays, free of torch, and the shared draw code, which the tests compare.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -46,18 +46,20 @@ py::tuple group_cells(const std::vector<py::array>& arrays, const std::vector<in
   const int64_t count = arrays[0].ndim() == 1 ? arrays[0].shape(0) : -1;
   std::vector<Column> columns;
   for (size_t k = 0; k < arrays.size(); ++k) {
-    if (arrays[k].ndim() != 1 || arrays[k].shape(0) != count) throw py::value_error("columns must be [N], all alike");
+    if (arrays[k].ndim() != 1 || arrays[k].shape(0) != count)
+      throw py::value_error("columns must be one-dimensional and of the same length");
     columns.push_back(
         {static_cast<const char*>(arrays[k].data()), arrays[k].strides(0), kind_of(arrays[k]), low[k], span[k]});
   }
   const bool fits = members.ndim() == 1 && members.shape(0) == count && (members.flags() & py::array::c_style);
   if (!fits || members.dtype().kind() != 'i' || (members.itemsize() != 4 && members.itemsize() != 8)) {
-    throw py::value_error("members must be a contiguous int32 or int64 array of the columns' length");
+    throw py::value_error("members must be a contiguous int32 or int64 array with one entry per row");
   }
-  if (members.itemsize() == 4 && count > INT32_MAX) throw py::value_error("members must be int64 for so many rows");
+  if (members.itemsize() == 4 && count > INT32_MAX)
+    throw py::value_error("members must be int64 for more than 2^31 - 1 rows");
   Cells cells;
   void* out = members.mutable_data();
-  const bool narrow = members.itemsize() == 4;  // asks Python, so before the GIL is released
+  const bool narrow = members.itemsize() == 4;  // needs the GIL
   {
     py::gil_scoped_release release;
     cells = narrow ? group_cells(columns, count, threads, static_cast<int32_t*>(out))
@@ -80,12 +82,12 @@ Ints pair_lengths(const Ints& ids, const Longs& offsets, const Longs& index, con
   const spurmix::host::Texts texts = texts_of(ids, offsets, limit, -1);
   if (index.size() != partner.size()) throw py::value_error("index and partner must have the same length");
   Ints out(index.size());
-  const int64_t *own = index.data(), *other = partner.data();
+  const int64_t *first = index.data(), *second = partner.data();
   const int64_t count = index.size();
   int32_t* to = out.mutable_data();
   {
     py::gil_scoped_release release;
-    spurmix::host::pair_lengths(texts, own, other, count, to);
+    spurmix::host::pair_lengths(texts, first, second, count, to);
   }
   return out;
 }
@@ -105,7 +107,7 @@ void pack_texts(const Ints& ids, const Longs& offsets, const Longs& rows, int64_
 }
 
 std::vector<uint32_t> philox(const std::vector<uint32_t>& counter, uint64_t key) {
-  if (counter.size() != 4) throw py::value_error("counter must be four words");
+  if (counter.size() != 4) throw py::value_error("counter must have four words");
   const spurmix::Words words = spurmix::philox(key, counter[0], counter[1], counter[2], counter[3]);
   return {words.v, words.v + 4};
 }
@@ -115,7 +117,7 @@ Longs permute(const Longs& positions, uint64_t m, uint64_t seed, uint32_t stratu
   Longs out(positions.size());
   for (py::ssize_t i = 0; i < positions.size(); ++i) {
     const uint64_t p = static_cast<uint64_t>(positions.at(i));
-    if (p >= m) throw py::value_error("positions must lie in [0, m)");
+    if (p >= m) throw py::value_error("positions must be in [0, m)");
     out.mutable_at(i) = static_cast<int64_t>(spurmix::permute(p, m, key));
   }
   return out;
@@ -125,7 +127,8 @@ py::tuple draw(const Longs& tables, const Longs& members, uint64_t seed, uint64_
   spurmix::Tables view;
   const char* problem = spurmix::view_tables(tables.data(), tables.size(), &view);
   if (problem != nullptr) throw py::value_error(problem);
-  if (members.size() != 0 && members.size() != view.num_examples) throw py::value_error("members: wrong length");
+  if (members.size() != 0 && members.size() != view.num_examples)
+    throw py::value_error("members must have one entry per example");
   view.members64 = members.size() ? members.data() : nullptr;
   Longs index(count), partner(count), group(count);
   py::array_t<float> lam(count);
@@ -159,7 +162,7 @@ py::array_t<float> boxes(uint64_t seed, uint64_t start, int64_t count, int64_t h
   return out;
 }
 
-// Whether index and partner of each sample are mirrored, uint8 [count, 2].
+// Whether each sample's index and partner are flipped, uint8 [count, 2].
 py::array_t<uint8_t> flips(uint64_t seed, uint64_t start, int64_t count) {
   py::array_t<uint8_t> out({count, int64_t{2}});
   auto view = out.mutable_unchecked<2>();
@@ -175,31 +178,32 @@ Longs read_rows(int fd, int direct, int64_t begin, int64_t row_bytes, const Long
                 py::array_t<uint8_t, py::array::c_style> out, int threads) {
   const int64_t count = rows.size();
   const spurmix::host::RowFile file = {fd, direct, begin, row_bytes};
-  // A copy: another thread may write into what was handed in once the lock is released.
+  // A copy, because another thread may write to the array once the GIL is released.
   const std::vector<int64_t> checked(rows.data(), rows.data() + count);
-  const int64_t* wanted = checked.data();
   if (begin < 0 || row_bytes < 1) throw py::value_error("begin must be 0 or more, row_bytes 1 or more");
-  if (count > 0 && row_bytes > out.size()) throw py::value_error("out is shorter than a row");
+  if (count > 0 && row_bytes > out.size()) throw py::value_error("out must have at least the bytes of one row");
   for (int64_t k = 0; k < count; ++k) {
-    const bool follows = k == 0 || wanted[k - 1] < wanted[k];
-    if (wanted[k] < 0) throw py::index_error("rows: row " + std::to_string(wanted[k]) + " is out of range");
-    if (!follows) throw py::value_error("rows must ascend");
-    if (wanted[k] > (INT64_MAX - begin) / row_bytes - 1) throw py::index_error("rows: no file is that large");
+    const int64_t last = (INT64_MAX - begin) / row_bytes - 1;
+    if (checked[k] < 0 || checked[k] > last) {
+      throw py::index_error("rows: row " + std::to_string(checked[k]) + " is out of range");
+    }
+    if (k > 0 && checked[k - 1] >= checked[k]) throw py::value_error("rows must be in ascending order");
   }
   Longs places(count);
-  const int64_t needed = spurmix::host::place_rows(file, wanted, count, places.mutable_data());
+  const int64_t needed = spurmix::host::place_rows(file, checked.data(), count, places.mutable_data());
   if (out.size() < needed) {
-    throw py::value_error("out has " + std::to_string(out.size()) + " bytes, " + std::to_string(needed) + " are read");
+    throw py::value_error("out must have at least " + std::to_string(needed) + " bytes, got " +
+                          std::to_string(out.size()));
   }
   uint8_t* to = out.mutable_data();
   if (direct >= 0 && reinterpret_cast<uintptr_t>(to) % spurmix::host::kPage != 0) {
-    throw py::value_error("out must begin on a page to be read into past the page cache");
+    throw py::value_error("out must start on a page to read past the page cache");
   }
   int error = 0;
   int64_t failed = -1;
   {
     py::gil_scoped_release release;
-    failed = spurmix::host::read_rows(file, wanted, places.data(), count, threads, to, &error);
+    failed = spurmix::host::read_rows(file, checked.data(), places.data(), count, threads, to, &error);
   }
   if (failed < 0) return places;
   errno = error != 0 ? error : EIO;
@@ -207,7 +211,7 @@ Longs read_rows(int fd, int direct, int64_t begin, int64_t row_bytes, const Long
   throw py::error_already_set();
 }
 
-// The CRC-32 of bytes [begin, begin + size) of a file, and how many of them it has.
+// The CRC-32 of bytes [begin, begin + size) of a file, and the number of these bytes that the file has.
 std::pair<uint32_t, int64_t> file_crc32(int fd, int64_t begin, int64_t size) {
   if (begin < 0 || size < 0) throw py::value_error("begin and size must be 0 or more");
   int64_t count = 0;
@@ -226,7 +230,7 @@ std::pair<uint32_t, int64_t> file_crc32(int fd, int64_t begin, int64_t size) {
 uint32_t crc32(const py::buffer& data, uint32_t crc) {
   const py::buffer_info info = data.request();
   if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1)) {
-    throw py::type_error("data must be bytes in a row");
+    throw py::type_error("data must be a contiguous buffer of bytes");
   }
   py::gil_scoped_release release;
   return spurmix::host::crc32(crc, static_cast<const uint8_t*>(info.ptr), info.size);
@@ -247,8 +251,8 @@ struct ArrowArray {
   void* private_data;
 };
 
-// An RGB image of Pillow's, as Image.__arrow_c_array__ gives it, four bytes a pixel, to byte `at` of `out`. Returns the
-// CRC-32 of what is written, after bytes of which it is `crc`.
+// Copies an RGB image of Pillow, which Image.__arrow_c_array__ returns with four bytes per pixel, to byte `at` of
+// `out`. Returns the CRC-32 `crc` of the preceding bytes, continued with the copied ones.
 uint32_t pack_rgb(const py::capsule& image, int64_t count, py::array_t<uint8_t, py::array::c_style> out, int64_t at,
                   uint32_t crc) {
   if (std::strcmp(image.name() != nullptr ? image.name() : "", "arrow_array") != 0) {
@@ -259,15 +263,15 @@ uint32_t pack_rgb(const py::capsule& image, int64_t count, py::array_t<uint8_t, 
   const ArrowArray* bytes = list ? array->children[0] : nullptr;
   if (bytes == nullptr || array->length != count || bytes->length != 4 * count || bytes->offset != 0 ||
       bytes->n_buffers != 2 || bytes->buffers[1] == nullptr) {
-    throw py::value_error("image must hold " + std::to_string(count) + " pixels of four bytes");
+    throw py::value_error("image must have " + std::to_string(count) + " pixels of four bytes");
   }
-  if (at < 0 || count > (out.size() - at) / 3) throw py::index_error("out has no room for the pixels");
+  if (at < 0 || count > (out.size() - at) / 3) throw py::index_error("out is too small for the pixels");
   uint8_t* to = out.mutable_data() + at;
   py::gil_scoped_release release;
   return spurmix::host::pack_rgb(static_cast<const uint8_t*>(bytes->buffers[1]), count, to, crc);
 }
 
-// Every float through a half format and back: the conversions of pixel.h.
+// Converts each float to float16 or bfloat16 and back, with the conversions of pixel.h.
 py::array_t<float> round_trip(const py::array_t<float, py::array::c_style>& values, bool bfloat16) {
   py::array_t<float> out(values.size());
   for (py::ssize_t i = 0; i < values.size(); ++i) {
@@ -283,13 +287,14 @@ py::array_t<float> round_trip(const py::array_t<float, py::array::c_style>& valu
 PYBIND11_MODULE(_host, m) {
   m.doc() = "Compiled helpers on NumPy arrays.";
   m.def("group_cells", &group_cells, py::arg("columns"), py::arg("low"), py::arg("span"), py::arg("members"),
-        py::arg("threads"), "Stable counting sort of rows by integer columns: (keys, counts, identity).");
-  // noconvert: what is written to must be the caller's array, and nothing large is copied unseen.
+        py::arg("threads"), "Sort rows by integer columns, stably. Return (keys, counts, identity).");
+  // noconvert: outputs must be the caller's own arrays, and a large input must not be copied silently.
   m.def("pair_lengths", &pair_lengths, py::arg("ids").noconvert(), py::arg("offsets").noconvert(), py::arg("index"),
-        py::arg("partner"), py::arg("limit"), "Tokens of the longer text of each pair, int32 [B], at most limit.");
+        py::arg("partner"), py::arg("limit"),
+        "Number of tokens of the longer text of each pair, int32 [B], at most limit.");
   m.def("pack_texts", &pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(), py::arg("rows"),
         py::arg("limit"), py::arg("closing"), py::arg("pad"), py::arg("out").noconvert(), py::arg("mask").noconvert(),
-        "Texts of rows into out [B, S], padded, and mask.");
+        "Write the texts of rows, padded, to out [B, S] and mask.");
   m.def("philox", &philox, py::arg("counter"), py::arg("key"));
   m.def("permute", &permute, py::arg("positions"), py::arg("m"), py::arg("seed"), py::arg("stratum"), py::arg("cycle"));
   m.def("draw", &draw, py::arg("tables"), py::arg("members"), py::arg("seed"), py::arg("start"), py::arg("count"));
@@ -298,7 +303,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("flips", &flips, py::arg("seed"), py::arg("start"), py::arg("count"));
   m.def("read_rows", &read_rows, py::arg("fd"), py::arg("direct"), py::arg("begin"), py::arg("row_bytes"),
         py::arg("rows"), py::arg("out").noconvert(), py::arg("threads"),
-        "Rows of an open file, ascending, into bytes, in parallel, neighbours at once: the byte each begins at.");
+        "Read ascending rows of an open file in parallel. Return the offset of each in out.");
   m.def("crc32", &crc32, py::arg("data"), py::arg("crc") = 0u);
   m.def("file_crc32", &file_crc32, py::arg("fd"), py::arg("begin"), py::arg("size"));
   m.def("crc32_joined", &crc32_joined, py::arg("first"), py::arg("second"), py::arg("size"));

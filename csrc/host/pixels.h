@@ -5,8 +5,8 @@
 
 namespace spurmix::host {
 
-// The first three bytes of `count` pixels of four. Returns the CRC-32 of what is written, after bytes of which it is
-// `crc`.
+// Copies the first three of every four bytes of `count` pixels. Returns the CRC-32 `crc` of the preceding bytes,
+// continued with the copied ones.
 uint32_t pack_rgb(const uint8_t* pixels, int64_t count, uint8_t* to, uint32_t crc);
 
 }  // namespace spurmix::host

@@ -8,16 +8,16 @@
 #include <atomic>
 #include <cerrno>
 #include <mutex>
-#include <system_error>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 namespace spurmix::host {
 namespace {
 
-constexpr int64_t kMostBytes = int64_t{8} << 20;  // of one read
+constexpr int64_t kMostBytes = int64_t{8} << 20;  // per read
 
-// How many rows from rows[k] on follow each other and are read at once.
+// Number of consecutive rows from rows[k] on that one read returns.
 int64_t run_length(const RowFile& file, const int64_t* rows, int64_t k, int64_t count) {
   const int64_t most = std::max<int64_t>(1, kMostBytes / std::max<int64_t>(1, file.row_bytes));
   int64_t n = 1;
@@ -25,7 +25,7 @@ int64_t run_length(const RowFile& file, const int64_t* rows, int64_t k, int64_t 
   return n;
 }
 
-// Bytes [at, at + size) to `to`, however many reads it takes; 0, an errno, or -1 where the file ends before.
+// Reads bytes [at, at + size) to `to`. Returns 0, an errno, or -1 if the file ends before.
 int read_all(int fd, uint8_t* to, int64_t size, int64_t at) {
   while (size > 0) {
     const ssize_t got = pread(fd, to, static_cast<size_t>(size), static_cast<off_t>(at));
@@ -38,8 +38,8 @@ int read_all(int fd, uint8_t* to, int64_t size, int64_t at) {
   return 0;
 }
 
-// Whether the page cache holds bytes [at, at + size). Linux tells since 6.5, of files one may write to; asking by
-// RWF_NOWAIT would make it read ahead.
+// Whether the page cache holds bytes [at, at + size). It calls cachestat, which Linux has since 6.5 and allows for
+// files that the user may write to. A read with RWF_NOWAIT would start reading ahead.
 bool is_cached(int fd, int64_t size, int64_t at) {
 #if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__))
   constexpr long kCachestat = 451;
@@ -52,7 +52,7 @@ bool is_cached(int fd, int64_t size, int64_t at) {
 #endif
 }
 
-// The same bytes past the page cache, with the rest of their pages around them: how many of them came.
+// Reads the whole pages of bytes [at, at + size) past the page cache. Returns how many of these bytes it read.
 int64_t read_direct(int fd, uint8_t* to, int64_t size, int64_t at) {
   const int64_t skip = at % kPage, whole = (skip + size + kPage - 1) / kPage * kPage;
   const ssize_t got = pread(fd, to - skip, static_cast<size_t>(whole), static_cast<off_t>(at - skip));
@@ -74,42 +74,30 @@ int64_t place_rows(const RowFile& file, const int64_t* rows, int64_t count, int6
 
 int64_t read_rows(const RowFile& file, const int64_t* rows, const int64_t* places, int64_t count, int threads,
                   uint8_t* out, int* error) {
-  std::vector<int64_t> starts;  // of the runs, in `rows`
+  std::vector<int64_t> starts;  // first position in `rows` of each run of consecutive rows
   for (int64_t k = 0; k < count; k += run_length(file, rows, k, count)) starts.push_back(k);
   starts.push_back(count);
-  std::atomic<size_t> next{0};
   std::atomic<int64_t> failed{-1};
   std::mutex mutex;
   *error = 0;
 
-  const auto work = [&] {
-    for (size_t r; failed < 0 && (r = next.fetch_add(1)) + 1 < starts.size();) {
-      const int64_t k = starts[r], size = (starts[r + 1] - k) * file.row_bytes;
-      const int64_t at = file.begin + rows[k] * file.row_bytes;
-      uint8_t* to = out + places[k];
-      int64_t got = 0;
-      if (file.direct >= 0 && !is_cached(file.fd, size, at)) {
-        got = read_direct(file.direct, to, size, at);  // what it refuses is read as ever
-      }
-      const int why = read_all(file.fd, to + got, size - got, at + got);
-      if (why == 0) continue;
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (failed < 0) {
-        *error = std::max(why, 0);
-        failed = k;
-      }
+  parallel_for(static_cast<int64_t>(starts.size()) - 1, threads, [&](int64_t r) {
+    if (failed >= 0) return;
+    const int64_t k = starts[r], size = (starts[r + 1] - k) * file.row_bytes;
+    const int64_t at = file.begin + rows[k] * file.row_bytes;
+    uint8_t* to = out + places[k];
+    int64_t done = 0;
+    if (file.direct >= 0 && !is_cached(file.fd, size, at)) {
+      done = read_direct(file.direct, to, size, at);  // the rest is read through the page cache
     }
-  };
-
-  std::vector<std::thread> team;
-  const int64_t wanted = std::min<int64_t>(threads, static_cast<int64_t>(starts.size()) - 1);
-  try {
-    for (int64_t t = 1; t < wanted; ++t) team.emplace_back(work);
-  } catch (const std::system_error&) {
-    // No more threads are to be had; those that are there do the work.
-  }
-  work();
-  for (std::thread& thread : team) thread.join();
+    const int code = read_all(file.fd, to + done, size - done, at + done);
+    if (code == 0) return;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (failed < 0) {
+      *error = std::max(code, 0);
+      failed = k;
+    }
+  });
   return failed;
 }
 

@@ -8,7 +8,7 @@
 namespace spurmix::host {
 namespace {
 
-constexpr int64_t kAhead = 8;  // rows whose memory is asked for early: texts lie anywhere, and each is short
+constexpr int64_t kPrefetch = 8;  // rows ahead: texts are short and anywhere in memory
 
 struct Span {
   int64_t begin, end;
@@ -23,7 +23,7 @@ Span span_of(const Texts& texts, int64_t row) {
   }
   const Span span = {texts.offsets[row], texts.offsets[row + 1]};
   if (span.begin < 0 || span.end < span.begin || span.end > texts.total) {
-    throw std::out_of_range("offsets of text " + std::to_string(row) + " leave the ids or descend");
+    throw std::out_of_range("offsets of text " + std::to_string(row) + " are out of range or descend");
   }
   return span;
 }
@@ -32,13 +32,13 @@ Span span_of(const Texts& texts, int64_t row) {
 
 void pair_lengths(const Texts& texts, const int64_t* index, const int64_t* partner, int64_t count, int32_t* out) {
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kAhead < count) {
-      for (const int64_t next : {index[i + kAhead], partner[i + kAhead]}) {
+    if (i + kPrefetch < count) {
+      for (const int64_t next : {index[i + kPrefetch], partner[i + kPrefetch]}) {
         if (is_row(texts, next)) __builtin_prefetch(texts.offsets + next);
       }
     }
-    const Span own = span_of(texts, index[i]), other = span_of(texts, partner[i]);
-    const int64_t longer = std::max(own.end - own.begin, other.end - other.begin);
+    const Span first = span_of(texts, index[i]), second = span_of(texts, partner[i]);
+    const int64_t longer = std::max(first.end - first.begin, second.end - second.begin);
     out[i] = static_cast<int32_t>(std::min({longer, texts.limit, int64_t{INT32_MAX}}));
   }
 }
@@ -46,8 +46,8 @@ void pair_lengths(const Texts& texts, const int64_t* index, const int64_t* partn
 void pack_texts(const Texts& texts, const int64_t* rows, int64_t count, int64_t width, int64_t pad, int64_t* ids,
                 uint8_t* mask) {
   for (int64_t i = 0; i < count; ++i, ids += width, mask += width) {
-    if (i + kAhead < count && is_row(texts, rows[i + kAhead])) {
-      const int64_t begin = texts.offsets[rows[i + kAhead]];
+    if (i + kPrefetch < count && is_row(texts, rows[i + kPrefetch])) {
+      const int64_t begin = texts.offsets[rows[i + kPrefetch]];
       if (begin >= 0 && begin < texts.total) __builtin_prefetch(texts.ids + begin);
     }
     const Span span = span_of(texts, rows[i]);

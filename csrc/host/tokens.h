@@ -1,4 +1,4 @@
-// Ragged texts into padded rows. Free of Python and torch.
+// Copies texts of different lengths into padded rows. Free of Python and torch.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +10,17 @@ struct Texts {
   const int64_t* offsets;  // [count + 1]: text t is ids[offsets[t]] to ids[offsets[t + 1]]
   int64_t total;
   int64_t count;
-  int64_t limit;    // tokens that are kept of a longer text
-  int64_t closing;  // token that ends a shortened text where it ended the whole one; -1: none
+  int64_t limit;    // longer texts are truncated to this many tokens
+  int64_t closing;  // token that stays the last one of a truncated text, or -1
 };
 
-// What rows index[i] and partner[i] take when they are padded together: the longer one's tokens, into out `[count]`.
-// Throws std::out_of_range for a row that is none and for offsets that leave the ids.
+// Writes the number of tokens of the longer one of texts index[i] and partner[i] to out [count]. Throws
+// std::out_of_range if a row or an offset is out of range.
 void pair_lengths(const Texts& texts, const int64_t* index, const int64_t* partner, int64_t count, int32_t* out);
 
-// The texts of `rows` into ids `[count, width]`, padded with `pad`, and mask (1 at tokens). Throws std::out_of_range
-// as above, before anything of the row is read, and for a text longer than `width`.
+// Writes the texts of `rows` to ids [count, width], padded with `pad`, and a mask that is 1 at tokens. Throws
+// std::out_of_range if a row or an offset is out of range, before it reads the row, or if a text is longer than
+// `width`.
 void pack_texts(const Texts& texts, const int64_t* rows, int64_t count, int64_t width, int64_t pad, int64_t* ids,
                 uint8_t* mask);
 

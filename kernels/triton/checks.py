@@ -1,4 +1,4 @@
-"""Checks of kernel arguments, the same as those of the compiled operators in `csrc/ops_common.h`.
+"""Checks of kernel arguments, the same as those of the compiled operators in `csrc/ops/arguments.h`.
 
 Kernels trust shapes, dtypes and strides, and the operators can be called without the public functions that check them.
 All functions raise ValueError with the operator, the argument and the requirement.

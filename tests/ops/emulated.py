@@ -1,7 +1,7 @@
-"""The CUDA kernels and their operators, run on the host: `tests/cuda/emulation.h` stands in for the GPU.
+"""Runs the CUDA kernels and their operators on the host, where `tests/cuda/emulation.h` emulates the GPU.
 
-The same sources as of `spurmix._cuda` are compiled by g++ and register for CPU tensors, in a library of their own. Every
-launch is searched for races, which fail it (`tests/cuda/races.h`).
+g++ compiles the sources of `spurmix._cuda`, which then register for CPU tensors in a separate library. Each launch is
+searched for races. A race fails it (`tests/cuda/races.h`).
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from spurmix.ops.schema import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "emulated"
-LIBRARY = "spurmix_emulated"
-# As `make sanitize` sets it: "address,undefined" instead of the search for races.
+LIBRARY = "spurmix_emulated"  # as in csrc/ops/tensors.h
+# tests/sanitize/run.sh sets it to "address,undefined", which replaces the search for races.
 SANITIZERS = os.environ.get("EMULATED_SANITIZERS")
 
 
 def sources() -> list[Path]:
-    """What `_cuda` is made of, and what stands in for the GPU."""
-    return sorted([*ROOT.glob("csrc/*cuda*.cpp"), *ROOT.glob("kernels/cuda/*.cu"), *ROOT.glob("tests/cuda/*.cpp")])
+    """Sources of `_cuda` and of the emulation."""
+    patterns = ("csrc/ops/*.cpp", "csrc/ops/cuda/*.cpp", "kernels/cuda/*.cu", "tests/cuda/*.cpp")
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
 
 
 def compile_module(folder: Path) -> Path:
-    """The emulated module, compiled into `folder` unless one of these sources is there already."""
-    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("kernels/cuda/*.*h"), *ROOT.glob("tests/cuda/*.h")]
+    """Compile the emulated module into `folder`, unless it exists for these sources. Return its path."""
+    patterns = ("csrc/*.h", "csrc/ops/**/*.h", "kernels/cuda/*.*h", "tests/cuda/*.h")
+    headers = [path for pattern in patterns for path in ROOT.glob(pattern)]
     texts = [p.read_bytes() for p in sorted([*sources(), *headers])] + [f"{torch.__version__} {SANITIZERS}".encode()]
     key = hashlib.sha256(b"".join(texts)).hexdigest()[:16]
     module = folder / f"_emulated-{key}.so"
@@ -60,14 +62,13 @@ def _compile(module: Path) -> None:
         "-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
         "-fvisibility=hidden", f"-I{ROOT / 'tests/cuda'}", f"-I{package / 'include'}",
         f"-I{sysconfig.get_paths()['include']}", "-DTORCH_TARGET_VERSION=0x020b000000000000",
-        "-DSPURMIX_HERE(tensor)=(tensor).is_cpu()", '-DSPURMIX_WHERE="on the emulated GPU"',
-        f"-DSPURMIX_LIBRARY={LIBRARY}", "-DSPURMIX_KEY=CPU", '-DSPURMIX_MODULE="_emulated"',
-        "-DSPURMIX_MODULE_INIT=PyInit__emulated",
+        "-DSPURMIX_EMULATED",
     ]  # fmt: skip
 
     def build(source: Path) -> str:
-        target = folder / f"{source.name}.{os.getpid()}.o"
-        watched = ["-fsanitize=thread"] if source.suffix == ".cu" else ["-O2"]  # by races.cpp, not by the sanitizer
+        target = folder / f"{source.parent.name}-{source.name}.{os.getpid()}.o"
+        # races.cpp implements the calls that this option inserts. The sanitizer itself is not linked.
+        watched = ["-fsanitize=thread"] if source.suffix == ".cu" else ["-O2"]
         if SANITIZERS:
             watched = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
         subprocess.run(["g++", "-x", "c++", *flags, *watched, "-c", str(source), "-o", str(target)], check=True)
@@ -87,7 +88,7 @@ def _compile(module: Path) -> None:
 
 @functools.cache
 def load() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
-    """The module, for its flag, and the kernels by name."""
+    """The module, whose flag the tests read, and the kernels by name."""
     path = compile_module(FOLDER)
     defined = torch.library.Library(LIBRARY, "DEF")
     for schema in SCHEMAS:
@@ -97,14 +98,14 @@ def load() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    load.library = defined  # type: ignore[attr-defined]  # kept alive
+    load.library = defined  # type: ignore[attr-defined]  # so that it is not deleted
     names = [schema.split("(", 1)[0] for schema in SCHEMAS]
     present = [n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(f"{LIBRARY}::{n}", "CPU")]
     return module, {name: getattr(getattr(torch.ops, LIBRARY), name).default for name in present}
 
 
 def serve(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """From now on backend="cuda" means the emulation; its module, whose flag tests look at."""
+    """Make backend="cuda" use the emulation. Return its module, whose flag the tests read."""
     module, kernels = load()
     real, requested = F.implementation, embeddings.requested
 
@@ -114,7 +115,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for place in (F, embeddings, embedding_grad):
         monkeypatch.setattr(place, "implementation", chosen)
     monkeypatch.setattr(F, "serving", lambda device, backend: backend)
-    # Like Triton's, these kernels are outside the dispatcher, so the gradient needs the function that pins them.
+    # Like those of Triton, these kernels are not in the dispatcher, so the gradient must select them by name.
     monkeypatch.setattr(embeddings, "requested", lambda backend: "triton" if backend == "cuda" else requested(backend))
     return module
 
@@ -126,7 +127,7 @@ def built_fixture() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
 
 @pytest.fixture(name="cuda")
 def cuda_fixture(built: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """backend="cuda" is the emulation; what kernels flag must have been taken when a test ends."""
+    """Make backend="cuda" use the emulation. The flag must be clear at the end of a test."""
     module = serve(monkeypatch)
     yield module
     assert module.take_flag(0) == 0
@@ -134,7 +135,7 @@ def cuda_fixture(built: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module
 
 @pytest.fixture(autouse=True)
 def cuda_emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For files that import it: tests whose parameter `backend` is "cuda" run by the emulation, and flag nothing."""
+    """Use the emulation in tests whose parameter `backend` is "cuda", in files that import this. The flag must stay clear."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if parameters.get("backend") != "cuda":
         yield
@@ -145,5 +146,5 @@ def cuda_emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 def raise_flagged() -> None:
-    """Raise what the emulated kernels flagged, as `functional.check` does on a GPU."""
+    """Raise the error of the emulated kernels' flag, as `functional.check` does on a GPU."""
     flags.raise_flagged(load()[0].take_flag(0))

@@ -343,7 +343,7 @@ def test_damaged_tables_are_flagged_and_not_followed(cuda: ModuleType, built: An
     [
         ("draw", lambda t: (t.packed.int(), t.members, 0, 0, 4), "tables has the wrong dtype"),
         ("draw", lambda t: (t.packed, t.members.float(), 0, 0, 4), "members must be int32 or int64"),
-        ("draw", lambda t: (t.packed, t.members, -1, 0, 4), "seed must lie in"),
+        ("draw", lambda t: (t.packed, t.members, -1, 0, 4), "seed must be in"),
         ("draw", lambda t: (t.packed, t.members, 0, 2**63 - 2, 4), "start and count"),
         ("mix_rows", lambda t: (torch.zeros(2, 3).T, *pairs(np.random.default_rng(0), 2, 2), torch.float32), "contiguous"),
         ("mix_rows", lambda t: (torch.zeros(2, 3), *pairs(np.random.default_rng(0), 2, 2)[:2], torch.ones(3), torch.float32), "lam has size 3"),
@@ -362,8 +362,8 @@ def test_arguments_are_checked_on_the_host(
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ("EMULATED_OLD", 'compute capability 7.0, the CUDA kernels need 8.0; use backend="triton"'),
-        ("EMULATED_CAPTURE", "a CUDA graph may not capture; call an op once before the capture"),
+        ("EMULATED_OLD", 'compute capability 7.0, but the CUDA kernels need 8.0 or higher; use backend="triton"'),
+        ("EMULATED_CAPTURE", "a CUDA graph cannot capture; call an operator once before the capture"),
     ],
 )
 def test_devices_that_cannot_run_a_first_call(built: Any, state: str, message: str) -> None:

@@ -136,7 +136,7 @@ def test_offsets_that_were_changed_later_are_rejected() -> None:
         changed = offsets.copy()
         changed[row] = value
         texts.offsets = changed
-        with pytest.raises(IndexError, match="leave the ids or descend"):
+        with pytest.raises(IndexError, match="are out of range or descend"):
             texts.gather(torch.tensor([0, 1]))
 
 

@@ -66,13 +66,13 @@ def test_rows_are_read_directly_and_through_the_page_cache(
         n = file.fileno()
         for rows, target, error, message in (
             ([2, 1], out, ValueError, "rows must ascend"), ([1, 1], out, ValueError, "rows must ascend"),
-            ([-1], out, IndexError, "row -1 is out of range"), ([1 << 60], out, IndexError, "no file is that large"),
-            ([1], out[:99], ValueError, "shorter than a row"), (list(range(40)), out, ValueError, "bytes, .* are read"),
+            ([-1], out, IndexError, "row -1 is out of range"), ([1 << 60], out, IndexError, "is out of range"),
+            ([1], out[:99], ValueError, "at least the bytes of one row"), (list(range(40)), out, ValueError, "must have at least .* bytes"),
             ([60], out, OSError, "Input/output error"),
         ):  # fmt: skip
             with pytest.raises(error, match=message):
                 _host.read_rows(n, -1, 128, 104 * 107 * 3, np.array(rows), target, 4)
-        with pytest.raises(ValueError, match="begin on a page"):
+        with pytest.raises(ValueError, match="start on a page"):
             _host.read_rows(n, n, 128, 104 * 107 * 3, np.array([1]), out[8:], 4)
         # If direct reads fail, the file is read through the page cache.
         places = _host.read_rows(n, 9999, 128, 104 * 107 * 3, np.array([5]), out, 4)

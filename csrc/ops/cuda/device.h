@@ -1,17 +1,10 @@
-// What the CUDA operators share: the device, its stream, its flag.
+// The device of a CUDA operator: its stream and its error flag.
 #pragma once
 
-#include <cuda_runtime.h>  // in tests, CUDA's thread model on a host
+#include <cuda_runtime.h>  // tests/cuda has an emulation of this header
 
-#ifndef SPURMIX_HERE
-#define SPURMIX_HERE(tensor) (tensor).is_cuda()
-#define SPURMIX_WHERE "on a GPU"
-#define SPURMIX_LIBRARY spurmix
-#define SPURMIX_KEY CUDA
-#endif
-
-#include "../kernels/cuda/launch.h"
-#include "ops_common.h"
+#include "../../../kernels/cuda/launch.h"
+#include "../device.h"
 
 #ifdef USE_CUDA
 #include <torch/csrc/stable/accelerator.h>
@@ -22,7 +15,7 @@ namespace spurmix {
 #ifdef USE_CUDA
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 #else
-struct DeviceGuard {  // of the one emulated device
+struct DeviceGuard {  // there is one emulated device
   explicit DeviceGuard(int) {}
 };
 #endif
@@ -32,10 +25,7 @@ inline void cuda_check(int code, const char* op) {
                 cudaGetErrorString(static_cast<cudaError_t>(code)));
 }
 
-// The flag of a device, in its memory: bits of launch.h. Allocated once, zero.
-uint32_t* device_flag(int device);
-
-// Makes the device of a tensor current, and knows its stream and flag.
+// Makes the device of a tensor current, and holds its stream and its error flag.
 class OnDevice {
  public:
   OnDevice(const Tensor& tensor, const char* op);
@@ -43,8 +33,10 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 
   void* stream() const { return stream_; }
+  // The flag in the device's memory, bits of kernels/cuda/launch.h.
   uint32_t* flag() const { return flag_; }
-  void launched(int code) const { cuda_check(code, op_); }
+  // Raises an error if a launch returned one.
+  void check_launch(int code) const { cuda_check(code, op_); }
 
  private:
   const char* op_;
@@ -53,5 +45,8 @@ class OnDevice {
   void* stream_ = nullptr;
   uint32_t* flag_ = nullptr;
 };
+
+cuda::Sequence sequence_of(const SequenceArguments& args);
+cuda::DrawOut draw_outputs(const DrawOutputs& out);
 
 }  // namespace spurmix

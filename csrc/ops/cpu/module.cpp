@@ -1,10 +1,10 @@
-// The Python side of _C: an empty module. Importing it runs the static registrations of ops_cpu.cpp.
+// The Python module `_C`. Importing it registers the CPU operators.
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
 #include <exception>
 
-#include "cpu/isa.h"
+#include "../../cpu/isa.h"
 
 static PyObject* isa(PyObject*, PyObject*) {
   try {

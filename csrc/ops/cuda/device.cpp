@@ -1,4 +1,4 @@
-// Devices as the CUDA operators use them, and what Python asks of them.
+// The Python module `_cuda`, and the devices of its operators. Importing it registers the CUDA operators.
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
@@ -7,7 +7,7 @@
 #include <atomic>
 #include <mutex>
 
-#include "ops_cuda.h"
+#include "device.h"
 
 namespace spurmix {
 namespace {
@@ -16,14 +16,14 @@ constexpr int kDevices = 64;
 std::mutex mutex;
 std::array<std::atomic<uint32_t*>, kDevices> flags = {};
 
-// cudaSuccess once the device's flag is there.
+// Allocates the flag of a device and sets it to 0, if it does not exist.
 cudaError_t make_flag(int device) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (flags[device] != nullptr) return cudaSuccess;
   void* memory = nullptr;
   cudaError_t code = cudaMalloc(&memory, sizeof(uint32_t));
   if (code == cudaSuccess) code = cudaMemset(memory, 0, sizeof(uint32_t));
-  if (code == cudaSuccess) code = cudaDeviceSynchronize();  // other streams do not wait for the zero
+  if (code == cudaSuccess) code = cudaDeviceSynchronize();  // other streams do not wait for the memset
   if (code == cudaSuccess) flags[device] = static_cast<uint32_t*>(memory);
   return code;
 }
@@ -39,11 +39,11 @@ OnDevice::OnDevice(const Tensor& tensor, const char* op)
     cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), op);
     cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), op);
     SPURMIX_CHECK(major >= 8, op, ": the GPU has compute capability ", major, ".", minor,
-                  ", the CUDA kernels need 8.0; use backend=\"triton\" or \"reference\"");
+                  ", but the CUDA kernels need 8.0 or higher; use backend=\"triton\" or \"reference\"");
     cudaStreamCaptureStatus captured = cudaStreamCaptureStatusNone;
     cuda_check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream_), &captured), op);
     SPURMIX_CHECK(captured == cudaStreamCaptureStatusNone, op, ": the first call on device ", device_,
-                  " allocates memory, which a CUDA graph may not capture; call an op once before the capture");
+                  " allocates memory, which a CUDA graph cannot capture; call an operator once before the capture");
     cuda_check(make_flag(device_), op);
   }
   flag_ = flags[device_];
@@ -51,12 +51,12 @@ OnDevice::OnDevice(const Tensor& tensor, const char* op)
 
 }  // namespace spurmix
 
-// Waits for a device and returns its flag's bits, which are cleared; 0 where no op ran there yet.
+// Waits for a device, returns the bits of its error flag and clears them. Returns 0 if no operator ran there.
 static PyObject* take_flag(PyObject*, PyObject* argument) {
   const long device = PyLong_AsLong(argument);
   if (device == -1 && PyErr_Occurred()) return nullptr;
   if (device < 0 || device >= spurmix::kDevices) {
-    PyErr_SetString(PyExc_ValueError, "device: no such device");
+    PyErr_SetString(PyExc_ValueError, "device must be in [0, 64)");
     return nullptr;
   }
   uint32_t* flag = spurmix::flags[device];
@@ -81,10 +81,13 @@ static PyObject* take_flag(PyObject*, PyObject* argument) {
 }
 
 static PyMethodDef methods[] = {
-    {"take_flag", take_flag, METH_O, "Waits for a device; the bits that its kernels flagged since, which are cleared."},
+    {"take_flag", take_flag, METH_O, "Waits for a device, returns the bits of its error flag and clears them."},
     {nullptr, nullptr, 0, nullptr}};
 
-#ifndef SPURMIX_MODULE
+#ifdef SPURMIX_EMULATED
+#define SPURMIX_MODULE "_emulated"
+#define SPURMIX_MODULE_INIT PyInit__emulated
+#else
 #define SPURMIX_MODULE "_cuda"
 #define SPURMIX_MODULE_INIT PyInit__cuda
 #endif
