@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "bench").glob("*.md")),
     *sorted((ROOT / ".github").rglob("*.md")),
     *sorted((ROOT / ".github").rglob("*.yml")),
 ]
