@@ -1,4 +1,4 @@
-"""Shared fixtures: backends under test, and fresh buffers poisoned so that an unwritten element shows."""
+"""Shared fixtures: backends under test, and new tensors filled with NaN, so that a missing write is noticed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton kernels are imported: their tests interpret them
+os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it on import
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from spurmix.ops import library
@@ -32,7 +32,7 @@ BACKENDS = ["reference", "cpu"]
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend that should serve CPU tensors. A missing build fails: it must not hide untested kernels."""
+    """Every backend for CPU tensors. The test fails without compiled kernels, because they would be untested."""
     name: str = request.param
     if name == "cpu" and library.COMPILED_CPU != "ok":
         pytest.fail(f"compiled kernels: {library.COMPILED_CPU}")
@@ -41,7 +41,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Any:
-    """Fill fresh tensors with NaN (largest integers), so that an element nobody wrote fails a comparison."""
+    """Fill new tensors with NaN (integers: the maximum), so that a missing write fails a comparison."""
     was_on = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -60,11 +60,11 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def scarce() -> Command:
-    """scarce(script, *arguments): runs a script that limits its own address space.
+def with_little_memory() -> Command:
+    """`with_little_memory(script, *arguments)` runs a script that limits its own address space.
 
-    Threads reserve space they never touch, 8 MB of stack and 64 MB of heap each, at moments of their own: here as
-    little of it as can be, or the limit would be met by chance.
+    Each thread reserves address space that it may not use, 8 MB of stack and 64 MB of heap. Both are reduced, so that
+    the script does not exceed the limit by chance.
     """
 
     def run(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -76,8 +76,11 @@ def scarce() -> Command:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """command(*arguments, main=...): what a command prints and its exit code, in this process: one of its own takes
-    two seconds to import torch. main: its entry point, `spurmix` if not given."""
+    """`command(*arguments, main=...)` runs a command and returns its output and exit code.
+
+    It runs in this process, because a new process needs two seconds to import torch. `main` is the entry point, by
+    default that of `spurmix`.
+    """
 
     def run(*arguments: Any, main: Callable[[], Any] | None = None) -> subprocess.CompletedProcess[str]:
         if main is None:

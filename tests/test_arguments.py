@@ -1,4 +1,4 @@
-"""Every plain argument of the public names: a wrong type or range is a TypeError or ValueError that names the argument."""
+"""Invalid arguments of public functions raise a TypeError or ValueError that names the argument."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MEAN: list[Any] = ["a", (0.1, 0.2), (0.1, "b", 0.3), object(), np.nan]
 
 
 def but(values: list[Any], *accepted: Any) -> list[Any]:
-    """`values` without those that an argument takes."""
+    """`values` without those that the argument accepts."""
     return [v for v in values if not any(v is a for a in accepted)]
 
 
@@ -195,7 +195,7 @@ TABLE: list[tuple[str, Callable[..., Any], dict[str, list[Any]]]] = [
 @pytest.mark.parametrize(("call", "argument", "values"), [
     pytest.param(call, argument, values, id=f"{name}-{argument}") for name, call, table in TABLE for argument, values in table.items()
 ])  # fmt: skip
-def test_a_wrong_value_is_named(call: Callable[..., Any], argument: str, values: list[Any]) -> None:
+def test_error_names_the_argument(call: Callable[..., Any], argument: str, values: list[Any]) -> None:
     check(call, argument, values)
 
 
@@ -214,7 +214,7 @@ def check(call: Callable[..., Any], argument: str, values: list[Any]) -> None:
     assert not unnamed, "\n".join(unnamed)
 
 
-def test_wrong_values_of_what_reads_files(tmp_path: Path) -> None:
+def test_error_names_the_argument_of_functions_that_read_files(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", IMAGES.numpy())
     metadata = Metadata(np.array(LABELS), ["train"] * 6, list("abcdef"), {}, ("x", "y"), {})
     write_metadata(tmp_path, metadata)
@@ -234,8 +234,8 @@ def test_wrong_values_of_what_reads_files(tmp_path: Path) -> None:
     spurmix.Predictor(model, threads=1, providers=["CPUExecutionProvider"])
 
 
-def test_what_the_table_calls_is_right_without_a_wrong_value(tmp_path: Path) -> None:
-    """Else a row would fail for another reason than its value."""
+def test_calls_succeed_with_valid_arguments(tmp_path: Path) -> None:
+    """Otherwise a call of the table could fail for another reason than its invalid value."""
     for name, call, _ in TABLE:
         more = {
             "Fixed": {"value": 0.5}, "InverseCDF": {"function": np.sqrt}, "set_step": {"step": 0}, "batch": {"step": 0},
@@ -253,10 +253,10 @@ def test_what_the_table_calls_is_right_without_a_wrong_value(tmp_path: Path) -> 
             "resnet50",
             "bert",
         ):
-            call(**more)  # the others need files, or take long to make
+            call(**more)  # the others need files or take long
 
 
-def test_integers_and_numbers_of_other_kinds_are_taken() -> None:
+def test_integers_and_numbers_of_other_types_are_accepted() -> None:
     made = loader(batch_size=np.int32(2), steps=torch.tensor(3), seed=np.uint8(1), prefetch=np.int64(0), copy=np.True_)
     assert (made.batch_size, made.steps, made.copy) == (2, 3, True) and type(made.steps) is int
     assert Beta(np.float32(2)) == Beta(2) and Fixed(torch.tensor(0.5)) == Fixed(0.5)

@@ -1,4 +1,4 @@
-"""Files written by version 0.1.0 (`fixtures/v0.1.0`) are read, resumed and drawn from with the same results, bit for bit."""
+"""Files written by version 0.1.0 (`fixtures/v0.1.0`) give the same data, draws and training results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hexadecimal(values: torch.Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["images", "tokens", "features"])
-def test_packed_datasets_are_read_and_drawn_from(kind: str) -> None:
+def test_packed_datasets_give_the_same_batches(kind: str) -> None:
     expected = EXPECTED[kind]
     dataset = PackedDataset(FIXTURES / kind)
     assert dataset.verify() == []
@@ -53,7 +53,7 @@ def test_packed_datasets_are_read_and_drawn_from(kind: str) -> None:
         assert hashlib.sha256(batch.input.numpy().tobytes()).hexdigest() == expected["input_sha256"]
 
 
-def test_a_checkpoint_is_resumed(tmp_path: Path) -> None:
+def test_checkpoint_resumes(tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     labels = rng.integers(0, 2, 120)
     features = (rng.standard_normal((120, 6)) + 2 * labels[:, None]).astype(np.float32)
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_resumed(tmp_path: Path) -> None:
         np.testing.assert_allclose(values.flatten().numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_finished_run_is_evaluated(tmp_path: Path) -> None:
+def test_finished_run_is_evaluated(tmp_path: Path) -> None:
     run = shutil.copytree(FIXTURES / "run", tmp_path / "run")
     weights = load_file(run / "model.safetensors")
     assert {name: hexadecimal(values) for name, values in weights.items()} == EXPECTED["run"]

@@ -100,7 +100,7 @@ print(len(rows))
 """
 
 
-def test_data_four_times_as_large_as_memory(tmp_path: Path, scarce: Any) -> None:
+def test_data_four_times_as_large_as_memory(tmp_path: Path, with_little_memory: Any) -> None:
     """The child limits its address space to what it uses at first, plus a quarter of the images."""
     root, target = birds(tmp_path / "birds", 8), tmp_path / "t"
     pack_images(from_waterbirds(root), tmp_path / "small", size=256)
@@ -112,7 +112,7 @@ def test_data_four_times_as_large_as_memory(tmp_path: Path, scarce: Any) -> None
     metadata = small.metadata.select(rows)
     write_metadata(target, metadata)
     write_description(target, "images", metadata, small.provenance)
-    done = scarce(SCARCE, target, images.nbytes // 4)
+    done = with_little_memory(SCARCE, target, images.nbytes // 4)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 700
 

@@ -77,7 +77,7 @@ print(data.source(tier="auto").tier.name, data.split("test").source(tier="auto")
 """
 
 
-def test_a_process_with_a_memory_limit_reads_from_disk(tmp_path: Path, scarce: Any) -> None:
+def test_a_process_with_a_memory_limit_reads_from_disk(tmp_path: Path, with_little_memory: Any) -> None:
     data = write_dataset(tmp_path / "t", np.zeros((90, 512, 512, 3), np.uint8))
-    done = scarce(LIMITED, data.path)
+    done = with_little_memory(LIMITED, data.path)
     assert done.stdout.split() == ["disk", "cache"], done.stderr[-2000:]
