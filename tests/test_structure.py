@@ -219,6 +219,18 @@ BANNED_PHRASES = (
     "its kin",
     "all the same",
     "for ever",
+    "is had",
+    "no more than that",
+    "beyond that",
+    "so that none",
+    "kept from",
+    "otherwise than",
+    "at rest",
+    "of theirs",
+    "shall",
+    "lest",
+    "hence",
+    "thus",
 )
 """Old-fashioned phrases. CONTRIBUTING.md, section "Style", says how to write instead."""
 
