@@ -36,6 +36,7 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
     """
     from spurmix.train.runs import run
     from spurmix.train.runs.files import CONFIG
+    from spurmix.train.runs.processes import Processes
 
     began = time.perf_counter()
     if not out.name:
@@ -50,15 +51,15 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
     settings = resolve(given, config, recipe, base)
     if not settings.dataset:
         raise ValueError("dataset: name the folder of a packed dataset (see spurmix pack)")
-    processes = run.Processes(settings.device)
-    job = run.prepare(settings, out, processes, resume=resume)
-    audit = job.policy.audit(job.train.groups)
+    processes = Processes(settings.device)
+    training_run = run.prepare(settings, out, processes, resume=resume)
+    audit = training_run.policy.audit(training_run.train.groups)
     if processes.main:
         if recipe is not None:
             print(f"{recipe}: {RECIPES[recipe].model}. {RECIPES[recipe].source}\n")
-        print(f"{audit}\n\n{job.train.source!r}", flush=True)
+        print(f"{audit}\n\n{training_run.train.source!r}", flush=True)
     try:
-        outcome = run.train(job, resume=resume)
+        outcome = run.train(training_run, resume=resume)
     except KeyboardInterrupt:
         if processes.main:
             print(f"spurmix: interrupted; spurmix train --resume --out {out} goes on", file=sys.stderr)
@@ -66,7 +67,7 @@ def train(dataset: str | None, out: Path, config: Path | None, recipe: str | Non
     if processes.main:
         from spurmix.cli import train_report
 
-        train_report.write(job, outcome, audit, time.perf_counter() - began)
+        train_report.write(training_run, outcome, audit, time.perf_counter() - began)
     processes.leave()
 
 
@@ -111,9 +112,9 @@ train.__annotations__ = {n: p.annotation for n, p in _signature().parameters.ite
 
 
 def _open(folder: Path, dataset: str | None, main: bool = True) -> Any:
-    from spurmix.train.runs import run
+    from spurmix.train.runs.finished import open_run
 
-    opened = run.open_run(folder, dataset)
+    opened = open_run(folder, dataset)
     if main and dataset is None and not opened.same_data:
         print(f"note: {opened.dataset.path} was packed anew since the run was trained on it", file=sys.stderr)
     return opened
@@ -129,16 +130,17 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Accuracy of a run's model in every group of a split, with intervals. Several processes share the work."""
-    from spurmix.train.runs import run
+    from spurmix.train.runs.data import evaluate_split
+    from spurmix.train.runs.processes import Processes
 
-    processes = run.Processes(device)
+    processes = Processes(device)
     opened = _open(folder, dataset, processes.main)
     given: dict[str, Any] = {"min_group_size": min_group_size, "evaluation_batch": batch_size}
     settings = dataclasses.replace(opened.config, **{k: v for k, v in given.items() if v is not None})
-    part = opened.part(split)
-    found = run.measure(settings, opened.model.to(processes.device), part, opened.train_groups, processes)
+    data = opened.split(split)
+    found = evaluate_split(settings, opened.model.to(processes.device), data, opened.train_groups, processes)
     if processes.main:
-        print(json.dumps({"split": part.name, **found.to_dict()}, indent=1) if as_json else f"{part.name}\n{found}")
+        print(json.dumps({"split": data.name, **found.to_dict()}, indent=1) if as_json else f"{data.name}\n{found}")
     processes.leave()
 
 
@@ -153,11 +155,11 @@ def export(
     from spurmix.deploy.export import export_onnx
 
     opened = _open(folder, dataset)
-    part = opened.part(split)
+    data = opened.split(split)
     extra: dict[str, Any] = {"tokenizer": opened.dataset.tokenizer()} if opened.dataset.kind == "tokens" else {}
     report = export_onnx(
-        opened.model, out if out is not None else folder / "model.onnx", source=part.source, groups=part.groups,
-        train_groups=opened.train_groups, membership=part.membership, cell_names=part.cell_names,
+        opened.model, out if out is not None else folder / "model.onnx", source=data.source, groups=data.groups,
+        train_groups=opened.train_groups, membership=data.membership, cell_names=data.cell_names,
         min_group_size=opened.config.min_group_size, tolerance=tolerance, batch_size=opened.config.evaluation_batch,
         **extra,
     )  # fmt: skip

@@ -14,15 +14,15 @@ from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.data.sources.arrays import ImageSource
 from spurmix.train.runs.config import DEFAULT
 from spurmix.train.runs.files import read_evaluations, write_text
-from spurmix.train.runs.run import Job, Outcome
+from spurmix.train.runs.run import Outcome, TrainingRun
 
 
-def write(job: Job, outcome: Outcome, audit: Audit, seconds: float) -> None:
+def write(run: TrainingRun, outcome: Outcome, audit: Audit, seconds: float) -> None:
     """Write report.json into the run's folder, then pictures and report.html, and print the table."""
-    out, done = job.folder, outcome.training
+    out, done = run.folder, outcome.training
     result: dict[str, Any] = {
-        "config": dataclasses.asdict(job.config),
-        "processes": job.processes.count,
+        "config": dataclasses.asdict(run.config),
+        "processes": run.processes.count,
         "training": {
             "optimizer_steps": done.steps,
             "batches": len(done.losses),
@@ -41,30 +41,30 @@ def write(job: Job, outcome: Outcome, audit: Audit, seconds: float) -> None:
     for name, found in outcome.evaluations.items():
         print(f"{name}\n{found}\n")
     try:
-        _page(job, outcome, audit, result)
+        _page(run, outcome, audit, result)
         told = f"see {out / 'report.html'}"
     except ImportError as error:
         told = f"see {out / 'report.json'} ({error})"
     print(f"weights of batch {outcome.kept_step:,} of {len(done.losses):,}, {seconds:.1f} s; {told}")
 
 
-def _page(job: Job, outcome: Outcome, audit: Audit, result: dict[str, Any]) -> None:
+def _page(run: TrainingRun, outcome: Outcome, audit: Audit, result: dict[str, Any]) -> None:
     """Write pictures and report.html."""
-    out, groups, source = job.folder, job.train.groups, job.train.source
+    out, groups, source = run.folder, run.train.groups, run.train.source
     _, left = residuals(groups)
     known = {name: value for name, value in left.items() if isinstance(value, float)} | {
-        job.config.policy: audit.residual
+        run.config.policy: audit.residual
     }
     evaluations = list(reversed(outcome.evaluations.items()))  # the test split first
     pictures = [
         report.draw_curves(out, list(outcome.training.losses), result["curve"], outcome.kept_step),
-        report.draw_audit(out, known, audit.raw, job.config.attribute or "attribute"),
+        report.draw_audit(out, known, audit.raw, run.config.attribute or "attribute"),
     ]
     if evaluations:
         colours = (report.BLUE, report.GREY)
         pictures.append(report.draw_accuracy(out, [(n, e, c) for (n, e), c in zip(evaluations, colours, strict=False)]))
     if isinstance(source, ImageSource):  # sixteen samples as they were trained on, but for crops and flips
-        sample = MixLoader(source, groups, job.policy, 16, seed=job.config.seed, steps=1, device="cpu", prefetch=0)
+        sample = MixLoader(source, groups, run.policy, 16, seed=run.config.seed, steps=1, device="cpu", prefetch=0)
         pictures.append(report.draw_samples(out, source, sample.batch(0), groups.class_names))
     changed = {k: v for k, v in result["config"].items() if v != getattr(DEFAULT, k)}
     report.render(

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, written by rename, verified on load. Nothing is ever unpickled."""
+"""Checkpoints: safetensors and JSON files, written by rename and verified on load. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ STATE = "state.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged or belongs to another run."""
+    """A checkpoint is corrupt, belongs to another run or cannot be written."""
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and raise where nothing can be written into it."""
+    """Create a folder. Raise a ValueError if no file can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -37,7 +37,7 @@ def check_writable(folder: Path) -> None:
 
 
 def identity(model: nn.Module, fingerprint: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What must agree for a run to be continued: sequence, model parameters and training settings."""
+    """Return what must agree for a run to be resumed: sequence, model parameters and training settings."""
     shapes = json.dumps([(name, list(t.shape)) for name, t in model.state_dict().items()])
     return {**fingerprint, "model": hashlib.sha256(shapes.encode()).hexdigest()[:16], **settings}
 
@@ -48,13 +48,13 @@ def _digest(path: Path) -> str:
 
 
 def _seal(manifest: dict[str, Any]) -> str:
-    """Checksum of what a manifest says besides."""
-    said = {name: value for name, value in manifest.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Compute the checksum of the other entries of a manifest."""
+    entries = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _pack(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors moved to `tensors` and replaced by {"tensor": name}."""
+    """Convert a value to JSON types. Tensors are added to `tensors` and replaced by {"tensor": name}."""
     if isinstance(value, Tensor):
         tensors[prefix] = value.detach().cpu().clone().contiguous()
         return {"tensor": prefix}
@@ -73,8 +73,8 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return [_unpack(v, tensors) for v in value] if isinstance(value, list) else value
 
 
-def synchronise(path: Path) -> None:
-    """Have a file or folder on the disk before what follows: a rename may reach it before the contents do."""
+def sync_to_disk(path: Path) -> None:
+    """Wait until the disk has a file or folder. Otherwise a rename may reach the disk before the contents."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -83,28 +83,38 @@ def synchronise(path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporaries of this process, and of processes that are no more."""
+    """Remove temporary folders of this process and of processes that have ended."""
     for path in folder.glob(".step-*"):
         process = path.name.rsplit("-", 1)[-1]
-        if process != str(os.getpid()) and process.isdecimal() and _lives(int(process)):
+        if process != str(os.getpid()) and process.isdecimal() and _is_running(int(process)):
             continue
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _lives(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # somebody else's
+        pass  # a process of another user
     return True
 
 
 def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], max_checkpoints: int) -> Path:
-    """Write checkpoint `step` into `folder`, and keep the newest `max_checkpoints`.
+    """Write a checkpoint.
 
     Checkpoints of later steps belong to a run that this one replaces. They are removed.
+
+    Args:
+        folder: Folder of the checkpoints.
+        step: Number of batches so far.
+        run: What identifies the run, see `identity`.
+        state: State to save: nested dicts and lists of tensors and JSON types.
+        max_checkpoints: Maximum number of checkpoints to keep.
+
+    Returns:
+        Folder of the checkpoint.
 
     Raises:
         CheckpointError: If the checkpoint cannot be written. Earlier checkpoints are unchanged.
@@ -124,75 +134,82 @@ def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], ma
         manifest["checksum"] = _seal(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*(temporary / name for name in (TENSORS, STATE, MANIFEST)), temporary):
-            synchronise(path)
+            sync_to_disk(path)
         if final.exists():
             final.rename(replaced)
         temporary.rename(final)
-        synchronise(folder)
+        sync_to_disk(folder)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{final} cannot be written ({error}); earlier checkpoints are as they were") from error
+        raise CheckpointError(f"cannot write {final} ({error}); earlier checkpoints are unchanged") from error
     finally:
         if replaced.exists() and not final.exists():
             replaced.rename(final)
         _remove_leftovers(folder)
     paths = sorted(folder.glob("step-*"))
-    here = paths.index(final) + 1
-    for other in (*paths[: max(0, here - max_checkpoints)], *paths[here:]):
+    end = paths.index(final) + 1
+    for other in (*paths[: max(0, end - max_checkpoints)], *paths[end:]):
         shutil.rmtree(other, ignore_errors=True)
     return final
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Manifest and state, after all checks."""
+    """Read and check the manifest and the state of a checkpoint."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if not isinstance(manifest, dict) or manifest.get("checksum") != _seal(manifest):
-            raise CheckpointError(f"{path / MANIFEST} is damaged: its checksum differs")
+            raise CheckpointError(f"{path / MANIFEST} is corrupt: wrong checksum")
         if manifest["files"].keys() != {TENSORS, STATE} or not isinstance(manifest["run"], dict):
-            raise CheckpointError(f"{path / MANIFEST} is damaged: it does not say what it should")
+            raise CheckpointError(f"{path / MANIFEST} is corrupt: unexpected entries")
         for name, digest in manifest["files"].items():
             if _digest(path / name) != digest:
-                raise CheckpointError(f"{path / name} is damaged: its checksum differs from the manifest's")
+                raise CheckpointError(f"{path / name} is corrupt: wrong checksum")
         if path.name != f"step-{manifest['step']:08d}":
-            raise CheckpointError(f"{path} is damaged: its manifest is of step {manifest['step']}")
+            raise CheckpointError(f"{path} is corrupt: its manifest is of step {manifest['step']}")
         state = _unpack(json.loads((path / STATE).read_text()), load_file(str(path / TENSORS)))
         if not isinstance(state, dict):
-            raise CheckpointError(f"{path / STATE} is damaged: it holds no state")
+            raise CheckpointError(f"{path / STATE} is corrupt: it must contain a dict")
         return manifest, state
     except CheckpointError:
         raise
-    except Exception as error:  # whatever readers raise at files that are not what they should be
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    except Exception as error:  # readers of corrupt files raise errors of many types
+        raise CheckpointError(f"{path} is corrupt: {type(error).__name__}: {error}") from None
 
 
 def load_latest(
     folder: Path, run: dict[str, Any], apply: Callable[[dict[str, Any]], object] = lambda state: None
 ) -> dict[str, Any] | None:
-    """State of the newest valid checkpoint below `folder`, or None where there is none at all.
+    """Load the newest valid checkpoint. A corrupt checkpoint causes a warning, and the one before it is tried.
 
     Args:
-        apply: takes the state over; where that fails, the checkpoint is damaged, and the one before is applied on top.
+        folder: Folder of the checkpoints.
+        run: What identifies the run, see `identity`.
+        apply: Function that restores the state. If it fails, the checkpoint is corrupt.
 
-    A damaged one is passed over with a warning. Raises CheckpointError where all are damaged, or where the newest
-    valid one belongs to another run, saying what differs.
+    Returns:
+        The state, or None if there are no checkpoints.
+
+    Raises:
+        CheckpointError: If all checkpoints are corrupt, or the newest valid one belongs to another run.
     """
     paths = sorted(folder.glob("step-*"), reverse=True)
     for path in paths:
         try:
             manifest, state = _read(path)
-            said = manifest["run"]
-            different = [k for k in run if k not in said or said[k] != run[k]]
+            saved = manifest["run"]
+            different = [k for k in run if k not in saved or saved[k] != run[k]]
             if not different:
                 _apply(path, apply, state)
         except CheckpointError as error:
             warnings.warn(f"{error}; trying the checkpoint before it", RuntimeWarning, stacklevel=2)
             continue
         if different:
-            listed = ", ".join(f"{k} ({said.get(k)!r} there, {run[k]!r} here)" for k in different)
-            raise CheckpointError(f"{path} belongs to another run; different: {listed}")
+            listed = ", ".join(f"{k} ({saved.get(k)!r} in the checkpoint, {run[k]!r} given)" for k in different)
+            raise CheckpointError(
+                f"{path} belongs to another run; different: {listed}; choose another folder or the same settings"
+            )
         return state
     if paths:
-        raise CheckpointError(f"all checkpoints in {folder} are corrupt; newest: {paths[0]}")
+        raise CheckpointError(f"all checkpoints in {folder} are corrupt; delete the folder to start again")
     return None
 
 
@@ -200,17 +217,19 @@ def _apply(path: Path, apply: Callable[[dict[str, Any]], object], state: dict[st
     try:
         apply(state)
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged: its state does not fit: {type(error).__name__}: {error}") from None
+        raise CheckpointError(
+            f"{path} is corrupt: its state does not fit the run: {type(error).__name__}: {error}"
+        ) from None
 
 
 def rng_state() -> dict[str, Any]:
-    """State of torch's generators: of the CPU, and of the current GPU where one is in use."""
+    """Return the state of the random generators of the CPU and, if it is in use, of the current GPU."""
     used = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if used else None}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what `rng_state` gave, as far as this machine has the generators."""
+    """Restore the result of `rng_state`. The state of a GPU is ignored on a machine without one."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -4,129 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.progress import bar
+from spurmix.data.batch import Tokens
 from spurmix.data.sources.arrays import Source, as_source
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.data.sources.windowed import WindowedImages
-from spurmix.ops import validate
+from spurmix.ops import functional, validate
 from spurmix.ops.flags import check
-from spurmix.train.metrics import Evaluation, check_options, evaluate_predictions
+from spurmix.train.metrics import Cells, Counts, Evaluation, LabelPairs, check_labels, check_options, summarize
 from spurmix.train.models import device_of, logits_of, modes_kept
 from spurmix.train.text import apply
 
-
-def predict(
-    model: nn.Module,
-    source: Any,
-    *,
-    batch_size: int = 256,
-    device: torch.device | str | None = None,
-    sharded: bool = False,
-) -> Tensor:
-    """Logits of every example of `source`, float32 `[N, classes]` on the CPU; the model's mode is left as it was.
-
-    Texts go through in order of length, so that little of a batch is padding. sharded: see `evaluate`.
-    """
-
-    def step(inputs: Any) -> Tensor:
-        return logits_of(apply(model, inputs))
-
-    return over_batches(model, source, step, batch_size=batch_size, device=device, sharded=sharded)
-
-
-def over_batches(
-    model: nn.Module,
-    source: Any,
-    step: Callable[[Any], Tensor],
-    *,
-    batch_size: int = 256,
-    device: torch.device | str | None = None,
-    progress: bool | None = False,
-    sharded: bool = False,
-) -> Tensor:
-    """Float32 `[N, ...]` on the CPU: what `step` makes of every batch of unmixed inputs, without gradients and with the
-    model in evaluation mode; progress: show a bar, None: on a terminal; sharded: every process reads its share."""
-    checks.instance(model, "model", nn.Module)
-    source = as_source(source)
-    batch_size = checks.integer(batch_size, "batch_size", 1)
-    checks.flag(sharded, "sharded")
-    if progress is not None:
-        checks.flag(progress, "progress")
-    if isinstance(source, TokenSource):
-        source.check_model(model)
-    target = validate.device(device) if device is not None else device_of(model)
-    batches = reading_order(source).split(batch_size)
-    if sharded:
-        if not torch.distributed.is_initialized():
-            raise ValueError("sharded: there is no process group; start with torchrun or accelerate launch")
-        world = torch.distributed.get_world_size()
-        # Each process has a batch at least, so that all know what `step` makes; the first ones may be read twice.
-        mine = range(torch.distributed.get_rank(), max(len(batches), world), world)
-        own = [batches[k] if k < len(batches) else batches[0] for k in mine]
-        first_use = [k < len(batches) for k in mine]
-    else:
-        own, first_use = list(batches), [True] * len(batches)
-    result: Tensor | None = None
-    with modes_kept(model):
-        model.eval()
-        with torch.inference_mode():
-            shown = bar(own, "reading", total=len(own), size=batch_size, shown=progress)
-            for used, index, inputs in zip(first_use, shown, _inputs(source, own), strict=True):
-                part = step(inputs.to(target)).float().cpu()
-                if result is None:
-                    with torch.inference_mode(False):  # a tensor like any other
-                        result = torch.zeros((len(source), *part.shape[1:]))
-                if used:
-                    result[index] = part
-        check(target)
-    assert result is not None  # no source is empty
-    return _summed(result, target) if sharded else result
-
-
-def _inputs(source: Source, batches: Sequence[Tensor]) -> Iterator[Any]:
-    """Unmixed inputs of every batch; of images read from a file, the next batch is read while one is used."""
-    if not isinstance(source, WindowedImages):
-        yield from map(source.gather, batches)
-        return
-    with ThreadPoolExecutor(1, "spurmix-gather") as reader:
-        ahead = reader.submit(source.gather, batches[0])
-        for index in batches[1:]:
-            inputs = ahead.result()
-            ahead = reader.submit(source.gather, index)
-            yield inputs
-        yield ahead.result()
-
-
-def _summed(result: Tensor, device: torch.device) -> Tensor:
-    """The sum over all processes, each of which filled its rows."""
-    there = result.to(device) if torch.distributed.get_backend() == "nccl" else result
-    torch.distributed.all_reduce(there)
-    return there.cpu()
-
-
-def reading_order(source: Source) -> Tensor:
-    """Example numbers in the order to read them: texts by length."""
-    if isinstance(source, TokenSource):
-        return torch.from_numpy(np.argsort(source.lengths, kind="stable"))
-    return torch.arange(len(source))
+Inputs = Tensor | Tokens
+"""Unmixed inputs of a batch."""
 
 
 def evaluate(
     model: nn.Module,
-    source: Any,
+    source: Source | ArrayLike | Tensor,
     groups: GroupIndex,
     *,
     batch_size: int = 256,
     train_groups: GroupIndex | None = None,
-    membership: Any = None,
+    membership: ArrayLike | Tensor | None = None,
     cell_names: Sequence[str] | None = None,
     min_group_size: int = 1,
     device: torch.device | str | None = None,
@@ -134,9 +42,13 @@ def evaluate(
 ) -> Evaluation:
     """Measure the accuracy of a model on each group, with 95% Wilson intervals.
 
+    Predictions are counted on the device, batch by batch, so that memory does not grow with N times C. `predict` returns
+    the logits.
+
     Args:
-        model: Model that maps the inputs of the source to logits (a tensor, an object with `.logits`, or a tuple).
-        source: Images, texts or features, as for `MixLoader`.
+        model: Model that maps the inputs of the source to logits `[B, C]`. It returns a tensor, an object with
+            `.logits`, or a tuple whose first element is the logits.
+        source: Images, texts or features of N examples, as for `MixLoader`.
         groups: Groups of the same examples.
         batch_size: Number of examples per batch.
         train_groups: Groups whose sizes weight the adjusted average. Default: `groups`.
@@ -163,23 +75,242 @@ def evaluate(
     checks.instance(groups, "groups", GroupIndex)
     if len(source) != groups.num_examples:
         raise ValueError(f"source has {len(source)} examples, the groups have {groups.num_examples}")
-    options: Any = dict(
-        train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
+    options = check_options(
+        groups, train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
     )
-    check_options(groups, **options)
-    classes = 0
+    pairs = LabelPairs.of(groups)
+    counter = _Counter(groups, pairs, options.cells)
 
-    def predicted_class(inputs: Any) -> Tensor:
-        nonlocal classes
-        logits = logits_of(apply(model, inputs)).float()
+    def count(inputs: Inputs, index: Tensor) -> None:
+        counter.add(logits_of(apply(model, inputs)), index)
+
+    for_each_batch(model, source, count, batch_size=batch_size, device=device, sharded=sharded)
+    return summarize(counter.result(sharded), groups, pairs, options)
+
+
+class _Counter:
+    """Counts predictions on the device of the logits, without waiting for it."""
+
+    def __init__(self, groups: GroupIndex, pairs: LabelPairs, cells: Cells | None) -> None:
+        self._groups, self._pairs, self._cells = groups, pairs, cells
+        self._group_ids = groups.group_ids()
+        self._ready = False
+
+    def _allocate(self, classes: int, device: torch.device) -> None:
+        """Allocate one buffer for all counts, so that processes sum them in one call."""
+        groups, rows = self._groups.num_groups, len(self._pairs.pairs)
+        cells = self._cells.members.shape[1] if self._cells is not None else 0
+        self._counts = torch.zeros(2 * (groups + cells) + rows * classes, dtype=torch.int64, device=device)
+        of_groups, of_cells, self._predictions = self._counts.split([2 * groups, 2 * cells, rows * classes])
+        self._of_groups, self._of_cells = of_groups.view(groups, 2), of_cells.view(cells, 2)
+        self._first_invalid = torch.tensor(self._groups.num_examples, device=device)
+        self._ready = True
+
+    def add(self, logits: Tensor, index: Tensor) -> None:
+        """Count the predictions of a batch.
+
+        Args:
+            logits: Logits `[B, C]`.
+            index: Example numbers, int64 `[B]`. If empty, nothing is counted.
+
+        Raises:
+            ValueError: If the shape is wrong, or a label has no logit.
+        """
         if logits.ndim != 2:
-            shape = [groups.num_examples, *logits.shape[1:]]
-            raise ValueError(f"logits must have shape [{groups.num_examples}, classes], got {shape}")
-        classes = logits.shape[1]
-        predicted = logits.argmax(dim=1)
-        # float32 holds class numbers up to 2^24 exactly.
-        return torch.where(logits.isfinite().all(dim=1), predicted, -1).float()
+            raise ValueError(
+                f"logits must have shape [{self._groups.num_examples}, C], "
+                f"got {[self._groups.num_examples, *logits.shape[1:]]}"
+            )
+        logits, classes, device = logits.float(), logits.shape[1], logits.device
+        if not self._ready:
+            check_labels(self._groups, classes)
+            self._allocate(classes, device)
+        if not len(index):
+            return
 
-    # One number an example is kept, as logits of many classes may not fit in memory.
-    predicted = over_batches(model, source, predicted_class, batch_size=batch_size, device=device, sharded=sharded)
-    return evaluate_predictions(predicted.numpy().astype(np.int64), classes, groups, **options)
+        def of_batch(values: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(values[index.numpy()]).to(device)
+
+        label = of_batch(self._groups.labels).long()
+        functional.group_counts(logits, label, of_batch(self._group_ids).long(), out=self._of_groups)
+        if self._cells is not None:
+            functional.group_counts(logits, label, of_batch(self._cells.members), out=self._of_cells)
+        entry = of_batch(self._pairs.row) * classes + logits.argmax(dim=1)
+        self._predictions.index_add_(0, entry, torch.ones_like(entry))
+        invalid = torch.where(logits.isfinite().all(dim=1), self._groups.num_examples, index.to(device))
+        self._first_invalid = torch.minimum(self._first_invalid, invalid.min())
+
+    def result(self, sharded: bool) -> Counts:
+        """Return the counts of all batches.
+
+        Args:
+            sharded: Whether to add the counts of the other processes.
+
+        Returns:
+            The counts.
+
+        Raises:
+            ValueError: If logits are not finite.
+        """
+        if sharded:
+            reduce(self._counts, torch.distributed.ReduceOp.SUM)
+            reduce(self._first_invalid, torch.distributed.ReduceOp.MIN)
+        first_invalid = int(self._first_invalid)
+        if first_invalid < self._groups.num_examples:
+            raise ValueError(f"logits of example {first_invalid} are not finite")
+        predictions = self._predictions.view(len(self._pairs.pairs), -1)
+        return Counts(*(counts.cpu().numpy() for counts in (self._of_groups, self._of_cells, predictions)))
+
+
+def reduce(values: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> None:
+    """Reduce a tensor over all processes, in place. NCCL requires a GPU tensor."""
+    on_gpu = torch.distributed.get_backend() == "nccl" and not values.is_cuda
+    reduced = values.cuda() if on_gpu else values
+    torch.distributed.all_reduce(reduced, operation)
+    if on_gpu:
+        values.copy_(reduced)
+
+
+def predict(
+    model: nn.Module,
+    source: Source | ArrayLike | Tensor,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    sharded: bool = False,
+) -> Tensor:
+    """Compute the logits of every example.
+
+    Texts are read in order of length, so that batches have little padding. The mode of the model is restored.
+
+    Args:
+        model: See `evaluate`.
+        source: See `evaluate`.
+        batch_size: See `evaluate`.
+        device: See `evaluate`.
+        sharded: See `evaluate`.
+
+    Returns:
+        Logits, float32 `[N, C]` on the CPU.
+    """
+
+    def step(inputs: Inputs) -> Tensor:
+        return logits_of(apply(model, inputs))
+
+    return over_batches(model, source, step, batch_size=batch_size, device=device, sharded=sharded)
+
+
+def over_batches(
+    model: nn.Module,
+    source: Source | ArrayLike | Tensor,
+    step: Callable[[Inputs], Tensor],
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    progress: bool | None = False,
+    sharded: bool = False,
+) -> Tensor:
+    """Apply a function to every batch of unmixed inputs, and collect the results in the order of the examples.
+
+    Args:
+        model: See `for_each_batch`.
+        source: See `for_each_batch`.
+        step: Function that maps the inputs of a batch to a tensor `[B, ...]`.
+        batch_size: See `for_each_batch`.
+        device: See `for_each_batch`.
+        progress: See `for_each_batch`.
+        sharded: See `for_each_batch`.
+
+    Returns:
+        The results, float32 `[N, ...]` on the CPU.
+    """
+    source = as_source(source)
+    result = torch.empty(0)
+
+    def collect(inputs: Inputs, index: Tensor) -> None:
+        nonlocal result
+        part = step(inputs).float().cpu()
+        if not len(result):
+            with torch.inference_mode(False):  # so that autograd can use the result
+                result = torch.zeros((len(source), *part.shape[1:]))
+        result[index] = part[: len(index)]
+
+    for_each_batch(model, source, collect, batch_size=batch_size, device=device, progress=progress, sharded=sharded)
+    if sharded:
+        reduce(result, torch.distributed.ReduceOp.SUM)
+    return result
+
+
+def for_each_batch(
+    model: nn.Module,
+    source: Source | ArrayLike | Tensor,
+    step: Callable[[Inputs, Tensor], None],
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    progress: bool | None = False,
+    sharded: bool = False,
+) -> None:
+    """Call a function with every batch of unmixed inputs, without gradients, the model in evaluation mode.
+
+    Args:
+        model: Model that `step` applies.
+        source: Images, texts or features, as for `MixLoader`.
+        step: Function of the inputs and the example numbers, int64 `[B]` on the CPU. A process without a batch gets
+            the first batch with empty example numbers, so that it knows the shape of the outputs.
+        batch_size: Number of examples per batch.
+        device: Device of the inputs. Default: the device of the model.
+        progress: Whether to show a progress bar. None: only on a terminal.
+        sharded: If True, each process of torch.distributed reads its share of the examples.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is invalid, or there is no process group.
+    """
+    checks.instance(model, "model", nn.Module)
+    source = as_source(source)
+    batch_size = checks.integer(batch_size, "batch_size", 1)
+    checks.flag(sharded, "sharded")
+    if progress is not None:
+        checks.flag(progress, "progress")
+    if isinstance(source, TokenSource):
+        source.check_model(model)
+    target = validate.device(device) if device is not None else device_of(model)
+    batches = list(reading_order(source).split(batch_size))
+    if sharded:
+        if not torch.distributed.is_initialized():
+            raise ValueError("sharded requires a process group; start with torchrun or accelerate launch")
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        selected = batches[rank::world_size]
+    else:
+        selected = batches
+    indices = selected or [batches[0][:0]]
+    with modes_kept(model):
+        model.eval()
+        with torch.inference_mode():
+            read = _read_ahead(source, selected or batches[:1])
+            shown = bar(indices, "reading", total=len(indices), size=batch_size, shown=progress)
+            for index, inputs in zip(shown, read, strict=True):
+                step(inputs.to(target), index)
+        check(target)
+
+
+def _read_ahead(source: Source, batches: Sequence[Tensor]) -> Iterator[Inputs]:
+    """Read the unmixed inputs of each batch. For images in a file, read the next batch while one is used."""
+    if not isinstance(source, WindowedImages):
+        yield from map(source.gather, batches)
+        return
+    with ThreadPoolExecutor(1, "spurmix-gather") as reader:
+        ahead = reader.submit(source.gather, batches[0])
+        for index in batches[1:]:
+            inputs = ahead.result()
+            ahead = reader.submit(source.gather, index)
+            yield inputs
+        yield ahead.result()
+
+
+def reading_order(source: Source) -> Tensor:
+    """Return the example numbers in reading order, int64 `[N]`: texts by length, others ascending."""
+    if isinstance(source, TokenSource):
+        return torch.from_numpy(source.lengths).argsort(stable=True)
+    return torch.arange(len(source))

@@ -1,4 +1,4 @@
-"""Fine-tuning on mixed batches, on Accelerate: precision, accumulation, clipping, schedules, checkpoints, resume."""
+"""Fine-tuning on mixed batches with Accelerate: precision, accumulation, clipping, schedules, checkpoints, resume."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from spurmix.train.process import accelerated, check_precision
 from spurmix.train.training_state import TrainingState
 
 AfterStep = Callable[[int], None]
+"""Function of the number of batches so far."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class TrainResult:
     losses: tuple[float, ...]
     seconds: float
     rate: float
+
+
+class FinetuneArguments(FinetuneOverrides, total=False):
+    """Keyword arguments of `finetune`, except `progress`."""
+
+    options: FinetuneOptions | None
+    output: str | Path | None
+    save_every: int | None
+    max_checkpoints: int
+    resume: bool
+    after_step: AfterStep | None
 
 
 ARGUMENTS = ("options", "output", "save_every", "max_checkpoints", "resume", "progress", "after_step")
@@ -113,7 +125,7 @@ def finetune(
         loader.source.check_model(model)
     folder = checks.path(output, "output") if output is not None else None
     if folder is None and (resume or save_every):
-        raise ValueError("output: a folder is needed for checkpoints")
+        raise ValueError("output is required for checkpoints (resume, save_every); give a folder")
     if folder is not None:
         checkpoint.check_writable(folder)
     with accelerated(loader.device, options.mixed_precision) as accelerator, modes_kept(model):

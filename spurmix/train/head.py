@@ -1,51 +1,62 @@
-"""Retraining the last layer on features of a frozen encoder: seconds where fine-tuning takes hours."""
+"""Retrains the last layer on features of a frozen encoder, in seconds instead of hours."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.loader.mix_loader import MixLoader
-from spurmix.data.sources.arrays import FeatureSource
-from spurmix.train.evaluate import over_batches
-from spurmix.train.finetune import TrainResult, finetune
+from spurmix.data.sources.arrays import FeatureSource, Source
+from spurmix.train.evaluate import Inputs, over_batches
+from spurmix.train.finetune import FinetuneArguments, TrainResult, finetune
 from spurmix.train.models import head_layer
 from spurmix.train.text import apply
 
 
 def extract_features(
     model: nn.Module,
-    source: Any,
+    source: Source | ArrayLike | Tensor,
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
     progress: bool | None = None,
 ) -> Tensor:
-    """What the last linear layer of the head takes, for every example: float32 `[N, D]` on the CPU.
+    """Compute the input of the last linear layer of the head for every example, with the model in evaluation mode.
 
     Args:
-        model, source, batch_size, device: as for `evaluate`; the encoder is frozen and in evaluation mode.
-        progress: show a bar; default: on a terminal.
+        model: Model with a head, see `models.head_of`.
+        source: Images, texts or features of N examples, as for `MixLoader`.
+        batch_size: Number of examples per batch.
+        device: Device of the inputs. Default: the device of the model.
+        progress: Whether to show a progress bar. Default: only on a terminal.
+
+    Returns:
+        Features, float32 `[N, D]` on the CPU.
 
     Raises:
-        ValueError: for a model without a head, or one whose last layer is not applied to one feature an example.
+        ValueError: If the model has no head, or the input of its last layer is not one vector per example.
+
+    Example:
+        >>> features = extract_features(model, images)
+        >>> retrain_head(model, images, groups, policies.lisa(), features=features, epochs=10)
     """
     layer = head_layer(checks.instance(model, "model", nn.Module))
-    taken: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))
+    captured: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, arguments: captured.append(arguments[0]))
 
-    def step(inputs: Any) -> Tensor:
-        taken.clear()
+    def step(inputs: Inputs) -> Tensor:
+        captured.clear()
         apply(model, inputs)
-        if len(taken) != 1 or taken[0].dim() != 2:
-            shapes = ", ".join(str(list(t.shape)) for t in taken)
-            raise ValueError(f"the head's last layer must take one feature an example, it took {shapes or 'nothing'}")
-        return taken[0]
+        if len(captured) != 1 or captured[0].dim() != 2:
+            shapes = ", ".join(str(list(t.shape)) for t in captured)
+            raise ValueError(f"the input of the last layer must be features [B, D], got {shapes or 'no input'}")
+        return captured[0]
 
     try:
         return over_batches(model, source, step, batch_size=batch_size, device=device, progress=progress)
@@ -55,7 +66,7 @@ def extract_features(
 
 def retrain_head(
     model: nn.Module,
-    source: Any,
+    source: Source | ArrayLike | Tensor,
     groups: GroupIndex,
     policy: MixPolicy,
     *,
@@ -65,17 +76,33 @@ def retrain_head(
     steps: int | None = None,
     epochs: float | None = None,
     progress: bool | None = None,
-    **options: Any,
+    **options: Unpack[FinetuneArguments],
 ) -> TrainResult:
-    """Train the last linear layer of the head of `model`, in place, on mixed features; the rest stays as it is.
+    """Train the last linear layer of the head in place, on mixed features. Other parameters do not change.
 
     Args:
-        source, groups: the training data.
-        features: what `extract_features(model, source)` gave; default: it is called.
-        batch_size, seed, steps, epochs: as for `MixLoader`. options: as for `finetune`.
+        model: Model with a head, see `models.head_of`.
+        source: Training examples, as for `MixLoader`. Not read if `features` is given.
+        groups: Groups of the training examples.
+        policy: Policy that draws and mixes features.
+        features: Features `[N, D]`, the result of `extract_features(model, source)`. Default: they are computed.
+        batch_size: Number of examples per batch.
+        seed: Random seed of sampling.
+        steps: Number of batches. Give either `steps` or `epochs`.
+        epochs: Number of passes over the examples.
+        progress: Whether to show progress bars. Default: only on a terminal.
+        **options: Further arguments of `finetune`.
+
+    Returns:
+        The number of optimizer steps, the loss of every batch and the speed.
 
     Raises:
-        TypeError, ValueError: as of `extract_features`, `MixLoader` and `finetune`.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is invalid. See also `extract_features`, `MixLoader` and `finetune`.
+
+    Example:
+        >>> retrain_head(model, images, groups, policies.balance_attributes(), epochs=10)
+        >>> evaluate(model, test_images, test_groups).worst_group
     """
     layer = head_layer(checks.instance(model, "model", nn.Module))
     if features is None:

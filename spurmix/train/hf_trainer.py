@@ -1,4 +1,4 @@
-"""MixTrainer: the Trainer of Hugging Face, fed with mixed texts."""
+"""MixTrainer: a Hugging Face Trainer on mixed texts."""
 
 from __future__ import annotations
 
@@ -23,32 +23,34 @@ from spurmix.train.text import MixAt, MixedInputs
 
 
 class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types here
-    """A `transformers.Trainer` whose training batches are drawn and mixed by a policy; the rest is the Trainer's.
+    """A `transformers.Trainer` that draws and mixes training batches by a policy.
 
-    An existing script changes in three lines::
+    Batch k has the samples k B to (k + 1) B of the sequence of the policy. B is `per_device_train_batch_size` times the
+    number of processes. The seed is `args.data_seed`, or `args.seed` if it is None. An epoch has as many batches as plain
+    sampling. The loss is `mixed_cross_entropy` with `args.label_smoothing_factor`.
 
-        from spurmix import GroupIndex, MixTrainer, policies
-        groups = GroupIndex(train_labels, train_attributes)
-        trainer = MixTrainer(..., groups=groups, policy=policies.balance_attributes())  # was Trainer(...)
-
-    Batch k of the run holds samples k B to (k + 1) B of the policy's sequence with seed `args.data_seed` (else `args.seed`),
-    where B is `per_device_train_batch_size` times the number of processes; an epoch is as many batches as plain sampling
-    would take. The loss is `mixed_cross_entropy` with `args.label_smoothing_factor`. Evaluation, saving, resuming,
-    precision and accumulation are the Trainer's own; `data_collator` and `dataloader_num_workers` concern evaluation only:
-    training batches take a fraction of a millisecond.
+    Evaluation, saving, resuming, precision and accumulation are those of the Trainer. `data_collator` and
+    `dataloader_num_workers` affect only evaluation.
 
     Args:
-        train_dataset: tokenised texts with `input_ids` and, if padded, `attention_mask`, in the order of `groups`: a
-            `datasets.Dataset`, any sequence of dicts, or a `TokenSource` (which also decides padding).
-        groups: the `GroupIndex` of the training examples; the labels are its labels.
-        policy: see `spurmix.policies`.
-        bucket: batches among which a window's samples are sorted by length, see `MixLoader`.
+        *arguments: Positional arguments of `Trainer`.
+        groups: Groups of the training examples. Their labels are the training labels.
+        policy: Policy that draws and mixes examples, see `spurmix.policies`.
+        bucket: Number of batches whose texts are grouped by length, see `MixLoader`.
         mix_at: "embeddings" or "features", see `MixedInputs`.
-        options: all arguments of `Trainer`.
+        **options: Keyword arguments of `Trainer`. `train_dataset` has tokenized texts in the order of `groups`, with
+            `input_ids` and, if padded, `attention_mask`: a `datasets.Dataset`, a sequence of dicts, or a `TokenSource`,
+            which also defines the padding.
 
     Raises:
-        TypeError, ValueError: for a dataset that does not fit the groups or the model, or what mixing does not go with:
-            `compute_loss_func`, FSDP, DeepSpeed, several GPUs in one process (use torchrun).
+        TypeError: If an argument has the wrong type.
+        ValueError: If the dataset does not fit the groups or the model, or an option is not supported:
+            `compute_loss_func`, FSDP, DeepSpeed, or several GPUs in one process (use torchrun).
+
+    Example:
+        >>> groups = GroupIndex(train_labels, train_attributes)
+        >>> trainer = MixTrainer(model, args, train_dataset=texts, groups=groups, policy=policies.balance_attributes())
+        >>> trainer.train()
     """
 
     where = renamed_attribute("mix_at")
@@ -65,12 +67,15 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
     ) -> None:
         super().__init__(*arguments, **options)
         if getattr(self, "compute_loss_func", None) is not None:
-            raise ValueError("compute_loss_func: the loss of mixed batches is mixed_cross_entropy")
+            raise ValueError("compute_loss_func is not supported: the loss of mixed batches is mixed_cross_entropy")
         if self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "mixed batches need a process per GPU (torchrun), each with the whole model: no FSDP or DeepSpeed"
+                "MixTrainer requires one process per GPU (torchrun), each with the whole model; FSDP and DeepSpeed "
+                "are not supported"
             )
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides by accumulation
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean, so the Trainer divides it by the accumulation steps
+        )
         self.groups, self.policy, self.bucket, self.mix_at = groups, policy, bucket, mix_at
         self.train_source = _token_source(
             self.train_dataset, groups, getattr(self, "processing_class", None), self.model
@@ -81,9 +86,9 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         self._loader(1)
 
     def _loader(self, epochs: int) -> tuple[MixLoader, int]:
-        """The loader of `epochs` epochs, and the batches of one."""
+        """Create a loader of some epochs. Return it and the number of batches per epoch."""
         args = self.args
-        size = self._train_batch_size * args.world_size
+        size = self.get_total_train_batch_size(args) // args.gradient_accumulation_steps
         batches = len(self.train_source) / size
         length = max(1, math.floor(batches) if args.dataloader_drop_last else math.ceil(batches))
         if args.max_steps > 0:
@@ -101,15 +106,25 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         )
         return loader, length
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The mixed batches of an epoch, as dicts of tensors."""
+    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Return a loader of the mixed batches of an epoch, as dicts of tensors."""
         loader, length = self._loader(math.ceil(self.args.num_train_epochs))
         return _Epochs(_Batches(loader), batch_sampler=_Steps(length), collate_fn=_only)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **options: Any
-    ) -> Tensor | tuple[Tensor, Any]:
-        """The mixed loss of a training batch; what else comes, as in evaluation, is the Trainer's."""
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **options: object
+    ) -> Tensor | tuple[Tensor, object]:
+        """Compute the loss of a batch.
+
+        Args:
+            model: The model, or a wrapper of it.
+            inputs: A batch. Unmixed batches of evaluation are passed to the Trainer.
+            return_outputs: Whether to return the outputs too.
+            **options: Further arguments of `Trainer.compute_loss`.
+
+        Returns:
+            The loss, or the loss and the outputs.
+        """
         if "partner_ids" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, **options)
         lam = inputs["lam"]
@@ -124,8 +139,8 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         return (loss, outputs) if return_outputs else loss
 
     def _mixing(self, model: nn.Module) -> MixedInputs:
-        """What mixes for `model`, the Trainer's own or what it was wrapped in, such as DistributedDataParallel."""
-        if self._mixed.model is not self.model:  # one of model_init, or unwrapped again
+        """Return a `MixedInputs` that calls `model`, the model of the Trainer or a wrapper of it."""
+        if self._mixed.model is not self.model:  # the Trainer replaced it, for example by that of model_init
             self._mixed = MixedInputs(self.model, self.mix_at)
         if model is self.model:
             return self._mixed
@@ -135,7 +150,7 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
 
 
 class _Batches(Dataset[dict[str, Tensor]]):
-    """Item k is batch number k of the run; the length is the number of examples, which the Trainer reports."""
+    """Dataset of batches: item k is batch number k. The length is the number of examples, which the Trainer reports."""
 
     def __init__(self, loader: MixLoader) -> None:
         self.loader = loader
@@ -162,14 +177,14 @@ class _Batches(Dataset[dict[str, Tensor]]):
 
 
 class _Steps(Sampler[list[int]]):
-    """Numbers of an epoch's batches. As a batch sampler, it lets a resumed run skip batches without making them."""
+    """Numbers of the batches of an epoch. As a batch sampler, it lets a resumed run skip batches without loading them."""
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that is iterated over next; the Trainer calls it here where it has wrapped the sampler to skip."""
+        """Set the epoch to iterate over next. The Trainer calls this method if it wrapped the sampler to skip batches."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -179,13 +194,17 @@ class _Steps(Sampler[list[int]]):
         return iter([step] for step in range(self.epoch * self.length, (self.epoch + 1) * self.length))
 
 
-class _Epochs(DataLoader[Any]):
+class _Epochs(DataLoader[dict[str, Tensor]]):
+    """Data loader that passes the epoch on to its batch sampler."""
+
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch to iterate over next."""
         assert isinstance(self.batch_sampler, _Steps)
         self.batch_sampler.set_epoch(epoch)
 
 
 def _only(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Collate function: each list has one batch."""
     return batches[0]
 
 
@@ -193,7 +212,7 @@ _COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels", "label")
 
 
 def _token_source(dataset: Any, groups: GroupIndex, tokenizer: Any, model: nn.Module) -> TokenSource:
-    """`dataset` as a TokenSource without its padding, checked against the groups and the tokenizer."""
+    """Convert a dataset to a TokenSource without padding. Check it against the groups and the tokenizer."""
     if not isinstance(groups, GroupIndex):
         raise TypeError(f"groups must be a GroupIndex, got {type(groups).__name__}")
     if not hasattr(dataset, "__len__"):
@@ -206,23 +225,26 @@ def _token_source(dataset: Any, groups: GroupIndex, tokenizer: Any, model: nn.Mo
         return dataset
     columns = _columns(dataset)
     if "input_ids" not in columns:
-        raise ValueError("train_dataset: examples need input_ids; tokenise the texts first")
+        raise ValueError("train_dataset: examples must have input_ids; tokenize the texts first")
     rows = []
     masks, types = columns.get("attention_mask"), columns.get("token_type_ids")
     for n, row in enumerate(columns["input_ids"]):
-        kept = np.asarray(row)
-        inside = np.asarray(masks[n], dtype=bool) if masks is not None else np.ones(kept.shape, dtype=bool)
-        if inside.shape != kept.shape:
-            raise ValueError(f"train_dataset[{n}]: attention_mask has another shape than input_ids")
-        if types is not None and np.asarray(types[n])[inside].any():
-            raise ValueError(f"train_dataset[{n}]: token_type_ids other than 0; pairs of sentences cannot be mixed")
-        rows.append(kept[inside])
+        ids = np.asarray(row)
+        mask = np.asarray(masks[n], dtype=bool) if masks is not None else np.ones(ids.shape, dtype=bool)
+        if mask.shape != ids.shape:
+            raise ValueError(
+                f"train_dataset[{n}]: attention_mask and input_ids must have the same shape, "
+                f"got {list(mask.shape)} and {list(ids.shape)}"
+            )
+        if types is not None and np.asarray(types[n])[mask].any():
+            raise ValueError(f"train_dataset[{n}]: token_type_ids must be 0; pairs of sentences cannot be mixed")
+        rows.append(ids[mask])
     labels = columns.get("labels", columns.get("label"))
     if labels is not None:
         differ = np.flatnonzero(np.asarray(labels) != groups.labels)
         if differ.size:
             n = int(differ[0])
-            raise ValueError(f"train_dataset[{n}]: label {labels[n]}, but the groups say {groups.labels[n]}")
+            raise ValueError(f"train_dataset[{n}] has label {labels[n]}, but the groups have {groups.labels[n]}")
     padding = getattr(tokenizer, "pad_token_id", None)
     if padding is None:
         padding = getattr(getattr(model, "config", None), "pad_token_id", None)
@@ -230,7 +252,7 @@ def _token_source(dataset: Any, groups: GroupIndex, tokenizer: Any, model: nn.Mo
 
 
 def _columns(dataset: Any) -> dict[str, list[Any]]:
-    """The columns that matter, of a `datasets.Dataset` or of a sequence of dicts."""
+    """Read the columns of a `datasets.Dataset` or a sequence of dicts that training uses."""
     names = getattr(dataset, "column_names", None)
     if names is not None:
         return {name: list(dataset[name]) for name in _COLUMNS if name in names}

@@ -15,6 +15,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from spurmix.train.checkpoint import sync_to_disk
+
 FILE = "metrics.jsonl"
 LOSSES_PER_READ = 32
 """Number of batches whose losses are read from the device at once."""
@@ -80,6 +82,10 @@ class LossLog:
     def load_state_dict(self, state: object, count: int) -> None:
         """Read the losses of the first `count` batches from `metrics.jsonl`. Missing losses become NaN.
 
+        Args:
+            state: The result of `state_dict`, or the list of losses in a checkpoint of version 0.1.0.
+            count: Number of batches of the checkpoint.
+
         Raises:
             ValueError: If the state is not that of `count` batches.
             TypeError: If the state has the wrong type.
@@ -132,6 +138,7 @@ class LossLog:
                 rows.append(json.dumps({"step": step, "loss": None if math.isnan(loss) else loss}))
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text("".join(f"{row}\n" for row in rows))
+        sync_to_disk(temporary)
         temporary.replace(path)
 
     def add(self, step: int, loss: Tensor, rate: float, examples: int) -> None:

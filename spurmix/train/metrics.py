@@ -1,33 +1,58 @@
-"""Per-group statistics, in NumPy: accuracies, Wilson intervals, worst group, adjusted average, confusion."""
+"""Per-group statistics in NumPy: accuracies, Wilson intervals, worst group, adjusted average, confusion."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from spurmix.core import checks
 from spurmix.core.groups import MIXED, GroupIndex
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Z95 = 1.959963984540054
+MAX_CONFUSION_ENTRIES = 10_000_000
+"""Maximum size of a confusion table in `Evaluation.to_dict`."""
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
-    """95% Wilson score interval of a proportion (Wilson 1927); (0, 1) for an empty group."""
+    """Compute the 95% Wilson score interval of a proportion (Wilson 1927).
+
+    Args:
+        correct: Number of successes, in [0, total].
+        total: Number of trials, 0 or more.
+
+    Returns:
+        The lower and upper bound, (0, 1) if `total` is 0.
+    """
     if total == 0:
         return 0.0, 1.0
     p, z2 = correct / total, Z95 * Z95 / total
-    centre, half = p + z2 / 2, Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total))
-    return max(0.0, (centre - half) / (1 + z2)), min(1.0, (centre + half) / (1 + z2))
+    center, half = p + z2 / 2, Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total))
+    return max(0.0, (center - half) / (1 + z2)), min(1.0, (center + half) / (1 + z2))
 
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """Accuracy of one group with its 95% Wilson interval; one that is too small does not decide the worst group."""
+    """Accuracy of one group or cell.
+
+    Attributes:
+        name: Name of the group or cell.
+        label: Label of its examples, -2 if they differ.
+        attribute: Attribute of its examples, -1 if unknown, -2 if they differ.
+        count: Number of examples.
+        correct: Number of correct predictions.
+        accuracy: `correct / count`.
+        low: Lower bound of the 95% Wilson interval.
+        high: Upper bound of the 95% Wilson interval.
+        decides: Whether it is large enough to be the worst group.
+    """
 
     name: str
     label: int
@@ -42,21 +67,31 @@ class GroupAccuracy:
 
 @dataclass(frozen=True)
 class Cells:
-    """Groups that overlap: an example may lie in none, one or several of K cells.
+    """Groups that may overlap. An example is in any number of the K cells.
 
     Attributes:
-        members: bool `[N, K]`. names: of the K cells.
+        members: Membership matrix, bool `[N, K]`.
+        names: Names of the K cells.
     """
 
     members: NDArray[np.bool_]
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, membership: Any, names: Sequence[str] | None, examples: int) -> Cells:
-        """Checked cells of `examples` examples; `names` default to "cell 0", "cell 1", ...
+    def of(cls, membership: ArrayLike | Tensor, names: Sequence[str] | None, examples: int) -> Cells:
+        """Check a membership matrix and the names of its columns.
+
+        Args:
+            membership: Boolean matrix `[N, K]`.
+            names: Names of the K cells. Default: "cell 0", "cell 1", ...
+            examples: N.
+
+        Returns:
+            The cells.
 
         Raises:
-            TypeError: for a matrix that is not boolean. ValueError: for another shape, or names that do not fit.
+            TypeError: If the matrix is not boolean.
+            ValueError: If the shape of the matrix or the number of names is wrong, or names repeat.
         """
         members = np.asarray(membership.cpu() if hasattr(membership, "cpu") else membership)
         if members.dtype != np.bool_:
@@ -68,8 +103,44 @@ class Cells:
         unnamed = tuple(f"cell {k}" for k in range(members.shape[1]))
         chosen = checks.strings(names, "cell_names") if names is not None else unnamed
         if len(chosen) != members.shape[1] or len(set(chosen)) != len(chosen):
-            raise ValueError(f"cell_names: need {members.shape[1]} different names, got {', '.join(chosen)}")
+            raise ValueError(f"cell_names must be {members.shape[1]} different names, got {', '.join(chosen)}")
         return cls(members, chosen)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of predictions, from which `summarize` computes an `Evaluation`. They can be summed over processes.
+
+    Attributes:
+        groups: Correct and total predictions of each group, int64 `[G, 2]`.
+        cells: Correct and total predictions of each cell, int64 `[K, 2]`. K is 0 without cells.
+        predictions: Number of predictions of each class for each row of `LabelPairs`, int64 `[R, C]`.
+    """
+
+    groups: NDArray[np.int64]
+    cells: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelPairs:
+    """The pairs of a group and a label that occur: one per group if groups are cells of label and attribute.
+
+    Attributes:
+        pairs: Group and label of each pair, int64 `[R, 2]`.
+        row: Row in `pairs` of each example, int64 `[N]`.
+    """
+
+    pairs: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, groups: GroupIndex) -> LabelPairs:
+        """Find the pairs of an index."""
+        labels = groups.labels.astype(np.int64)
+        count = int(labels.max()) + 1
+        keys, row = np.unique(groups.group_ids().astype(np.int64) * count + labels, return_inverse=True)
+        return cls(np.stack(np.divmod(keys, count), axis=1), row.reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -77,14 +148,17 @@ class Evaluation:
     """Per-group accuracy of a model.
 
     Attributes:
-        groups: every non-empty group of the partition.
-        worst_group: the lowest accuracy of a group that is large enough, of a cell where there are cells; worst_name:
-            that group or cell.
-        average: accuracy over all examples.
-        adjusted_average: group accuracies weighted by `weights_from` group sizes ("training" or "evaluation").
-        confusion: int64 `[groups, classes, predicted]`.
-        cells: every non-empty cell of a membership matrix, in its order.
-        min_group_size: examples that a group needs to decide `worst_group`.
+        groups: Accuracy of each group that has examples.
+        worst_group: Lowest accuracy of a group that is large enough, or of a cell if there are cells.
+        worst_name: Name of that group or cell.
+        average: Accuracy over all examples.
+        adjusted_average: Average of group accuracies, weighted by group sizes.
+        weights_from: Origin of these sizes: "training" or "evaluation".
+        num_groups: Number of groups G, including empty ones.
+        pairs: Pairs of a group and a label that occur, int64 `[R, 2]`.
+        predictions: Number of predictions of each class for each pair, int64 `[R, C]`.
+        cells: Accuracy of each cell that has examples, in the order of the membership matrix.
+        min_group_size: Minimum size of a group or cell that can be the worst group.
     """
 
     groups: tuple[GroupAccuracy, ...]
@@ -93,12 +167,23 @@ class Evaluation:
     average: float
     adjusted_average: float
     weights_from: str
-    confusion: NDArray[np.int64]
+    num_groups: int
+    pairs: NDArray[np.int64]
+    predictions: NDArray[np.int64]
     cells: tuple[GroupAccuracy, ...] = ()
     min_group_size: int = 1
 
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Number of examples by group, label and predicted class, int64 `[G, C, C]`. Each access builds the table."""
+        classes = self.predictions.shape[1]
+        table = np.zeros((self.num_groups, classes, classes), dtype=np.int64)
+        table[self.pairs[:, 0], self.pairs[:, 1]] = self.predictions
+        return table
+
     def to_dict(self) -> dict[str, Any]:
-        """The evaluation as plain JSON types."""
+        """Convert to JSON types. `confusion` is None if it has more than `MAX_CONFUSION_ENTRIES` entries."""
+        small = self.num_groups * self.predictions.shape[1] ** 2 <= MAX_CONFUSION_ENTRIES
         return {
             "worst_group": self.worst_group,
             "worst_name": self.worst_name,
@@ -108,7 +193,7 @@ class Evaluation:
             "min_group_size": self.min_group_size,
             "groups": [vars(g).copy() for g in self.groups],
             "cells": [vars(g).copy() for g in self.cells],
-            "confusion": self.confusion.tolist(),
+            "confusion": self.confusion.tolist() if small else None,
         }
 
     def __str__(self) -> str:
@@ -130,155 +215,32 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def _row(name: str, label: int, attribute: int, table: NDArray[np.int64], min_group_size: int) -> GroupAccuracy:
-    """The row of a confusion table `[classes, predicted]` that is not empty."""
-    right, count = int(np.trace(table)), int(table.sum())
-    interval = wilson(right, count)
-    return GroupAccuracy(name, label, attribute, count, right, right / count, *interval, count >= min_group_size)
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Checked options of an evaluation.
 
-
-def summarise(
-    confusion: NDArray[np.int64],
-    groups: GroupIndex,
-    train_groups: GroupIndex | None = None,
-    *,
-    cells: tuple[GroupAccuracy, ...] = (),
-    min_group_size: int = 1,
-) -> Evaluation:
-    """The evaluation of a confusion table `[G, classes, predicted]`.
-
-    Args:
-        train_groups: groups whose sizes weigh the adjusted average, matched by (label, attribute); default `groups`.
-        cells: overlapping cells, which then decide the worst group.
-        min_group_size: groups (cells) of fewer examples are reported but do not decide it.
-        The options as `check_options` wants them.
+    Attributes:
+        train_groups: Groups whose sizes weight the adjusted average. None: the evaluated groups.
+        cells: Overlapping cells that decide the worst group.
+        min_group_size: Minimum size of a group or cell that can be the worst group.
     """
-    total = confusion.sum(axis=(1, 2))
-    rows = [
-        _row(groups.group_name(int(g)), int(groups.group_labels[g]), int(groups.group_attributes[g]), confusion[g],
-             min_group_size)
-        for g in np.flatnonzero(total)
-    ]  # fmt: skip
-    accuracies = np.array([r.accuracy for r in rows])
-    weights = np.array([_weight(r.label, r.attribute, r.count, train_groups) for r in rows], dtype=np.float64)
-    worst = min((r for r in cells or rows if r.decides), key=lambda r: r.accuracy)
-    return Evaluation(
-        tuple(rows),
-        worst.accuracy,
-        worst.name,
-        sum(r.correct for r in rows) / int(total.sum()),
-        float(weights @ accuracies / weights.sum()),
-        "evaluation" if train_groups is None else "training",
-        confusion,
-        cells,
-        min_group_size,
-    )
 
-
-def _weight(label: int, attribute: int, count: int, train_groups: GroupIndex | None) -> int:
-    if train_groups is None:
-        return count
-    same = (train_groups.group_labels == label) & (train_groups.group_attributes == attribute)
-    return int(train_groups.sizes[same].sum())
+    train_groups: GroupIndex | None
+    cells: Cells | None
+    min_group_size: int
 
 
 def check_options(
     groups: GroupIndex,
     *,
     train_groups: GroupIndex | None = None,
-    membership: Any = None,
+    membership: ArrayLike | Tensor | None = None,
     cell_names: Sequence[str] | None = None,
     min_group_size: int = 1,
-) -> tuple[Cells | None, int]:
-    """What `evaluate` can check before a model works for minutes: the cells, and min_group_size as a Python integer.
-
-    Raises:
-        TypeError, ValueError: as of `evaluate`, for all that needs no logits.
-    """
-    min_group_size = checks.integer(min_group_size, "min_group_size", 1)
-    checks.instance(train_groups, "train_groups", GroupIndex, optional=True)
-    if membership is None and cell_names is not None:
-        raise ValueError("cell_names: there is no membership matrix that they name the columns of")
-    cells = Cells.of(membership, cell_names, groups.num_examples) if membership is not None else None
-    if cells is not None and not cells.members.any():
-        raise ValueError("membership: no example lies in any cell")
-    found = zip(groups.group_labels.tolist(), groups.group_attributes.tolist(), groups.sizes.tolist(), strict=True)
-    if not any(count and _weight(label, attribute, count, train_groups) for label, attribute, count in found):
-        raise ValueError("train_groups: none of the evaluated groups occurs in training")
-    largest = int((cells.members.sum(axis=0) if cells is not None else groups.sizes).max())
-    if largest < min_group_size:
-        raise ValueError(f"min_group_size {min_group_size}: the largest group has only {largest} examples")
-    return cells, min_group_size
-
-
-def confusion_of(
-    labels: NDArray[Any], predicted: NDArray[Any], group: NDArray[Any], shape: tuple[int, int]
-) -> NDArray[np.int64]:
-    """Counts `[G, classes, classes]` of (group, label, prediction); shape = (G, classes)."""
-    groups, classes = shape
-    cell = (group.astype(np.int64) * classes + labels) * classes + predicted
-    return np.bincount(cell, minlength=groups * classes * classes).reshape(groups, classes, classes).astype(np.int64)
-
-
-def _cell_rows(
-    cells: Cells, labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int, min_group_size: int
-) -> tuple[GroupAccuracy, ...]:
-    """A row for every cell that has examples; label -2 where its examples differ in it, attribute -2."""
-    rows = []
-    for name, member in zip(cells.names, cells.members.T, strict=True):
-        if not member.any():
-            continue
-        own = labels[member]
-        table = confusion_of(own, predicted[member], np.zeros_like(own), (1, classes))[0]
-        label = int(own[0]) if (own == own[0]).all() else MIXED
-        rows.append(_row(name, label, MIXED, table, min_group_size))
-    return tuple(rows)
-
-
-def evaluate_logits(
-    logits: Any,
-    groups: GroupIndex,
-    *,
-    train_groups: GroupIndex | None = None,
-    membership: Any = None,
-    cell_names: Sequence[str] | None = None,
-    min_group_size: int = 1,
-) -> Evaluation:
-    """The evaluation of logits `[N, classes]` of the examples of `groups`, in order; arguments as of `evaluate`.
-
-    Raises:
-        TypeError, ValueError: for another number of rows, logits that are not finite, labels the logits have no class
-            for, or a membership matrix that does not fit.
-    """
-    cells, min_group_size = check_options(
-        groups, train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
-    )
-    array = np.asarray(logits.detach().cpu().float() if hasattr(logits, "detach") else logits)
-    if array.ndim != 2 or array.shape[0] != groups.num_examples:
-        raise ValueError(f"logits must have shape [{groups.num_examples}, classes], got {list(array.shape)}")
-    if not np.isfinite(array).all():
-        at = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise ValueError(f"logits of example {at} are not finite")
-    if groups.labels.max() >= array.shape[1]:
-        raise ValueError(f"labels go up to {groups.labels.max()}, but the model has {array.shape[1]} classes")
-    return _evaluate_predictions(array.argmax(axis=1), array.shape[1], groups, train_groups, cells, min_group_size)
-
-
-def evaluate_predictions(
-    predicted: NDArray[np.int64],
-    classes: int,
-    groups: GroupIndex,
-    *,
-    train_groups: GroupIndex | None = None,
-    membership: object = None,
-    cell_names: Sequence[str] | None = None,
-    min_group_size: int = 1,
-) -> Evaluation:
-    """Evaluate predicted classes.
+) -> EvaluationOptions:
+    """Check the options of `evaluate` before a model runs.
 
     Args:
-        predicted: Predicted class of each example of `groups`, int64 `[N]`. -1 marks logits that are not finite.
-        classes: Number of classes that the model predicts.
         groups: Groups of the examples.
         train_groups: See `evaluate`.
         membership: See `evaluate`.
@@ -286,30 +248,148 @@ def evaluate_predictions(
         min_group_size: See `evaluate`.
 
     Returns:
-        The evaluation, equal to that of the logits.
+        The options.
 
     Raises:
-        ValueError: If logits are not finite, or a label is not smaller than `classes`.
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is invalid for these groups.
     """
-    cells, min_group_size = check_options(
-        groups, train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
-    )
-    if (predicted < 0).any():
-        raise ValueError(f"logits of example {int(np.flatnonzero(predicted < 0)[0])} are not finite")
+    min_group_size = checks.integer(min_group_size, "min_group_size", 1)
+    checks.instance(train_groups, "train_groups", GroupIndex, optional=True)
+    if membership is None and cell_names is not None:
+        raise ValueError("cell_names requires membership, the matrix of these cells")
+    cells = Cells.of(membership, cell_names, groups.num_examples) if membership is not None else None
+    if cells is not None and not cells.members.any():
+        raise ValueError("membership: all cells are empty; at least one cell must have examples")
+    found = zip(groups.group_labels.tolist(), groups.group_attributes.tolist(), groups.sizes.tolist(), strict=True)
+    if not any(count and _weight(label, attribute, count, train_groups) for label, attribute, count in found):
+        raise ValueError("train_groups: none of the evaluated groups occurs in training")
+    largest = int((cells.members.sum(axis=0) if cells is not None else groups.sizes).max())
+    if largest < min_group_size:
+        raise ValueError(f"min_group_size is {min_group_size}, but the largest group has only {largest} examples")
+    return EvaluationOptions(train_groups, cells, min_group_size)
+
+
+def check_labels(groups: GroupIndex, classes: int) -> None:
+    """Raise a ValueError if a label is not smaller than the number of classes of the model."""
     if groups.labels.max() >= classes:
         raise ValueError(f"labels go up to {groups.labels.max()}, but the model has {classes} classes")
-    return _evaluate_predictions(predicted, classes, groups, train_groups, cells, min_group_size)
 
 
-def _evaluate_predictions(
-    predicted: NDArray[np.int64],
-    classes: int,
+def evaluate_logits(
+    logits: ArrayLike | Tensor,
     groups: GroupIndex,
-    train_groups: GroupIndex | None,
-    cells: Cells | None,
-    min_group_size: int,
+    *,
+    train_groups: GroupIndex | None = None,
+    membership: ArrayLike | Tensor | None = None,
+    cell_names: Sequence[str] | None = None,
+    min_group_size: int = 1,
 ) -> Evaluation:
-    labels = groups.labels.astype(np.int64)
-    confusion = confusion_of(labels, predicted, groups.group_ids(), (groups.num_groups, classes))
-    rows = _cell_rows(cells, labels, predicted, classes, min_group_size) if cells is not None else ()
-    return summarise(confusion, groups, train_groups, cells=rows, min_group_size=min_group_size)
+    """Measure the accuracy of logits on each group.
+
+    Args:
+        logits: Logits `[N, C]` of the examples of `groups`, in order.
+        groups: Groups of the examples.
+        train_groups: See `evaluate`.
+        membership: See `evaluate`.
+        cell_names: See `evaluate`.
+        min_group_size: See `evaluate`.
+
+    Returns:
+        The evaluation, equal to that of `evaluate`.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If the shape is wrong, logits are not finite, a label has no logit, or an option is invalid.
+    """
+    options = check_options(
+        groups, train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
+    )
+    array = np.asarray(logits.detach().cpu().float() if hasattr(logits, "detach") else logits)
+    if array.ndim != 2 or array.shape[0] != groups.num_examples:
+        raise ValueError(f"logits must have shape [{groups.num_examples}, C], got {list(array.shape)}")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"logits of example {int(finite.argmin())} are not finite")
+    check_labels(groups, array.shape[1])
+    pairs = LabelPairs.of(groups)
+    return summarize(_count(array.argmax(axis=1), array.shape[1], groups, pairs, options.cells), groups, pairs, options)
+
+
+def _count(
+    predicted: NDArray[np.int64], classes: int, groups: GroupIndex, pairs: LabelPairs, cells: Cells | None
+) -> Counts:
+    """Count predicted classes, int64 `[N]`."""
+    correct, ids = predicted == groups.labels, groups.group_ids()
+    of_groups = [np.bincount(chosen, minlength=groups.num_groups) for chosen in (ids[correct], ids)]
+    of_cells = np.zeros((0, 2), dtype=np.int64)
+    if cells is not None:
+        of_cells = np.stack([cells.members[correct].sum(axis=0), cells.members.sum(axis=0)], axis=1)
+    rows = len(pairs.pairs)
+    predictions = np.bincount(pairs.row * classes + predicted, minlength=rows * classes).reshape(rows, classes)
+    return Counts(np.stack(of_groups, axis=1), of_cells, predictions)
+
+
+def summarize(counts: Counts, groups: GroupIndex, pairs: LabelPairs, options: EvaluationOptions) -> Evaluation:
+    """Compute an evaluation from counts.
+
+    Args:
+        counts: Counts of all examples.
+        groups: Groups of the examples.
+        pairs: Pairs of a group and a label, the rows of `counts.predictions`.
+        options: Checked options.
+
+    Returns:
+        The evaluation.
+    """
+    smallest = options.min_group_size
+    rows = [
+        _row(groups.group_name(g), int(groups.group_labels[g]), int(groups.group_attributes[g]), counts.groups[g],
+             smallest)
+        for g in map(int, np.flatnonzero(counts.groups[:, 1]))
+    ]  # fmt: skip
+    cells = tuple(_cell_rows(options.cells, counts.cells, groups, smallest)) if options.cells is not None else ()
+    accuracies = np.array([r.accuracy for r in rows])
+    weights = np.array([_weight(r.label, r.attribute, r.count, options.train_groups) for r in rows], dtype=np.float64)
+    worst = min((r for r in cells or rows if r.decides), key=lambda r: r.accuracy)
+    correct, total = counts.groups.sum(axis=0).tolist()
+    return Evaluation(
+        groups=tuple(rows),
+        worst_group=worst.accuracy,
+        worst_name=worst.name,
+        average=correct / total,
+        adjusted_average=float(weights @ accuracies / weights.sum()),
+        weights_from="evaluation" if options.train_groups is None else "training",
+        num_groups=groups.num_groups,
+        pairs=pairs.pairs,
+        predictions=counts.predictions,
+        cells=cells,
+        min_group_size=smallest,
+    )
+
+
+def _row(name: str, label: int, attribute: int, counts: NDArray[np.int64], min_group_size: int) -> GroupAccuracy:
+    """Create the row of a group from its counts (correct, total). The total must be positive."""
+    correct, count = counts.tolist()
+    interval = wilson(correct, count)
+    return GroupAccuracy(name, label, attribute, count, correct, correct / count, *interval, count >= min_group_size)
+
+
+def _cell_rows(
+    cells: Cells, counts: NDArray[np.int64], groups: GroupIndex, min_group_size: int
+) -> Iterable[GroupAccuracy]:
+    """Create a row for each cell that has examples."""
+    for name, member, count in zip(cells.names, cells.members.T, counts, strict=True):
+        if not count[1]:
+            continue
+        labels = groups.labels[member]
+        label = int(labels[0]) if (labels == labels[0]).all() else MIXED
+        yield _row(name, label, MIXED, count, min_group_size)
+
+
+def _weight(label: int, attribute: int, count: int, train_groups: GroupIndex | None) -> int:
+    """Weight of a group in the adjusted average."""
+    if train_groups is None:
+        return count
+    same = (train_groups.group_labels == label) & (train_groups.group_attributes == attribute)
+    return int(train_groups.sizes[same].sum())

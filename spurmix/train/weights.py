@@ -1,7 +1,7 @@
-"""Pre-trained ResNet weights of several layouts, read into the one architecture that `models.resnet50` builds.
+"""Reads pre-trained ResNet weights of several layouts into the architecture of `models.resnet50`.
 
-Hugging Face folders, state dicts named as torchvision and timm name them (`.pth`, `.pt`, `.safetensors`), and the
-checkpoints of the `robustness` library. Nothing is unpickled but tensors and plain containers.
+The layouts are Hugging Face folders, state dicts with the names of torchvision and timm (`.pth`, `.pt`, `.safetensors`), and
+checkpoints of the `robustness` library. Only tensors and plain containers are unpickled.
 """
 
 from __future__ import annotations
@@ -20,16 +20,23 @@ from spurmix.core import checks
 
 State = dict[str, Tensor]
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Weights in a folder of Hugging Face."""
+"""Names of the file of weights in a Hugging Face folder."""
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be read, or that belong to another architecture."""
+    """Weights cannot be read, or belong to another architecture."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict with the names of transformers' ResNet; mean and std of the inputs where the file carries them."""
+    """Weights of a ResNet.
+
+    Attributes:
+        state: State dict with the names of transformers.
+        layout: "transformers", "torchvision" or "robustness".
+        mean: Mean of each input channel, if the weights have a normalization.
+        std: Standard deviation of each input channel, if the weights have a normalization.
+    """
 
     state: State
     layout: str
@@ -38,29 +45,32 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read weights of a ResNet, whatever their layout.
+    """Read weights of a ResNet in any known layout.
 
     Args:
-        path: a folder with `model.safetensors` or `pytorch_model.bin` (Hugging Face), or a file.
+        path: A file, or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`.
+
+    Returns:
+        The weights.
 
     Raises:
-        WeightsError: for what cannot be read safely, is no state dict, or has names of no known layout, listing them.
+        WeightsError: If the weights cannot be read safely, are not a state dict, or have an unknown layout.
     """
-    place = Path(path)
-    if place.is_dir():
-        files = [place / name for name in FOLDER_FILES if (place / name).is_file()]
+    file = Path(path)
+    if file.is_dir():
+        files = [file / name for name in FOLDER_FILES if (file / name).is_file()]
         if not files:
-            raise WeightsError(f"weights: {place} has neither model.safetensors nor pytorch_model.bin")
-        place = files[0]
-    if not place.is_file():
-        raise WeightsError(f"weights: there is no file {place}")
-    found = _recognise(_tensors(place), place)
-    mean, std = _normalisation(place)
+            raise WeightsError(f"weights: {file} has neither model.safetensors nor pytorch_model.bin")
+        file = files[0]
+    if not file.is_file():
+        raise WeightsError(f"weights: there is no file {file}")
+    found = _recognize(_read_tensors(file), file)
+    mean, std = _read_normalization(file)
     return found if mean is None or std is None else replace(found, mean=mean, std=std)
 
 
-def _normalisation(path: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and std of the inputs that a run's weights say in their header, or a Hugging Face folder beside them."""
+def _read_normalization(path: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Read mean and std of the inputs from the header of the weights of a run, or from a Hugging Face folder."""
     described: Any = {}
     try:
         if path.suffix == ".safetensors":
@@ -72,14 +82,14 @@ def _normalisation(path: Path) -> tuple[tuple[float, ...] | None, tuple[float, .
         beside = path.with_name("preprocessor_config.json")
         if not described and beside.is_file() and path.name in FOLDER_FILES:
             described = json.loads(beside.read_text())
-        mean, std = (described.get(f"image_{what}") for what in ("mean", "std"))
+        mean, std = (described.get(f"image_{name}") for name in ("mean", "std"))
         return (tuple(map(float, mean)), tuple(map(float, std))) if mean and std else (None, None)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"weights: the normalisation beside {path} cannot be read: {error}") from None
+        raise WeightsError(f"weights: cannot read the normalization of {path}: {error}") from None
 
 
-def _tensors(path: Path) -> State:
-    """The state dict in a file, taken out of what wraps it."""
+def _read_tensors(path: Path) -> State:
+    """Read the state dict in a file, which may be nested in a dict."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -87,41 +97,42 @@ def _tensors(path: Path) -> State:
         try:
             return load_file(str(path))
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"weights: {path} cannot be read: {error}") from None
+            raise WeightsError(f"weights: cannot read {path}: {error}") from None
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"weights: {path} holds more than tensors and plain containers, which is never unpickled; save its state "
-            f"dict alone ({str(error).splitlines()[0]})"
+            f"weights: {path} has other objects than tensors and plain containers, which are not unpickled; save only "
+            f"the state dict ({str(error).splitlines()[0]})"
         ) from None
-    except Exception as error:  # torch.load raises whatever damaged data lead it to
-        raise WeightsError(f"weights: {path} cannot be read: {error}") from None
+    except Exception as error:  # torch.load raises errors of many types for corrupt files
+        raise WeightsError(f"weights: cannot read {path}: {error}") from None
     for name in ("state_dict", "model", "state_dict_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]
             break
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise WeightsError(f"weights: {path} holds no state dict of tensors")
+        raise WeightsError(f"weights: {path} must be a state dict of tensors")
     return loaded
 
 
-def _recognise(state: State, path: Path) -> Weights:
+def _recognize(state: State, path: Path) -> Weights:
     if any(name.startswith("resnet.") for name in state):
         return Weights(state, "transformers")
     mean = std = None
     layout = "torchvision"
     if any(name.startswith("module.model.") for name in state):
         layout = "robustness"
-        mean, std = (_numbers(state.get(f"module.normalizer.new_{what}")) for what in ("mean", "std"))
+        mean, std = (_numbers(state.get(f"module.normalizer.new_{name}")) for name in ("mean", "std"))
         state = {n.removeprefix("module.model."): v for n, v in state.items() if n.startswith("module.model.")}
-    elif all(name.startswith("module.") for name in state):  # of a model wrapped for several devices
+    elif all(name.startswith("module.") for name in state):  # saved from a DataParallel model
         state = {n.removeprefix("module."): v for n, v in state.items()}
     renamed = {_renamed(name): value for name, value in state.items()}
     unknown = [name for name in state if _renamed(name) is None]
     if unknown:
         raise WeightsError(
-            f"weights: {path} has names of no known layout (transformers, torchvision, timm, robustness): {_some(unknown)}"
+            f"weights: {path} has no known layout (transformers, torchvision, timm, robustness); "
+            f"unknown names: {_abbreviated(unknown)}"
         )
     return Weights({n: v for n, v in renamed.items() if n is not None}, layout, mean, std)
 
@@ -134,7 +145,7 @@ _PARTS = {"conv": "convolution", "bn": "normalization"}
 
 
 def _renamed(name: str) -> str | None:
-    """transformers' name of a parameter that torchvision and timm name alike; None for another."""
+    """Convert a parameter name of torchvision and timm to that of transformers. None if it is unknown."""
     if match := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
         return f"resnet.embedder.embedder.{_PARTS[match[1]]}.{match[2]}"
     if match := re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.(\w+)", name):
@@ -149,37 +160,44 @@ def _renamed(name: str) -> str | None:
     return None
 
 
-def _some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _abbreviated(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> Weights:
-    """Read weights into a ResNet that `models.resnet50` built. A head for another number of classes is left as it is.
+    """Load weights into a ResNet of `models.resnet50`. A head for another number of classes is not loaded.
+
+    Args:
+        model: The model. It is unchanged after an error.
+        path: See `read_weights`.
+
+    Returns:
+        The weights.
 
     Raises:
-        WeightsError: for parameters that are unknown, missing or of another shape, listing them; the model is unchanged.
+        WeightsError: If the weights cannot be read, or parameters are unknown, missing or of another shape.
     """
     weights = read_weights(checks.path(path, "weights"))
-    own = model.state_dict()
+    expected = model.state_dict()
     state = dict(weights.state)
-    head = [name for name in own if name.startswith("classifier.")]
-    if any(name in state and state[name].shape != own[name].shape for name in head):
+    head = [name for name in expected if name.startswith("classifier.")]
+    if any(name in state and state[name].shape != expected[name].shape for name in head):
         for name in head:
-            state[name] = own[name]
-    for name in own:  # a counter that older files do not have
+            state[name] = expected[name]
+    for name in expected:  # older files do not have this counter
         if name.endswith("num_batches_tracked") and name not in state:
-            state[name] = own[name]
+            state[name] = expected[name]
     problems = {
-        "unknown": [n for n in state if n not in own],
-        "missing": [n for n in own if n not in state],
+        "unknown": [n for n in state if n not in expected],
+        "missing": [n for n in expected if n not in state],
         "of another shape": [
-            f"{n} ({list(state[n].shape)}, not {list(own[n].shape)})"
-            for n in own
-            if n in state and state[n].shape != own[n].shape
+            f"{n} ({list(state[n].shape)}, expected {list(expected[n].shape)})"
+            for n in expected
+            if n in state and state[n].shape != expected[n].shape
         ],
     }
-    told = [f"{what}: {_some(names)}" for what, names in problems.items() if names]
-    if told:
-        raise WeightsError(f"weights: {path} ({weights.layout} layout) does not fit the model; " + "; ".join(told))
+    listed = [f"{problem}: {_abbreviated(names)}" for problem, names in problems.items() if names]
+    if listed:
+        raise WeightsError(f"weights: {path} ({weights.layout} layout) does not fit the model; " + "; ".join(listed))
     model.load_state_dict(state)
     return weights

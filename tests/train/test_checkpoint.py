@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, half written, left behind or another run's; Accelerate's state, modes, finished runs."""
+"""Checkpoints that are damaged, half written, left behind or another run's; modes of modules, finished runs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def reseal(path: Path) -> None:
 def test_manifests_that_say_something_else(text: str, tmp_path: Path) -> None:
     write(tmp_path, 4, 8)
     (tmp_path / "step-00000008" / checkpoint.MANIFEST).write_text(text, errors="surrogateescape")
-    with pytest.warns(RuntimeWarning, match="is damaged"):
+    with pytest.warns(RuntimeWarning, match="is corrupt"):
         assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 4
 
 
@@ -106,7 +106,7 @@ def test_sealed_manifests_that_say_something_else(kind: str, tmp_path: Path) -> 
     path = tmp_path / "step-00000008" / checkpoint.MANIFEST
     manifest = json.loads(path.read_text()) | {kind: {"files": {}, "run": [], "step": "8"}[kind]}
     path.write_text(json.dumps(manifest | {"checksum": checkpoint._seal(manifest)}))
-    with pytest.warns(RuntimeWarning, match="is damaged"):
+    with pytest.warns(RuntimeWarning, match="is corrupt"):
         assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 4
 
 
@@ -126,7 +126,7 @@ def test_garbage_whose_checksum_fits(name: str, data: bytes, tmp_path: Path) -> 
     write(tmp_path, 4, 8)
     (tmp_path / "step-00000008" / name).write_bytes(data)
     reseal(tmp_path / "step-00000008")
-    with pytest.warns(RuntimeWarning, match="is damaged"):
+    with pytest.warns(RuntimeWarning, match="is corrupt"):
         assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 4
 
 
@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_the_older_ones(room: int, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # writes beyond it fail, as on a full disk
     try:
         for step in (8, 12):
-            with pytest.raises(checkpoint.CheckpointError, match=rf"step-0+{step} cannot be written \("):
+            with pytest.raises(checkpoint.CheckpointError, match=rf"cannot write .*step-0+{step} \("):
                 write(tmp_path, step, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_the_weights_and_texts_of_a_run(room: int, tmp_path: 
                     save()
                     continue
                 before = path.read_bytes()
-                with pytest.raises(OSError, match=rf"{path.name} cannot be written: "):
+                with pytest.raises(OSError, match=rf"cannot write .*{path.name}: "):
                     save()
                 assert path.read_bytes() == before and names(tmp_path) == ["model.safetensors", "run.json"]
         finally:
@@ -318,7 +318,7 @@ def test_other_settings_are_named(options: Any, name: str, tmp_path: Path) -> No
 
 def test_momentum_augmentation_and_dtype_are_named(tmp_path: Path) -> None:
     finetune(network(), loader(steps=1), output=tmp_path / "a", optimizer="sgd")
-    with pytest.raises(ValueError, match=r"different: momentum \(0.9 there, 0.5 here\)"):
+    with pytest.raises(ValueError, match=r"different: momentum \(0.9 in the checkpoint, 0.5 given\)"):
         finetune(network(), loader(steps=1), output=tmp_path / "a", optimizer="sgd", momentum=0.5, resume=True)
     images = RNG.integers(0, 256, (120, 4, 4, 1), dtype=np.uint8)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -353,53 +353,3 @@ def test_errors_leave_the_modules_in_their_modes(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning), pytest.raises(checkpoint.CheckpointError):
         finetune(model.eval(), feed, output=tmp_path, resume=True)
     assert not any(module.training for module in model.modules())
-
-
-@pytest.fixture
-def accelerate_state() -> Any:
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    before = [dict(s) for s in states]
-    for s in states:
-        s.clear()
-    yield states
-    for s, contents in zip(states, before, strict=True):
-        s.clear()
-        s.update(contents)
-
-
-def test_what_others_made_of_accelerate_does_not_matter_and_stays(
-    accelerate_state: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from accelerate import Accelerator
-
-    expected = finetune(network(), loader(), accumulate=2).losses
-    assert accelerate_state[1:] == [{}, {}]  # a first Accelerator of the user's own is free to choose
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    theirs = Accelerator(mixed_precision="bf16", cpu=True)
-    theirs.gradient_state._set_sync_gradients(False)  # in the middle of an accumulation
-    before = [dict(s) for s in accelerate_state]
-    assert finetune(network(), loader(), accumulate=2).losses == expected
-    assert [dict(s) for s in accelerate_state] == before
-    assert theirs.mixed_precision == "bf16" and theirs.gradient_accumulation_steps == 4
-    with pytest.raises(ValueError, match="the loss is nan"):
-        broken = network()
-        nn.init.constant_(broken[3].weight, torch.nan)  # type: ignore[index]
-        finetune(broken, loader())
-    assert [dict(s) for s in accelerate_state] == before
-
-
-def test_a_state_made_for_another_device(accelerate_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from accelerate import Accelerator
-
-    Accelerator(cpu=True)
-    for s in accelerate_state[:2]:
-        s["device"] = torch.device("meta")
-    model = network()
-    finetune(model, loader())
-    assert {p.device.type for p in model.parameters()} == {"cpu"}
-    assert accelerate_state[0]["device"].type == "meta"
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(ValueError, match="this process group was set up for meta"):
-        finetune(model, loader())

@@ -79,7 +79,17 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 
 def trainer(folder: Path, dataset: Any = None, cls: type = Recorder, **options: Any) -> Any:
-    names = ("groups", "policy", "bucket", "mix_at", "eval_dataset", "compute_loss_func", "processing_class", "model")
+    names = (
+        "groups",
+        "policy",
+        "bucket",
+        "mix_at",
+        "where",
+        "eval_dataset",
+        "compute_loss_func",
+        "processing_class",
+        "model",
+    )
     own: dict[str, Any] = {name: options.pop(name) for name in names if name in options}
     own = dict(model=model(), groups=GROUPS, policy=policies.mixup()) | own
     return cls(args=arguments(folder, **options), train_dataset=dataset if dataset is not None else Texts(), **own)
@@ -260,7 +270,7 @@ def test_it_trains_a_model_inside_distributed_data_parallel(tmp_path: Path) -> N
         torch.distributed.destroy_process_group()
     assert len(calls) == 1  # through the wrapper, which then synchronises gradients
     assert_same({name: p.grad for name, p in run.model.named_parameters()}, expected, 1e-7)
-    with pytest.raises(ValueError, match="outer: Linear does not hold the model"):
+    with pytest.raises(ValueError, match="outer must be a wrapper of the model, Linear does not contain it"):
         run.compute_loss(torch.nn.Linear(1, 1), inputs)
 
 
@@ -319,19 +329,19 @@ def test_a_model_made_by_model_init(tmp_path: Path) -> None:
     [
         (dict(groups=GroupIndex(LABELS[:40])), ValueError, "train_dataset has 50 examples, the groups have 40"),
         (dict(groups=LABELS), TypeError, "groups must be a GroupIndex"),
-        (dict(groups=GroupIndex(1 - LABELS)), ValueError, "train_dataset[0]: label"),
+        (dict(groups=GroupIndex(1 - LABELS)), ValueError, "train_dataset[0] has label"),
         (dict(policy="erm"), TypeError, "policy must be a MixPolicy"),
-        (dict(dataset=[{"text": "a"}] * N), ValueError, "examples need input_ids"),
+        (dict(dataset=[{"text": "a"}] * N), ValueError, "examples must have input_ids"),
         (dict(dataset=["a"] * N), TypeError, "examples must be dicts, got str"),
         (dict(dataset=iter(ROWS)), TypeError, "train_dataset must be a dataset with a length"),
-        (dict(dataset=Texts(token_type_ids=torch.ones(LONGEST + 1, dtype=torch.int64))), ValueError, "train_dataset[0]: token_type_ids other than 0"),
-        (dict(dataset=[{"input_ids": r, "attention_mask": [1]} for r in ROWS]), ValueError, "train_dataset[0]: attention_mask has another shape"),
+        (dict(dataset=Texts(token_type_ids=torch.ones(LONGEST + 1, dtype=torch.int64))), ValueError, "train_dataset[0]: token_type_ids must be 0"),
+        (dict(dataset=[{"input_ids": r, "attention_mask": [1]} for r in ROWS]), ValueError, "train_dataset[0]: attention_mask and input_ids must have the same shape"),
         (dict(dataset=[{"input_ids": r, "attention_mask": [0] * len(r)} for r in ROWS]), ValueError, "text 0 has no tokens"),
         (dict(dataset=TokenSource.from_lists([[VOCAB]] * N)), ValueError, "ids go up to 40, but the model's table has 40 rows"),
         (dict(dataset=TokenSource.from_lists([[1] * 25] * N)), ValueError, "the model has 24; give max_length=24"),
         (dict(bucket=0), ValueError, "bucket must be 1"),
         (dict(mix_at="pooler"), ValueError, "mix_at must be"),
-        (dict(compute_loss_func=lambda *a, **k: 0), ValueError, "compute_loss_func: the loss of mixed batches"),
+        (dict(compute_loss_func=lambda *a, **k: 0), ValueError, "compute_loss_func is not supported"),
     ],
 )  # fmt: skip
 def test_bad_input(tmp_path: Path, change: dict[str, Any], error: type, text: str) -> None:
@@ -370,3 +380,10 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=4)
     run.train()
     assert_same(load_file(tmp_path / "end.safetensors"), state(run.model), 1e-4)
+
+
+def test_deprecated_name_of_mix_at(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="MixTrainer: where is deprecated, use mix_at"):
+        made = trainer(tmp_path, cls=MixTrainer, where="features")
+    with pytest.warns(DeprecationWarning, match="MixTrainer: where is deprecated, use mix_at"):
+        assert made.where == made.mix_at == "features"

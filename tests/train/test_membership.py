@@ -64,7 +64,7 @@ def test_small_cells_are_reported_and_do_not_decide() -> None:
     assert len(guarded.cells) == len(free.cells) == 15
     assert [c.name for c in guarded.cells if not c.decides] == [NAMES[0]]
     assert "(below 4)" in str(guarded)
-    with pytest.raises(ValueError, match="min_group_size 301: the largest group has only"):
+    with pytest.raises(ValueError, match="min_group_size is 301, but the largest group has only 55 examples"):
         metrics.evaluate_logits(LOGITS, GROUPS, membership=members, min_group_size=301)
 
 
@@ -90,11 +90,11 @@ def test_a_model_is_evaluated_on_cells() -> None:
         (dict(membership=CELLS[:9]), ValueError, r"membership must have shape \[300, K\]"),
         (dict(membership=CELLS[:, 0]), ValueError, "membership must have shape"),
         (dict(membership=CELLS[:, :0]), ValueError, "membership must have shape"),
-        (dict(membership=np.zeros_like(CELLS)), ValueError, "no example lies in any cell"),
-        (dict(membership=CELLS, cell_names=NAMES[:3]), ValueError, "cell_names: need 16 different names"),
-        (dict(membership=CELLS, cell_names=["a"] * 16), ValueError, "cell_names: need 16 different names"),
+        (dict(membership=np.zeros_like(CELLS)), ValueError, "membership: all cells are empty"),
+        (dict(membership=CELLS, cell_names=NAMES[:3]), ValueError, "cell_names must be 16 different names"),
+        (dict(membership=CELLS, cell_names=["a"] * 16), ValueError, "cell_names must be 16 different names"),
         (dict(membership=CELLS, cell_names="a" * 16), TypeError, "cell_names must be a sequence"),
-        (dict(cell_names=NAMES), ValueError, "there is no membership matrix"),
+        (dict(cell_names=NAMES), ValueError, "cell_names requires membership"),
         (dict(min_group_size=0), ValueError, "min_group_size must be 1 or more"),
         (dict(min_group_size=True), TypeError, "min_group_size must be an integer"),
     ],
@@ -125,9 +125,9 @@ class Untouched(nn.Module):
         (dict(min_group_size=2.0), TypeError, "min_group_size must be an integer"),
         (dict(min_group_size=301), ValueError, "the largest group has only"),
         (dict(membership=CELLS[:, :2], min_group_size=200), ValueError, "the largest group has only"),
-        (dict(membership=np.zeros((300, 3), dtype=bool)), ValueError, "no example lies in any cell"),
+        (dict(membership=np.zeros((300, 3), dtype=bool)), ValueError, "membership: all cells are empty"),
         (dict(membership=CELLS[:9]), ValueError, "membership must have shape"),
-        (dict(cell_names=NAMES), ValueError, "there is no membership matrix"),
+        (dict(cell_names=NAMES), ValueError, "cell_names requires membership"),
         (dict(train_groups=GroupIndex([7, 8], [0, 0])), ValueError, "none of the evaluated groups occurs in training"),
         (dict(train_groups=LABELS), TypeError, "train_groups must be a GroupIndex"),
     ],

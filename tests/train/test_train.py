@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from scipy import stats
 from torch import nn
 
 from spurmix import GroupIndex, MixLoader, evaluate, finetune, models, policies
-from spurmix.train import evaluate as evaluate_module
 from spurmix.train import metrics
+from spurmix.train.evaluate import predict
 from spurmix.train.loss_log import read_losses
 from spurmix.train.options import FinetuneOptions, FinetuneOverrides
 from spurmix.train.schedule import factor
@@ -80,7 +81,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
     file = newest / "tensors.safetensors"
     file.write_bytes(file.read_bytes()[:-20])
     resumed = network()
-    with pytest.warns(RuntimeWarning, match="is damaged"):
+    with pytest.warns(RuntimeWarning, match="is corrupt"):
         finetune(resumed, loader(), output=tmp_path, save_every=4, resume=True)
     assert same(whole, resumed)
     for path in (tmp_path / "checkpoints").iterdir():
@@ -143,7 +144,7 @@ def test_schedules() -> None:
         (dict(accumulate=0), "accumulate"),
         (dict(freeze="head"), "freeze"),
         (dict(clip=0.0), "clip"),
-        (dict(mixed_precision="fp16"), "fp16 needs a GPU"),
+        (dict(mixed_precision="fp16"), "fp16 requires a GPU"),
         (dict(resume=True), "output"),
     ],
 )
@@ -323,17 +324,63 @@ def test_the_deprecated_name_of_max_checkpoints(tmp_path: Path) -> None:
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
-def test_evaluation_does_not_keep_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[torch.Tensor] = []
-    original = evaluate_module.over_batches
+def peak_memory_of(call: Callable[[], object]) -> int:
+    """Growth of this process's resident memory during a call, at its peak, in bytes."""
 
-    def recorded(*given: Any, **options: Any) -> torch.Tensor:
-        kept.append(original(*given, **options))
-        return kept[-1]
+    def high_water_mark() -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
 
-    monkeypatch.setattr(evaluate_module, "over_batches", recorded)
-    evaluate(network(), FEATURES, GROUPS)
-    assert [tensor.shape for tensor in kept] == [(len(FEATURES),)]
+    Path("/proc/self/clear_refs").write_text("5")  # resets the mark
+    before = high_water_mark()
+    call()
+    return high_water_mark() - before
+
+
+def test_evaluation_does_not_keep_logits() -> None:
+    examples, classes = 40_000, 1000
+    labels = np.arange(examples) % classes
+    groups = GroupIndex(labels, labels % 2)
+    model, features = nn.Linear(1, classes), torch.rand(examples, 1)
+    evaluate(model, features[:1000], GroupIndex(labels[:1000]))  # allocates what does not depend on the size
+    all_logits = 4 * examples * classes
+    assert peak_memory_of(lambda: evaluate(model, features, groups)) < all_logits / 4
+    assert peak_memory_of(lambda: predict(model, features)) > all_logits / 2
+
+
+def test_confusion_table_is_built_on_request() -> None:
+    labels = np.arange(2000) % 1000
+    groups = GroupIndex(labels, np.arange(2000) // 1000)
+    result = evaluate(nn.Linear(1, 1000), np.zeros((2000, 1), dtype=np.float32), groups)
+    assert result.predictions.shape == (2000, 1000)  # the table has [2000, 1000, 1000] entries
+    assert result.to_dict()["confusion"] is None
+    small = evaluate(network(), FEATURES, GROUPS)
+    table = np.zeros((4, 2, 2), dtype=int)
+    predicted = predict(network(), FEATURES).argmax(dim=1).numpy()
+    np.add.at(table, (GROUPS.group_ids(), LABELS, predicted), 1)
+    assert small.confusion.tolist() == small.to_dict()["confusion"] == table.tolist()
+
+
+def test_evaluation_counts_half_precision_logits_and_mixed_groups() -> None:
+    partition = GroupIndex(LABELS, groups=np.arange(120) % 5)  # groups of several labels
+    model = network().eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = model(torch.from_numpy(FEATURES)).to(dtype)
+        expected = metrics.evaluate_logits(logits, partition)
+        rounded = nn.Sequential(nn.Identity())
+        result = evaluate(rounded, logits.detach(), partition, batch_size=7)
+        assert result.to_dict() == expected.to_dict()
+
+
+def test_first_logits_that_are_not_finite_are_named() -> None:
+    logits = np.eye(2, dtype=np.float32)[LABELS]
+    logits[[70, 31], 1] = np.inf, np.nan
+    for call in (
+        lambda: evaluate(nn.Identity(), logits, GROUPS, batch_size=16),
+        lambda: metrics.evaluate_logits(logits, GROUPS),
+    ):
+        with pytest.raises(ValueError, match="logits of example 31 are not finite"):
+            call()
 
 
 def test_loss_that_is_not_finite_is_reported_before_a_checkpoint(tmp_path: Path) -> None:

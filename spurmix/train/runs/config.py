@@ -159,14 +159,14 @@ def resolve(
         level = _current_names(level, origin, warn)
         values: dict[str, Any] = {name: _checked(name, value, origin) for name, value in level.items()}
         if "epochs" in values:
-            values.setdefault("steps", 0)  # the later of the two decides the length of the run
+            values.setdefault("steps", 0)  # epochs override the steps of a lower level
         for name in ("dataset", "weights"):
             if values.get(name):
                 values[name] = os.path.abspath(os.path.join(os.path.dirname(origin), values[name]))
         result = dataclasses.replace(result, **values)
     if chosen is not None and not result.weights and result.model == RECIPES[chosen].config()["model"]:
         raise ValueError(
-            f"weights: the recipe {chosen} starts from {RECIPES[chosen].model}; give its file or folder (--weights)"
+            f"weights: the recipe {chosen} requires {RECIPES[chosen].model}; give its file or folder (--weights)"
         )
     for name, (other, required) in _REQUIRES.items():
         changed = name in flags and getattr(result, name) != getattr(DEFAULT, name)
@@ -228,6 +228,12 @@ def _checked(name: str, value: object, origin: str) -> object:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read the keys of a TOML file.
 
+    Args:
+        path: File to read.
+
+    Returns:
+        The keys and values.
+
     Raises:
         ValueError: If the file is missing or not valid TOML.
     """
@@ -262,6 +268,12 @@ def _literal(value: object) -> str:
 def parse_policy_option(text: str) -> tuple[str, object]:
     """Parse "name=value". The value is a TOML value (number, true, false, list), or else a string.
 
+    Args:
+        text: Text to parse.
+
+    Returns:
+        The name and the value.
+
     Raises:
         ValueError: If there is no name or no equals sign.
     """
@@ -280,6 +292,12 @@ _DISTRIBUTIONS: dict[str, Callable[..., Beta | Uniform | Fixed]] = {"beta": Beta
 def parse_distribution(text: str) -> Beta | Uniform | Fixed:
     """Parse a distribution of lam, for example "beta(0.4, 0.4)".
 
+    Args:
+        text: Text to parse.
+
+    Returns:
+        The distribution.
+
     Raises:
         ValueError: If the name is unknown or an argument is invalid.
     """
@@ -295,6 +313,12 @@ def parse_distribution(text: str) -> Beta | Uniform | Fixed:
 
 def build_policy(config: RunConfig) -> MixPolicy:
     """Create the policy of the settings.
+
+    Args:
+        config: Settings.
+
+    Returns:
+        The policy.
 
     Raises:
         ValueError: If an argument of the policy is unknown or invalid.

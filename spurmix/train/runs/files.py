@@ -1,4 +1,4 @@
-"""The files of a run's folder: held by one job at a time, on the disk before they appear, checked when they are read."""
+"""Files in the folder of a run: locked by one process, written by rename, checked when read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from spurmix.train.checkpoint import synchronise
+from spurmix.train.checkpoint import sync_to_disk
 from spurmix.train.runs.config import RunConfig
 from spurmix.train.runs.model import describe, rebuild
 
@@ -23,37 +23,45 @@ CONFIG, ABOUT, EVALUATIONS, MODEL = "config.toml", "run.json", "evaluations.json
 CHECKPOINTS = "checkpoints"
 
 
-def hold(folder: Path) -> IO[str]:
-    """Take the folder for this process, as long as the file that is returned is open, and clear away what killed ones left.
+def lock(folder: Path) -> IO[str]:
+    """Lock the folder for this process, and remove temporary files of killed processes.
+
+    Args:
+        folder: Folder of the run. It is created if it does not exist.
+
+    Returns:
+        An open file. Closing it releases the lock.
 
     Raises:
-        ValueError: where another process holds it, or it cannot be written.
+        ValueError: If another process has locked the folder, or the folder is not writable.
     """
     import fcntl
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = (folder / ".lock").open("w")
+        locked = (folder / ".lock").open("w")
     except OSError as error:
         raise ValueError(f"out: cannot write into {folder} ({error.strerror or error})") from None
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        held.close()
-        raise ValueError(f"out: another process is training into {folder}") from None
+        locked.close()
+        raise ValueError(
+            f"out: another process is training into {folder}; wait for it or choose another folder"
+        ) from None
     for path in folder.iterdir():
         if re.fullmatch(r"\..+-\d+(\.png)?|metrics\.\d+", path.name):
             path.unlink(missing_ok=True)
-    return held
+    return locked
 
 
 def has_progress(folder: Path) -> bool:
-    """Whether the folder holds what training made: weights, or a checkpoint."""
+    """Whether the folder has weights or a checkpoint."""
     return (folder / MODEL).exists() or any((folder / CHECKPOINTS).glob("step-*"))
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run without a checkpoint wrote."""
+    """Remove the files of a run without a checkpoint."""
     for path in (
         folder / CONFIG,
         folder / ABOUT,
@@ -65,34 +73,46 @@ def clear(folder: Path) -> None:
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A file to write that gets its name when it is whole; where it fails, nothing is left of it.
+def write_by_rename(path: Path) -> Iterator[Path]:
+    """Write a file by rename: it appears under its name when it is complete. After an error, nothing is left.
+
+    Args:
+        path: Name of the file.
+
+    Yields:
+        Name of the temporary file to write.
 
     Raises:
-        OSError: where it cannot be written, naming `path`.
+        OSError: If the file cannot be written. The message names `path`.
     """
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         yield temporary
-        synchronise(temporary)
+        sync_to_disk(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file by rename."""
-    with appearing(path) as temporary:
+    """Write a text file by rename."""
+    with write_by_rename(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What `run.json` says of a run, {} where there is none.
+    """Read `run.json`.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The contents, {} if the file does not exist.
 
     Raises:
-        ValueError: for a damaged file.
+        ValueError: If the file is corrupt.
     """
     path = folder / ABOUT
     if not path.exists():
@@ -101,15 +121,21 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
         about["dataset"], about["classes"], about["shape"], about["groups"], about["architecture"]["model"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from None
+        raise ValueError(f"{path} is corrupt: {error!r}") from None
     return about
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `evaluations.jsonl`; none where there is no such file.
+    """Read `evaluations.jsonl`.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The rows, [] if the file does not exist.
 
     Raises:
-        ValueError: for a damaged line, naming it.
+        ValueError: If a line is corrupt.
     """
     path, rows = folder / EVALUATIONS, []
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
@@ -118,7 +144,9 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["step"] + row["worst_group"] + row["average"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}, is damaged; remove the lines from there on and resume") from None
+            raise ValueError(
+                f"{path}, line {number}, is corrupt; remove this line and all after it, then resume"
+            ) from None
         rows.append(row)
     return rows
 
@@ -129,23 +157,23 @@ def write_evaluations(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def best_path(folder: Path, step: int) -> Path:
-    """Where the weights of batch `step` are kept, while they are the best."""
+    """File of the best weights so far, those after `step` batches."""
     return folder / f"best-{step:08d}.safetensors"
 
 
 def bests(folder: Path) -> dict[int, Path]:
-    """The kept weights, by step, ascending."""
+    """Find the files of best weights, by step in ascending order."""
     found = {int(p.stem.removeprefix("best-")): p for p in folder.glob("best-*.safetensors")}
     return dict(sorted(found.items()))
 
 
 def prune_bests(folder: Path) -> None:
-    """Remove weights that are not the best any more, wherever among the checkpoints the run may have to go on."""
+    """Remove best weights that no run resumed from one of the checkpoints can need."""
     checkpoints = [int(p.name.removeprefix("step-")) for p in (folder / CHECKPOINTS).glob("step-*")]
-    kept = bests(folder)
-    before = [step for step in kept if step <= min(checkpoints, default=0)]
+    saved = bests(folder)
+    before = [step for step in saved if step <= min(checkpoints, default=0)]
     for step in before[:-1]:
-        kept[step].unlink(missing_ok=True)
+        saved[step].unlink(missing_ok=True)
 
 
 def _digest(state: dict[str, Tensor]) -> str:
@@ -158,34 +186,48 @@ def _digest(state: dict[str, Tensor]) -> str:
 
 
 def write_weights(path: Path, model: nn.Module, about: dict[str, Any], config: RunConfig) -> None:
-    """The model's parameters and buffers as one safetensors file; `about`, its architecture and a digest in the header."""
+    """Write the parameters and buffers of a model as safetensors, with a description in the header.
+
+    Args:
+        path: File to write.
+        model: Model.
+        about: Description, which the architecture and a digest are added to.
+        config: Settings of the run.
+    """
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     described = {**about, "architecture": describe(model, config), "digest": _digest(state)}
-    with appearing(path) as temporary:
+    with write_by_rename(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(state, str(temporary), metadata={"spurmix": json.dumps(described)})
-        temporary.chmod(mode)  # safetensors lets nobody else read its files
+        temporary.chmod(mode)  # safetensors creates files that only their owner may read
 
 
 def read_weights(path: Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Load what `write_weights` wrote into `model` (default: one that is made for it), and what its header says.
+    """Load a file that `write_weights` wrote.
+
+    Args:
+        path: File of the weights.
+        model: Model to load into. Default: a new model of the architecture in the header.
+
+    Returns:
+        The model and the description in the header.
 
     Raises:
-        ValueError: for a file that is missing, damaged or of another model.
+        ValueError: If the file is missing, corrupt or of another model.
     """
     from safetensors import safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {})["spurmix"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
         if _digest(state) != about["digest"]:
-            raise ValueError("its bytes are not those that were written")
-        into = model if model is not None else rebuild(about["architecture"])
-        into.load_state_dict(state)
+            raise ValueError("wrong digest")
+        loaded = model if model is not None else rebuild(about["architecture"])
+        loaded.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as the weights of this model: {error}") from None
-    return into, about
+        raise ValueError(f"cannot read {path} as weights of this model: {error}") from None
+    return loaded, about

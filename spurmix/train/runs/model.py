@@ -1,4 +1,4 @@
-"""The model of a run: built from settings, or from a description alone."""
+"""The model of a run: created from settings, or from a description."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from spurmix.train.weights import load_weights
 
 
 def build_model(config: RunConfig, dataset: PackedDataset) -> nn.Module:
-    """The model that completed settings name, its head seeded; texts go in mixed.
+    """Create the model of a run, its head initialized with the seed. Models of texts are wrapped in `MixedInputs`.
+
+    Args:
+        config: Completed settings.
+        dataset: Dataset of the run.
+
+    Returns:
+        The model.
 
     Raises:
-        ValueError: for weights that are missing, unreadable or do not fit.
+        ValueError: If weights are missing, unreadable or do not fit.
     """
     torch.manual_seed(config.seed)
     model = make_model(config.model, dataset, config.weights or None)
@@ -26,16 +33,24 @@ def build_model(config: RunConfig, dataset: PackedDataset) -> nn.Module:
 
 
 def make_model(name: str, dataset: PackedDataset, weights: str | None) -> nn.Module:
-    """The model of that name for the classes, channels or columns of a dataset; see `spurmix.models`.
+    """Create a model for the classes, channels or columns of a dataset. See `spurmix.models`.
+
+    Args:
+        name: Name of the model.
+        dataset: Dataset.
+        weights: File or folder with the initial weights.
+
+    Returns:
+        The model.
 
     Raises:
-        ValueError: for weights that are missing, unreadable or do not fit.
+        ValueError: If weights are missing, unreadable or do not fit.
     """
     classes = len(dataset.metadata.class_names)
     if name in ("minilm", "linear") and weights:
-        raise ValueError(f"weights: {name} takes none")
+        raise ValueError(f"weights: {name} accepts no weights; remove the setting")
     if name in ("bert", "encoder") and not weights:
-        raise ValueError(f"weights: {name} starts from a pre-trained model; name its folder")
+        raise ValueError(f"weights: {name} requires the folder of a pre-trained model")
     if name == "resnet50":
         return models.resnet50(classes, channels=dataset.array.shape[3], weights=weights)
     if name == "small":
@@ -57,7 +72,7 @@ def _mixed(model: nn.Module, mix_at: str) -> nn.Module:
 
 
 def describe(model: nn.Module, config: RunConfig) -> dict[str, Any]:
-    """What `rebuild` needs."""
+    """Describe the architecture of a model for `rebuild`."""
     described = {"model": config.model, "mix_at": config.mix_at}
     if isinstance(model, nn.Linear):
         return {**described, "shape": [model.in_features, model.out_features]}
@@ -67,14 +82,14 @@ def describe(model: nn.Module, config: RunConfig) -> dict[str, Any]:
 
 
 def rebuild(described: dict[str, Any]) -> nn.Module:
-    """A model of the same architecture, its parameters random."""
+    """Create a model of a described architecture with random parameters."""
     if described["model"] == "linear":
         return nn.Linear(*described["shape"])
     import transformers
 
     mix_at = described.get("mix_at") or described["where"]  # the name in version 0.1.0
-    own = dict(described["config"])
-    config = transformers.AutoConfig.for_model(own.pop("model_type"), **own)
+    options = dict(described["config"])
+    config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
     if described["model"] in ("encoder", "minilm"):
         return _mixed(models.TextClassifier(transformers.AutoModel.from_config(config), described["head"]), mix_at)
     if described["model"] == "bert":

@@ -1,19 +1,38 @@
-"""Published settings, to be compared with published figures."""
+"""Published training settings, to reproduce published results."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from spurmix.train.options import FinetuneOptions
+
+DEFAULTS = FinetuneOptions()
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model was fine-tuned on a dataset, and who published it.
+    """Published settings of fine-tuning a model on a dataset.
 
     Attributes:
-        model: name of the pre-trained model. max_length: tokens kept of a text. source: where the settings stand.
-        decay_all: weight decay of biases and norms too. stages: parts of a "step" schedule. crop, flip: augmentation.
-        attribute: what the published groups are made of. cells: the worst group is one of overlapping cells.
+        model: Name of the pre-trained model.
+        batch_size: Number of examples per batch.
+        epochs: Number of passes over the training split.
+        learning_rate: See `FinetuneOptions`.
+        weight_decay: See `FinetuneOptions`.
+        optimizer: See `FinetuneOptions`.
+        schedule: See `FinetuneOptions`.
+        source: Publication of the settings.
+        warmup: See `FinetuneOptions`.
+        clip: See `FinetuneOptions`.
+        momentum: See `FinetuneOptions`.
+        decay_all: See `FinetuneOptions`.
+        stages: See `FinetuneOptions`.
+        max_length: Maximum number of tokens of a text.
+        crop: Whether to apply random resized crops.
+        flip: Whether to flip images at random.
+        attribute: Attribute of the published groups.
+        cells: Whether the worst group is one of overlapping cells.
 
     Example:
         >>> recipe = CIVILCOMMENTS
@@ -31,11 +50,11 @@ class Recipe:
     optimizer: str
     schedule: str
     source: str
-    warmup: float = 0.0
-    clip: float | None = None
-    momentum: float = 0.9
-    decay_all: bool = False
-    stages: int = 3
+    warmup: float = DEFAULTS.warmup
+    clip: float | None = DEFAULTS.clip
+    momentum: float = DEFAULTS.momentum
+    decay_all: bool = DEFAULTS.decay_all
+    stages: int = DEFAULTS.stages
     max_length: int | None = None
     crop: bool = False
     flip: bool = False
@@ -43,22 +62,22 @@ class Recipe:
     cells: bool = False
 
     def loader_options(self) -> dict[str, Any]:
-        """Arguments of `MixLoader`."""
+        """Return arguments of `MixLoader`."""
         return {"batch_size": self.batch_size, "epochs": self.epochs}
 
     def finetune_options(self) -> dict[str, Any]:
-        """Arguments of `finetune`."""
+        """Return arguments of `finetune`."""
         names = (
             "learning_rate", "weight_decay", "optimizer", "schedule", "warmup", "clip", "momentum", "decay_all", "stages",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def config(self) -> dict[str, Any]:
-        """Settings of `spurmix train`. The policy is the user's: the published figures are of erm."""
+        """Return settings of `spurmix train`. The policy is not included. Published results are those of `erm`."""
         model = "bert" if self.model.startswith("bert") else "resnet50"
-        own = {"model": model, "crop": self.crop, "flip": self.flip, "cells": self.cells, "select": "best"}
-        own |= {"attribute": self.attribute} if self.attribute else {}
-        return {**own, **self.loader_options(), **self.finetune_options(), "clip": self.clip or 0.0}
+        settings = {"model": model, "crop": self.crop, "flip": self.flip, "cells": self.cells, "select": "best"}
+        settings |= {"attribute": self.attribute} if self.attribute else {}
+        return {**settings, **self.loader_options(), **self.finetune_options(), "clip": self.clip or 0.0}
 
 
 _WILDS = "Koh et al. 2021 (WILDS, arXiv 2012.07421): examples/configs/datasets.py of its code, at commit 039241d"
@@ -77,8 +96,8 @@ CIVILCOMMENTS = Recipe(
     cells=True,
     source=_WILDS,
 )
-"""ERM on CivilComments, as the code of WILDS first set it. WILDS trains on groups of (black, label) and stops at the epoch
-that is best for the worst group of the validation split."""
+"""ERM on CivilComments, with the initial settings in the code of WILDS. WILDS defines groups by (black, label) and keeps
+the epoch with the highest worst-group accuracy on the validation split."""
 
 WATERBIRDS = Recipe(
     model="resnet50 pre-trained on ImageNet",
@@ -91,8 +110,9 @@ WATERBIRDS = Recipe(
     schedule="constant",
     source=_WILDS,
 )
-"""ERM on Waterbirds: strong decay, no augmentation, the epoch that is best for the worst group of the validation split.
-WILDS stretches images to 256 x 256 and cuts out 224 x 224; `spurmix pack --size 224` covers and cuts out the centre."""
+"""ERM on Waterbirds: strong weight decay and no augmentation. The kept epoch has the highest worst-group accuracy on the
+validation split. WILDS resizes images to 256 x 256 and crops the center of 224 x 224. `spurmix pack --size 224` keeps the
+aspect ratio, resizes the shorter side to 224 and crops the center."""
 
 CELEBA = Recipe(
     model="resnet50 pre-trained on ImageNet",
@@ -104,7 +124,8 @@ CELEBA = Recipe(
     schedule="constant",
     source=_WILDS,
 )
-"""ERM on CelebA (Blond_Hair against Male): no decay, no augmentation, the epoch that is best for the worst group."""
+"""ERM on CelebA (label Blond_Hair, attribute Male): no weight decay and no augmentation. The kept epoch has the highest
+worst-group accuracy on the validation split."""
 
 IMAGENET = Recipe(
     model="resnet50 adversarially pre-trained on ImageNet",
@@ -118,10 +139,11 @@ IMAGENET = Recipe(
     stages=5,
     crop=True,
     flip=True,
-    source="Salman et al. 2020 (arXiv 2007.08489): full-network transfer as the README of its code shows it; there the "
-    "colours and lighting of training images vary too",
+    source="Salman et al. 2020 (arXiv 2007.08489): full-network transfer in the README of its code, which also varies the "
+    "color and lighting of training images",
 )
-"""Transfer from a robust checkpoint to a dataset laid out like ImageNet: a tenth of the rate after each fifth of the run."""
+"""Transfer of a robust checkpoint to a dataset in the layout of ImageNet. The learning rate is divided by 10 after each
+fifth of the run."""
 
 RECIPES = {"waterbirds": WATERBIRDS, "celeba": CELEBA, "civilcomments": CIVILCOMMENTS, "imagenet": IMAGENET}
-"""By the names that `spurmix train --recipe` takes."""
+"""Recipes by name, as accepted by `spurmix train --recipe`."""

@@ -37,7 +37,7 @@ def test_settings_come_from_defaults_recipe_file_and_flags(tmp_path: Path) -> No
     assert made.seed == 4 and made.learning_rate == 1.0 and made.weight_decay == 1.0 and made.epochs == 300.0
     assert made.max_checkpoints == DEFAULT.max_checkpoints and made.weights == str(tmp_path / "w.pth")
     assert resolve({"epochs": 2.0}, base=dataclasses.replace(DEFAULT, steps=7)).steps == 0
-    with pytest.raises(ValueError, match="weights: the recipe celeba starts from resnet50 pre-trained on ImageNet"):
+    with pytest.raises(ValueError, match="weights: the recipe celeba requires resnet50 pre-trained on ImageNet"):
         resolve({}, recipe="celeba")
     assert resolve({"model": "minilm"}, recipe="civilcomments").weights == ""  # which brings its own
     assert resolve({}, file, "celeba").batch_size == 64

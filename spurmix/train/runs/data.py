@@ -1,0 +1,139 @@
+"""The data of a run: settings completed from the dataset, its splits, and their evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from spurmix.core.groups import GroupIndex
+from spurmix.core.memory import available
+from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.sources.arrays import ImageSource, Source
+from spurmix.train.evaluate import evaluate
+from spurmix.train.metrics import Evaluation
+from spurmix.train.runs.config import MODELS, SPLIT_NAMES, RunConfig
+from spurmix.train.runs.processes import Processes
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """Examples and groups of a split.
+
+    Attributes:
+        name: Name of the split.
+        source: Examples.
+        groups: Groups of the examples.
+        membership: Overlapping cells that decide the worst group, bool `[N, K]`.
+        cell_names: Names of the K cells.
+    """
+
+    name: str
+    source: Source
+    groups: GroupIndex
+    membership: NDArray[np.bool_] | None = None
+    cell_names: tuple[str, ...] | None = None
+
+
+def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
+    """Replace the values "auto" and "" by those of the dataset.
+
+    Args:
+        config: Settings.
+        dataset: Dataset of the run.
+
+    Returns:
+        Completed settings.
+
+    Raises:
+        ValueError: If splits or the model do not fit the dataset.
+    """
+    splits = dataset.splits
+    filled = {"model": config.model or MODELS[dataset.kind][0]}
+    if filled["model"] not in MODELS[dataset.kind]:
+        raise ValueError(
+            f"model must be one of {', '.join(MODELS[dataset.kind])} for {dataset.kind}, got {config.model!r}"
+        )
+    for key, names in SPLIT_NAMES.items():
+        value = getattr(config, key)
+        found = next((n for n in names if n in splits and n != config.train_split), "none")
+        filled[key] = found if value == "auto" else value
+        if filled[key] == config.train_split:
+            raise ValueError(f"{key}: {value!r} is the training split; use another split or none")
+    for key in ("train_split", *SPLIT_NAMES):
+        name = filled.get(key, config.train_split)
+        if name not in splits and not (name == "none" and key != "train_split"):
+            raise ValueError(f"{key} must be one of {', '.join(splits)}, got {name!r}")
+    if not config.attribute and dataset.metadata.attribute_names:
+        filled["attribute"] = next(iter(dataset.metadata.attribute_names))
+    for key in ("crop", "flip", "channels_last"):
+        if getattr(config, key) and dataset.kind != "images":
+            raise ValueError(f"{key} requires images, the dataset has {dataset.kind}")
+    if dataset.kind != "tokens" and config.mix_at != "embeddings":
+        raise ValueError(f"mix_at requires texts, the dataset has {dataset.kind}")
+    return dataclasses.replace(config, **filled)  # type: ignore[arg-type]
+
+
+def read_split(
+    config: RunConfig, dataset: PackedDataset, split: str, model: nn.Module, device: torch.device | None = None
+) -> SplitData:
+    """Open a split of the dataset, normalized as the model expects.
+
+    Args:
+        config: Completed settings.
+        dataset: Dataset.
+        split: Name of the split.
+        model: Model.
+        device: Device of the training batches. None for a split that is not trained on.
+
+    Returns:
+        The split.
+
+    Raises:
+        ValueError: If cells are requested and the dataset defines none.
+    """
+    part = dataset.split(split)
+    memory = int(config.memory * 2**30) or available() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    source = part.source(tier=config.tier if device is not None else "auto", device=device, memory=memory)
+    mean = getattr(getattr(model, "config", None), "image_mean", None)
+    if isinstance(source, ImageSource) and mean is not None:
+        source = source.normalized(mean, model.config.image_std)  # type: ignore[union-attr, arg-type]
+    cells = part.cells() if config.cells else None
+    if config.cells and cells is None:
+        raise ValueError(f"cells: {dataset.path} defines no overlapping cells; remove the setting")
+    return SplitData(split, source, part.groups(config.attribute or None), *(cells or ()))
+
+
+def evaluate_split(
+    config: RunConfig, model: nn.Module, data: SplitData, train_groups: GroupIndex | None, processes: Processes
+) -> Evaluation:
+    """Evaluate a model on a split. Every process calls this function and reads its share.
+
+    Args:
+        config: Settings.
+        model: Model.
+        data: Split.
+        train_groups: Groups whose sizes weight the adjusted average.
+        processes: Processes.
+
+    Returns:
+        The evaluation.
+    """
+    if processes.count > 1:  # running statistics differ between processes until the next training step
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    return evaluate(
+        model, data.source, data.groups, batch_size=config.evaluation_batch, train_groups=train_groups,
+        membership=data.membership, cell_names=data.cell_names, min_group_size=config.min_group_size,
+        device=processes.device, sharded=processes.count > 1,
+    )  # fmt: skip
+
+
+def example_shape(dataset: PackedDataset) -> list[int]:
+    """Shape of an example. Texts have none."""
+    return [] if dataset.kind == "tokens" else list(dataset.array.shape[1:])

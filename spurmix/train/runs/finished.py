@@ -1,0 +1,87 @@
+"""Opens a finished run, to evaluate or export its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from spurmix.core.groups import GroupIndex
+from spurmix.data.dataset.packed import PackedDataset
+from spurmix.train.runs.config import MODELS, RunConfig, read_run_config
+from spurmix.train.runs.data import SplitData, example_shape, read_split
+from spurmix.train.runs.files import CONFIG, MODEL, read_weights
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+        config: Settings.
+        dataset: Dataset of the run, or another one that fits its model.
+        model: Trained model.
+        train_groups: Groups of the training split.
+        same_data: Whether the dataset is the one that the model was trained on.
+    """
+
+    config: RunConfig
+    dataset: PackedDataset
+    model: nn.Module
+    train_groups: GroupIndex | None
+    same_data: bool
+
+    def split(self, name: str | None = None) -> SplitData:
+        """Open a split of the dataset.
+
+        Args:
+            name: Name of the split. Default: the test split of the run, or else its validation split.
+
+        Returns:
+            The split.
+
+        Raises:
+            ValueError: If no name is given and the run has no held-out split.
+        """
+        held_out = [s for s in (self.config.test_split, self.config.validation_split) if s != "none"]
+        if name is None and not held_out:
+            raise ValueError(f"split: the run has no held-out split; use one of {', '.join(self.dataset.splits)}")
+        return read_split(self.config, self.dataset, name if name is not None else held_out[0], self.model)
+
+
+def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
+    """Open a finished run.
+
+    Args:
+        folder: Folder of the run.
+        dataset: Folder of a dataset of the same kind, shape and classes. Default: the dataset of the run.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: If the folder has no finished run, or the dataset does not fit the model.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG}")
+    config = read_run_config(folder / CONFIG)
+    if not (folder / MODEL).is_file():
+        raise ValueError(f"the run in {folder} is not finished: it has no {MODEL}; resume it (spurmix train --resume)")
+    opened = PackedDataset(dataset if dataset is not None else config.dataset)
+    model, about = read_weights(folder / MODEL)
+    if config.model not in MODELS[opened.kind]:
+        raise ValueError(f"dataset: {opened.path} has {opened.kind}, which the model {config.model} does not accept")
+    names = list(opened.metadata.class_names)
+    if names != about["classes"]:
+        raise ValueError(
+            f"dataset: the classes of {opened.path} are {', '.join(names)}, those of the run {', '.join(about['classes'])}"
+        )
+    if example_shape(opened) != about["shape"]:
+        raise ValueError(
+            f"dataset: examples of {opened.path} have shape {example_shape(opened)}, those of the run {about['shape']}"
+        )
+    label, attribute, size = np.array(about["groups"], dtype=np.int64).reshape(-1, 3).T
+    groups = GroupIndex(np.repeat(label, size), np.repeat(attribute, size)) if (label >= 0).all() else None
+    return FinishedRun(config, opened, model, groups, opened.digest() == about["dataset"])
