@@ -236,18 +236,20 @@ def _embedding_block(model: Any) -> tuple[str, Any] | None:
 
 
 class _Computed(nn.Module):
-    """Stand-in for an embedding block with a known output. Other attributes are those of the block."""
+    """Stand-in for an embedding block with a known output. It has the parameters, buffers and attributes of the block."""
 
     def __init__(self, block: nn.Module, output: Tensor) -> None:
         super().__init__()
-        self.__dict__["block"] = block  # not a submodule
-        self.output = output
+        self.block, self.output = block, output
 
     def forward(self, *_: object, **__: object) -> Tensor:
         return self.output
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["block"], name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
 
 
 @contextmanager
