@@ -65,7 +65,7 @@ def test_rows_are_read_directly_and_through_the_page_cache(
     with (large.path / "images.npy").open("rb") as file:
         n = file.fileno()
         for rows, target, error, message in (
-            ([2, 1], out, ValueError, "rows must ascend"), ([1, 1], out, ValueError, "rows must ascend"),
+            ([2, 1], out, ValueError, "rows must be in ascending order"), ([1, 1], out, ValueError, "rows must be in ascending order"),
             ([-1], out, IndexError, "row -1 is out of range"), ([1 << 60], out, IndexError, "is out of range"),
             ([1], out[:99], ValueError, "at least the bytes of one row"), (list(range(40)), out, ValueError, "must have at least .* bytes"),
             ([60], out, OSError, "Input/output error"),
