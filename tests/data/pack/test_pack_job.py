@@ -80,7 +80,7 @@ def test_missing_disk_space_is_reported_first(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: no error handler catches it."""
+    """Simulates SIGKILL. No error handler catches it."""
 
 
 def kill_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, after: bool = False) -> None:
