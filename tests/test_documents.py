@@ -218,6 +218,20 @@ def test_readme_examples_run(example_names: dict[str, Any]) -> None:
             pytest.fail(f"{type(error).__name__}: {error}, in\n{block}")
 
 
+def test_readme_is_complete() -> None:
+    """README.md names every command, public operator, policy and extra."""
+    from spurmix import functional, policies
+    from spurmix.cli.app import app
+
+    spans = set(code_spans((ROOT / "README.md").read_text()))
+    group: Any = typer.main.get_command(app)
+    operators = {name for name in functional.__all__ if name.startswith(("draw", "group", "mix"))} - {"draw_tables"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"]) - {"dev"}
+    missing = (set(group.commands) | operators | set(policies.__all__) | extras) - spans
+    assert not missing, f"README.md lacks {sorted(missing)}"
+
+
 def test_guide_to_policies() -> None:
     """The code of docs/add-policy.md works if it is added to policies.py."""
     from spurmix import policies
