@@ -14,8 +14,8 @@ from bench.gpu.record import device, dry, emit, gpu_backends, installed, survive
 from bench.registry import Contender
 from bench.row import Row
 from spurmix.ops import functional as F
-from spurmix.ops import reference_draw
 from spurmix.ops.backends import implementation
+from spurmix.ops.reference import draw as reference_draw
 
 STEP = "roofline"
 
@@ -130,7 +130,7 @@ def crops(bandwidth: float) -> None:
     packed = pictures.tables.packed
     n = reference_draw.sample_numbers(packed, 0, batch, None)
     boxes = reference_draw.crop_boxes(n, 0, stored, stored, augment.scale, augment.ratio)
-    bits = reference_draw.draw(packed, pictures.tables.members, 0, 0, batch, None).flip_bits
+    bits = reference_draw.draw_samples(packed, pictures.tables.members, 0, 0, batch, None).flip_bits
     flips = reference_draw.flip_flags(bits).to(torch.uint8)
 
     contenders = [_fused(pictures, augment, out, backend) for backend in gpu_backends()]

@@ -14,7 +14,7 @@ from spurmix.kernels.embeddings import bert_embeddings_kernel, mix_embeddings_ke
 from spurmix.kernels.embeddings_grad import bert_backward_kernel, sum_rows_kernel
 from spurmix.kernels.launch import COLUMNS, as_bytes, check_if_synchronous, compute_dtype, configs, error_flag
 from spurmix.kernels.tuned import Tuned, size_class
-from spurmix.ops.reference_text import token_weights
+from spurmix.ops.reference.embeddings import token_weights
 
 TOKEN_CHUNK = 16
 _MIX, _SUM = Tuned(mix_embeddings_kernel, COLUMNS), Tuned(sum_rows_kernel, COLUMNS)

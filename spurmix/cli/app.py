@@ -78,7 +78,7 @@ def info() -> None:
 
         names = sorted({s.split("(", 1)[0] for s in schema.SCHEMAS if "_out(" not in s and "_backward(" not in s})
         for name in names:
-            table.add_row(f"op {name}", f"CPU: {backends.serving(op=name)}, GPU: {backends.serving('cuda', op=name)}")
+            table.add_row(f"op {name}", f"CPU: {backends.serving()}, GPU: {backends.serving('cuda')}")
         table.add_row("GPU", gpu_state(torch))
         if backends.serving() == "cpu":
             from spurmix import _C

@@ -1,10 +1,8 @@
-"""Which implementation a public call uses: pinned by argument or SPURMIX_BACKEND, else the best for the device."""
+"""Choice of the backend of a call: the argument `backend`, else SPURMIX_BACKEND, else the fastest for the device."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -12,16 +10,13 @@ from spurmix.ops import library
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 
-_ops: Any = torch.ops.spurmix
-
 
 def requested(backend: str) -> str:
-    """`backend`, or what SPURMIX_BACKEND pins where it is "auto".
+    """Return `backend`, or SPURMIX_BACKEND if it is "auto".
 
     Raises:
-        ValueError: for a backend that does not exist, or a SPURMIX_CPU_ISA that this machine cannot follow.
-        RuntimeError: for "cpu" and "cuda" where the compiled kernels are not there, and "triton" where Triton is not
-            installed.
+        ValueError: If there is no such backend, or the CPU does not support SPURMIX_CPU_ISA.
+        RuntimeError: If the compiled kernels of "cpu" or "cuda" are not available, or Triton is not installed.
     """
     source = "backend"
     if backend == "auto":
@@ -29,41 +24,47 @@ def requested(backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "cpu" and library.COMPILED_CPU != "ok":
-        raise RuntimeError(f"{source}='cpu': the compiled kernels are not in use ({library.COMPILED_CPU})")
+        raise RuntimeError(f"{source}='cpu': the compiled kernels are not available ({library.COMPILED_CPU})")
     if backend == "cuda" and library.COMPILED_CUDA != "ok":
-        raise RuntimeError(f"{source}='cuda': the compiled kernels are not in use ({library.COMPILED_CUDA})")
+        raise RuntimeError(f"{source}='cuda': the compiled kernels are not available ({library.COMPILED_CUDA})")
     if backend in ("auto", "cpu") and library.CPU_ISA_ERROR:
         raise ValueError(library.CPU_ISA_ERROR)
     if backend == "triton" and not library.HAS_TRITON:
-        raise RuntimeError(f"{source}='triton' needs the package 'triton': pip install triton")
+        raise RuntimeError(f"{source}='triton' requires the package triton; run: pip install triton")
     return backend
 
 
-def implementation(name: str, backend: str, device: torch.device) -> Callable[..., Any]:
-    """The function that serves op `name` for tensors on `device`."""
+def implementation(name: str, backend: str, device: torch.device) -> library.Kernel:
+    """Return the function that runs operator `name` for tensors on `device`.
+
+    Raises:
+        ValueError: If there is no such backend, or it does not support the device.
+        RuntimeError: If the backend is not available.
+    """
     chosen = requested(backend)
+    if chosen == "auto":
+        return getattr(torch.ops.spurmix, name).default
     if chosen == "reference":
-        return library.REFERENCE[name]
-    if chosen == "cpu" and device.type != "cpu":
-        raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
-    if chosen == "cuda":
-        if device.type != "cuda":
-            raise ValueError(f"backend='cuda' needs tensors on a CUDA GPU, got {device}")
-        if not library.has_cuda_kernel(name):
-            raise ValueError(f"backend='cuda': {name} has no CUDA kernel; there are 'triton' and 'reference'")
+        return library.OPERATORS[name].reference
     if chosen == "triton":
         if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError("backend='triton' needs tensors on a GPU, or TRITON_INTERPRET=1 to interpret on the CPU")
+            raise ValueError(
+                "backend='triton' requires tensors on a GPU, or TRITON_INTERPRET=1 to interpret on the CPU"
+            )
         return library.triton_kernel(name)
-    return getattr(_ops, name).default
+    if chosen == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend='cpu' requires tensors on the CPU, got {device}")
+    if chosen == "cuda" and device.type != "cuda":
+        raise ValueError(f"backend='cuda' requires tensors on a CUDA GPU, got {device}")
+    return getattr(torch.ops.spurmix, name).default
 
 
-def serving(device: str = "cpu", backend: str = "auto", op: str = "draw") -> str:
-    """The backend that a request means for an op on a device type: "cpu", "cuda", "triton" or "reference"."""
+def serving(device: str = "cpu", backend: str = "auto") -> str:
+    """Return the backend that runs a call on a device type: "cpu", "cuda", "triton" or "reference"."""
     chosen = requested(backend)
     if chosen != "auto":
         return chosen
-    if device == "cuda" and library.has_cuda_kernel(op):
+    if device == "cuda" and library.COMPILED_CUDA == "ok":
         return "cuda"
     if device == "cuda":
         return "triton" if library.HAS_TRITON else "reference"

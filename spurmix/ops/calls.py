@@ -1,46 +1,55 @@
-"""How the public calls reach a kernel: its errors, torch.func's transforms, outputs that are written into."""
+"""Calls of kernels by the public functions: errors, transforms of torch.func, and outputs that are written to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from spurmix.ops import flags
+from spurmix.ops.device_errors import check_after_call
+
+R = TypeVar("R")
 
 
-def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a kernel; what it rejects raises IndexError (an index out of range) or ValueError on every backend."""
+def call(function: Callable[..., R], *args: object) -> R:
+    """Call a kernel.
+
+    Raises:
+        IndexError: If the kernel reports an index out of range.
+        ValueError: If it reports another invalid argument.
+    """
     if torch.compiler.is_compiling():
         return function(*args)
     try:
         result = function(*args)
     except RuntimeError as error:
-        _, mark, text = str(error).splitlines()[0].partition("spurmix::")
-        if not mark:
+        _, prefix, text = str(error).splitlines()[0].partition("spurmix::")
+        if not prefix:
             raise
         raise (IndexError if "out of range" in text else ValueError)(text) from None
     if torch.cuda.is_initialized():
-        flags.after_call(args)
+        check_after_call(args)
     return result
 
 
-def transforming() -> bool:
-    """Whether torch.func's transforms (grad, jvp, vmap) or forward-mode AD are at work: kernels have no rules for them."""
-    compiling = torch.compiler.is_compiling()
-    return not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func (grad, jvp, vmap) wraps one of the tensors, or one has a forward-mode tangent.
+
+    Kernels do not support these. The reference does, because it consists of PyTorch operators.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:
+        if torch.func.debug_unwrap(tensor) is not tensor or forward_ad.unpack_dual(tensor).tangent is not None:
+            return True
+    return False
 
 
-def transformable(backend: str) -> str:
-    """The reference where a transform is at work, else `backend`."""
-    return "reference" if transforming() else backend
-
-
-def into(out: Tensor, function: Callable[..., Any], *args: Any) -> Tensor:
-    """Run an `_out` op (or the reference, whose result is copied) and mark `out` as changed for autograd."""
+def write(out: Tensor, function: Callable[..., object], *args: object) -> Tensor:
+    """Call a kernel that writes to `out`, and mark `out` as modified for autograd."""
     call(function, *args, out)
     torch.autograd.graph.increment_version(out)
     return out

@@ -1,10 +1,12 @@
-"""Argument checks of the public calls: a clear error before anything is computed or written."""
+"""Checks of tensor arguments. They raise an error that names the argument, before anything is computed or written.
+
+Each function returns its first argument, converted to the right type if necessary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from spurmix.core import checks
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS_AND_DOUBLE = (*FLOATS, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SEED_LIMIT = 1 << 63
 
@@ -21,8 +24,13 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
     return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def tensor(value: Any, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | str | None]) -> Tensor:
-    """Check that `value` is a tensor of one of `dtypes` and of `shape` (None or a letter: any size)."""
+def tensor(value: object, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | str]) -> Tensor:
+    """Check the dtype and shape of a tensor. A size that is a string, such as "N", accepts any size.
+
+    Raises:
+        TypeError: If `value` is not a tensor of one of the dtypes.
+        ValueError: If it has another shape.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -30,20 +38,24 @@ def tensor(value: Any, name: str, dtypes: Sequence[torch.dtype], shape: Sequence
     fits = value.dim() == len(shape)
     if fits:
         for size, expected in zip(value.shape, shape, strict=True):
-            # Not by isinstance(expected, int): inside torch.compile sizes are symbols.
-            if expected is not None and not isinstance(expected, str) and size != expected:
+            # Compare with str, not int: inside torch.compile, sizes are symbols.
+            if not isinstance(expected, str) and size != expected:
                 fits = False
     if not fits:
-        wanted = "[" + ", ".join("*" if s is None else str(s) for s in shape) + "]"
-        raise ValueError(f"{name} must have shape {wanted}, got {list(value.shape)}")
+        raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], got {list(value.shape)}")
     return value
 
 
 def output(
-    out: Any, shape: Sequence[int], dtypes: Sequence[torch.dtype], device: torch.device, name: str = "out"
+    out: object, shape: Sequence[int | str], dtypes: Sequence[torch.dtype], device: torch.device, name: str = "out"
 ) -> Tensor:
-    """Check a buffer that an op writes into: dtype, shape, device, dense layout, and that no gradient flows into it."""
-    tensor(out, name, dtypes, list(shape))
+    """Check a tensor that an operator writes to: dtype, shape, device, dense layout, no gradient.
+
+    Raises:
+        TypeError: If it is not a tensor of one of the dtypes.
+        ValueError: If something else does not fit.
+    """
+    out = tensor(out, name, dtypes, shape)
     if out.device != device:
         raise ValueError(f"{name} must be on {device} like the inputs, got {out.device}")
     dense = out.is_contiguous() or (out.dim() == 4 and out.is_contiguous(memory_format=torch.channels_last))
@@ -51,12 +63,12 @@ def output(
         layouts = "contiguous or channels_last" if out.dim() == 4 else "contiguous"
         raise ValueError(f"{name} must be {layouts}, got strides {list(out.stride())}")
     if out.requires_grad:
-        raise ValueError(f"{name} must not require grad: the op overwrites it")
+        raise ValueError(f"{name} must not require grad, because the operator overwrites it")
     return out
 
 
-def _span(value: Tensor) -> tuple[int, int]:
-    """Addresses from the first byte of a tensor to behind its last one; empty ones have none, nor have fake ones."""
+def _byte_range(value: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte and behind the last byte. (0, 0) for tensors without memory: empty and fake ones."""
     if value.numel() == 0:
         return 0, 0
     try:
@@ -65,137 +77,186 @@ def _span(value: Tensor) -> tuple[int, int]:
         return 0, 0
     if value.is_contiguous():
         return begin, begin + value.nbytes
-    reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    return begin, begin + (reach + 1) * value.itemsize
+    last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return begin, begin + (last + 1) * value.itemsize
 
 
-def apart(out: Tensor | Sequence[Tensor], **inputs: Tensor | None) -> None:
-    """Check that dense outputs share no memory with each other, nor with what the op reads; inside torch.compile, where
-    addresses are not known, they are taken to."""
+def no_overlap(out: Tensor | Sequence[Tensor], **inputs: Tensor | None) -> None:
+    """Check that outputs share no memory with each other or with the inputs. torch.compile does not know addresses.
+
+    Raises:
+        ValueError: If two share memory.
+    """
     if torch.compiler.is_compiling():
         return
     if isinstance(out, Tensor):
-        written = [("out", *_span(out))]
+        written = [("out", *_byte_range(out))]
     else:
-        written = [(f"out[{k}]", *_span(t)) for k, t in enumerate(out)]
+        written = [(f"out[{k}]", *_byte_range(t)) for k, t in enumerate(out)]
         ordered = sorted((begin, end, k) for k, (_, begin, end) in enumerate(written) if begin < end)
         for (_, end, k), (begin, _, other) in pairwise(ordered):
             if begin < end:
-                raise ValueError(f"out[{max(k, other)}] shares memory with out[{min(k, other)}]")
+                raise ValueError(f"out[{max(k, other)}] shares memory with out[{min(k, other)}]; use separate tensors")
     for name, value in inputs.items():
         if value is None:
             continue
-        first, last = _span(value)
+        first, last = _byte_range(value)
         for target, begin, end in written:
             if first < end and begin < last:
-                raise ValueError(f"{target} shares memory with {name}, which is still read while {target} is written")
+                raise ValueError(f"{target} shares memory with {name}; use separate tensors")
 
 
 def same_device(device: torch.device, **tensors: Tensor | None) -> None:
-    """Check that all tensors are on `device`."""
+    """Check that all tensors are on `device`, the device of the first argument.
+
+    Raises:
+        ValueError: If one is on another device.
+    """
     for name, value in tensors.items():
         if value is not None and value.device != device:
-            raise ValueError(f"{name} is on {value.device}, the first argument on {device}; move them together")
+            raise ValueError(f"{name} must be on {device} like the first argument, got {value.device}")
 
 
 def no_grad_input(**tensors: Tensor | None) -> None:
-    """Check that none of the tensors requires grad: the op has no gradient for them."""
+    """Check that no tensor requires grad, because the operator has no gradient for it.
+
+    Raises:
+        ValueError: If one requires grad.
+    """
     for name, value in tensors.items():
         if value is not None and value.requires_grad:
-            raise ValueError(f"{name} requires grad, but no gradient flows through it here; detach it")
+            raise ValueError(f"{name} must not require grad, because it gets no gradient here; detach it")
 
 
-def float_dtype(dtype: Any, name: str = "dtype", allowed: Sequence[torch.dtype] = FLOATS) -> torch.dtype:
-    """Check an output dtype."""
-    if dtype not in allowed:
-        raise TypeError(f"{name} must be {_names(allowed)}, got {dtype}")
-    return dtype
+def float_dtype(dtype: object, name: str = "dtype", allowed: Sequence[torch.dtype] = FLOATS) -> torch.dtype:
+    """Check the dtype of a result.
+
+    Raises:
+        TypeError: If it is not one of `allowed`.
+    """
+    if isinstance(dtype, torch.dtype) and dtype in allowed:
+        return dtype
+    raise TypeError(f"{name} must be {_names(allowed)}, got {dtype}")
 
 
-def size(value: Any, name: str, low: int) -> int:
-    """Check an integer that is `low` or more, inside torch.compile maybe a symbol; a Python integer otherwise."""
+def size(value: object, name: str, low: int) -> int:
+    """Check an integer of at least `low`. Inside torch.compile it may be a symbol.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is too small.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         return checks.integer(value, name, low)
     if value < low:
         raise ValueError(f"{name} must be {low} or more, got {value}")
-    return value  # type: ignore[return-value]  # a symbol serves as an integer
+    return value  # type: ignore[return-value]  # a symbol acts as an integer
 
 
 def sequence_position(seed: int, start: int, count: int) -> None:
-    """Check seed, start and count of a draw."""
+    """Check the seed, the first sample number and the number of samples of a draw.
+
+    Raises:
+        TypeError: If one is not an integer.
+        ValueError: If the seed or a sample number is outside [0, 2^63).
+    """
     for name, value in (("seed", seed), ("start", start), ("count", count)):
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             checks.integer(value, name)
     if not 0 <= seed < SEED_LIMIT:
-        raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
+        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
     if not 0 <= start < SEED_LIMIT:
-        raise ValueError(f"start must lie in [0, 2^63), got {start}")
+        raise ValueError(f"start must be in [0, 2^63), got {start}")
     if count < 0 or start + count > SEED_LIMIT:
-        raise ValueError(f"count must be 0 or more and end below 2^63, got {count} from {start}")
+        raise ValueError(f"count must be 0 or more, and start + count at most 2^63, got start={start}, count={count}")
 
 
-def height_width(value: Any, name: str = "size") -> tuple[int, int]:
-    """Check a pair (height, width) of positive integers."""
+def height_width(value: object, name: str = "size") -> tuple[int, int]:
+    """Check a pair (height, width) of positive integers.
+
+    Raises:
+        TypeError: If it is not a pair of integers.
+        ValueError: If one is not positive.
+    """
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) != 2:
         raise TypeError(f"{name} must be a pair (height, width), got {value!r}")
     return size(value[0], name, 1), size(value[1], name, 1)
 
 
-def device(value: Any, name: str = "device") -> torch.device:
-    """Check a device: torch's own, a name or the number of a GPU."""
+def device(value: object, name: str = "device") -> torch.device:
+    """Check a device: a `torch.device`, a name, or the number of a GPU.
+
+    Raises:
+        TypeError: If `value` has another type.
+        ValueError: If there is no such device.
+    """
     try:
-        return value if isinstance(value, torch.device) else torch.device(value)
+        return value if isinstance(value, torch.device) else torch.device(value)  # type: ignore[call-overload]
     except (RuntimeError, TypeError, ValueError):
         kind = ValueError if isinstance(value, (str, int)) else TypeError
         raise kind(f'{name} must be a device such as "cpu" or "cuda:0", got {value!r}') from None
 
 
-def outputs(value: Any) -> Sequence[Tensor]:
-    """Check that `out` is a sequence; its tensors are checked one by one."""
+def outputs(value: object) -> Sequence[Tensor]:
+    """Check that `out` is a sequence. `output` checks its tensors.
+
+    Raises:
+        TypeError: If it is not a sequence.
+    """
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         raise TypeError(f"out must be a sequence of tensors, got {type(value).__name__}")
     return value
 
 
-def images(value: Any) -> Tensor:
-    """Check uint8 images `[N, H, W, C]` whose rows are dense."""
-    tensor(value, "images", (torch.uint8,), ("N", "H", "W", "C"))
-    _, height, width, channels = value.shape
-    if 0 in (height, width, channels):
-        raise ValueError(f"images must have height, width and channels of 1 or more, got {list(value.shape)}")
-    if value.shape[0] > 0 and value[0].stride() != (width * channels, channels, 1):
-        raise ValueError("images: each image must be contiguous [H, W, C]; call .contiguous() or pass NHWC memory")
-    return value
-
-
-def store_device(images: Tensor, beside: Any) -> torch.device:
-    """Where a mix of `images` takes place: their device, or that of `beside` where they lie in pinned memory.
+def images(value: object) -> Tensor:
+    """Check uint8 images `[N, H, W, C]`, each of them contiguous.
 
     Raises:
-        ValueError: for images on another device, or on the CPU without being pinned.
+        TypeError: If it is not a uint8 tensor.
+        ValueError: If the shape or the layout does not fit.
     """
-    if not isinstance(beside, Tensor) or beside.device == images.device:
+    checked = tensor(value, "images", (torch.uint8,), ("N", "H", "W", "C"))
+    _, height, width, channels = checked.shape
+    if 0 in (height, width, channels):
+        raise ValueError(f"images must have a positive height, width and number of channels, got {list(checked.shape)}")
+    if checked.shape[0] > 0 and checked[0].stride() != (width * channels, channels, 1):
+        raise ValueError("images must have contiguous pixels [H, W, C]; call .contiguous() or pass channels last")
+    return checked
+
+
+def images_device(images: Tensor, other: object) -> torch.device:
+    """Return the device on which `images` are mixed: their own, or the GPU of `other` for images in pinned memory.
+
+    Raises:
+        ValueError: If the images are on another device and not pinned.
+    """
+    if not isinstance(other, Tensor) or other.device == images.device:
         return images.device
-    if images.is_cpu and beside.is_cuda:
+    if images.is_cpu and other.is_cuda:
         if images.is_pinned():
-            return beside.device
+            return other.device
         raise ValueError(
-            f"images are on the CPU and not pinned, the other tensors on {beside.device}: move the images "
-            f"({images.nbytes / 2**30:.2f} GiB) there, or pin them so that kernels read them from the host"
+            f"images must be on {other.device} like the other tensors, or in pinned memory, got memory that is not pinned "
+            f"({images.nbytes / 2**30:.2f} GiB); call .pin_memory() or .to({str(other.device)!r})"
         )
-    raise ValueError(f"images are on {images.device}, the other tensors on {beside.device}; move them together")
+    raise ValueError(f"images must be on {other.device} like the other tensors, got {images.device}")
 
 
-def normalisation(value: Any, name: str, channels: int, device: torch.device) -> Tensor:
-    """`mean` or `std` as float32 `[C]` on the device: a tensor as it is, a sequence or number converted."""
+def normalization(value: object, name: str, channels: int, device: torch.device) -> Tensor:
+    """Return `mean` or `std` as a float32 tensor `[C]`: a tensor as it is, a sequence or a number converted.
+
+    Raises:
+        TypeError: If it has another type.
+        ValueError: If it does not have one value per channel, or `std` is not positive.
+    """
     if isinstance(value, Tensor):
         tensor(value, name, (torch.float32,), (channels,))
         same_device(device, **{name: value})
         return value
-    one_each = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
-    numbers = [checks.number(v, name) for v in (value if one_each else [value] * channels)]
+    is_sequence = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+    numbers = [checks.number(v, name) for v in (value if is_sequence else [value] * channels)]  # type: ignore[attr-defined]
     if len(numbers) != channels:
-        raise ValueError(f"{name} has {len(numbers)} entries for images of {channels} channels")
+        raise ValueError(f"{name} must have one value for each of the {channels} channels, got {len(numbers)}")
     if name == "std" and not all(v > 0 for v in numbers):
         raise ValueError(f"std must be positive, got {numbers}")
     return torch.tensor(numbers, dtype=torch.float32, device=device)

@@ -18,7 +18,7 @@ from spurmix.data.sources.arrays import Source, as_source
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops import functional, validate
-from spurmix.ops.flags import check
+from spurmix.ops.device_errors import check
 from spurmix.train.metrics import Cells, Counts, Evaluation, LabelPairs, check_labels, check_options, summarize
 from spurmix.train.models import device_of, logits_of, modes_kept
 from spurmix.train.text import apply

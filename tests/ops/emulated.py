@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 import torch
 
-from spurmix.ops import embedding_grad, embeddings, flags, library
-from spurmix.ops import functional as F
+from spurmix.ops import backends, device_errors, library
 from spurmix.ops.schema import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,16 +106,17 @@ def load() -> tuple[ModuleType, dict[str, Callable[..., Any]]]:
 def serve(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Make backend="cuda" use the emulation. Return its module, whose flag the tests read."""
     module, kernels = load()
-    real, requested = F.implementation, embeddings.requested
+    implementation, requested, serving = backends.implementation, backends.requested, backends.serving
 
-    def chosen(name: str, backend: str, device: torch.device) -> Callable[..., Any]:
-        return library.differentiable(name, kernels) if backend == "cuda" else real(name, backend, device)
+    def emulated_implementation(name: str, backend: str, device: torch.device) -> Callable[..., Any]:
+        return library.differentiable(name, kernels) if backend == "cuda" else implementation(name, backend, device)
 
-    for place in (F, embeddings, embedding_grad):
-        monkeypatch.setattr(place, "implementation", chosen)
-    monkeypatch.setattr(F, "serving", lambda device, backend: backend)
-    # Like those of Triton, these kernels are not in the dispatcher, so the gradient must select them by name.
-    monkeypatch.setattr(embeddings, "requested", lambda backend: "triton" if backend == "cuda" else requested(backend))
+    # The emulated kernels are not registered with the dispatcher, like Triton's.
+    monkeypatch.setattr(backends, "requested", lambda backend: "triton" if backend == "cuda" else requested(backend))
+    monkeypatch.setattr(backends, "implementation", emulated_implementation)
+    monkeypatch.setattr(
+        backends, "serving", lambda device, backend: "cuda" if backend == "cuda" else serving(device, backend)
+    )
     return module
 
 
@@ -146,5 +146,5 @@ def cuda_emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 def raise_flagged() -> None:
-    """Raise the error of the emulated kernels' flag, as `functional.check` does on a GPU."""
-    flags.raise_flagged(load()[0].take_flag(0))
+    """Raise the errors of the emulated kernels, as `functional.check` does on a GPU."""
+    device_errors.raise_errors(load()[0].take_flag(0))

@@ -158,11 +158,11 @@ def change(k: int, table: Any) -> tuple[Any, ...]:
     ("found", "options", "error", "text"),
     [
         (change(1, torch.zeros(6, 4)), {}, ValueError, "position_weight must have shape [P, 3]"),
-        (change(1, torch.zeros(4, 3)), {}, ValueError, "ids: 5 tokens, but position_weight has 4 positions"),
+        (change(1, torch.zeros(4, 3)), {}, ValueError, "ids must have at most 4 tokens (positions), got 5"),
         (change(1, None), {}, TypeError, "position_weight must be a tensor"),
         (change(2, torch.zeros(2, 3).half()), {}, TypeError, "type_weight must have dtype float32"),
         (change(2, torch.zeros(0, 3)), {}, ValueError, "type_weight must have at least one row"),
-        (change(2, None), dict(token_type_ids=IDS), ValueError, "token_type_ids need type_weight"),
+        (change(2, None), dict(token_type_ids=IDS), ValueError, "token_type_ids must be None if type_weight is None"),
         (change(3, torch.ones(4)), {}, ValueError, "norm_weight must have shape [3]"),
         (TABLES, dict(position_ids=torch.arange(4)), ValueError, "position_ids must have shape [5]"),
         (TABLES, dict(position_ids=IDS.int()), TypeError, "position_ids must have dtype int64"),

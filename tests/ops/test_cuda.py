@@ -23,8 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spurmix import Beta, GroupIndex, MixPolicy
-from spurmix.ops import flags, library, reference
+from spurmix.ops import device_errors, library
 from spurmix.ops import functional as F
+from spurmix.ops.reference import draw as reference_draw
+from spurmix.ops.reference.cross_entropy import MEAN, mixed_cross_entropy_with_grad
 from spurmix.ops.tables import draw_tables
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,7 +39,7 @@ WIDE = [*FLOATS, torch.float64]
 
 
 def test_every_op_has_a_cuda_kernel(built: Any) -> None:
-    assert set(built[1]) == set(library.REFERENCE)
+    assert set(built[1]) == set(library.OPERATORS)
 
 
 @settings(max_examples=15)
@@ -61,7 +63,7 @@ def test_draws_are_equal_bit_for_bit(
     policy = MixPolicy(strata, partner=weights if partners else None, lam=Beta(0.4), replacement=replacement)
     tables = draw_tables(index, policy)
     for members in (tables.members, tables.members.long(), torch.empty(0, dtype=torch.int32)):
-        expected = reference.draw(tables.packed, members, seed, start, count, torch.tensor([3]))
+        expected = reference_draw.draw(tables.packed, members, seed, start, count, torch.tensor([3]))
         actual = draw(tables.packed, members, seed, start, count, torch.tensor([3]))
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
@@ -76,7 +78,7 @@ def test_tables_beyond_shared_memory(rng: np.random.Generator) -> None:
     assert tables.packed.numel() > 100_000
     arguments = (tables.packed, tables.members, 7, 2**50, 500)
     actual = emulated.load()[1]["draw"](*arguments)
-    assert all(torch.equal(a, b) for a, b in zip(actual, reference.draw(*arguments), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, reference_draw.draw(*arguments), strict=True))
 
 
 # (height, width): whole vectors; whole vectors of whole planes; rows of words; nothing whole.
@@ -267,8 +269,8 @@ def test_gradcheck(cuda: Any, rng: np.random.Generator) -> None:
 def test_loss_with_its_gradient(cuda: Any, built: Any, rng: np.random.Generator) -> None:
     for dtype in (torch.float32, torch.float64):
         logits = torch.from_numpy(rng.standard_normal((5, 40))).to(dtype)
-        arguments = (logits, *pairs(rng, 40, 5), reference.MEAN, 0.1)
-        actual, expected = (k(*arguments) for k in (built[1]["mixed_cross_entropy_with_grad"], reference.mixed_cross_entropy_with_grad))  # fmt: skip
+        arguments = (logits, *pairs(rng, 40, 5), MEAN, 0.1)
+        actual, expected = (k(*arguments) for k in (built[1]["mixed_cross_entropy_with_grad"], mixed_cross_entropy_with_grad))  # fmt: skip
         for a, b in zip(actual, expected, strict=True):
             close(a, b)
 
@@ -297,7 +299,7 @@ def test_what_is_out_of_range_is_flagged_and_not_followed(cuda: ModuleType) -> N
             out = torch.zeros(2, 3, side, side)
             F.mix_images(store, index, index, lam, boxes=boxes, out=out, backend="cuda")
             assert out[0].isfinite().all() and out[1].isnan().all()
-            assert cuda.take_flag(0) == flags.BAD_INDEX
+            assert cuda.take_flag(0) == device_errors.BAD_INDEX
         calls: list[Callable[[torch.Tensor], torch.Tensor]] = [
             lambda i: F.mix_rows(torch.zeros(4, 3), i, i, lam, backend="cuda"),
             lambda i: F.mix_labels(i, i, lam, 4, backend="cuda"),
@@ -305,11 +307,11 @@ def test_what_is_out_of_range_is_flagged_and_not_followed(cuda: ModuleType) -> N
         ]
         for call in calls:
             assert [bool(row.isnan().all()) for row in call(index)] == [False, True]
-            assert cuda.take_flag(0) == flags.BAD_INDEX
+            assert cuda.take_flag(0) == device_errors.BAD_INDEX
         counts = F.group_counts(torch.zeros(2, 4), index * 0, index - (index < 0).long(), 4, backend="cuda")
-        assert counts.sum() == 2 and cuda.take_flag(0) == flags.BAD_INDEX
+        assert counts.sum() == 2 and cuda.take_flag(0) == device_errors.BAD_INDEX
     with pytest.raises(IndexError, match="out of range"):
-        flags.raise_flagged(flags.BAD_INDEX)
+        device_errors.raise_errors(device_errors.BAD_INDEX)
 
 
 def test_damaged_tables_are_flagged_and_not_followed(cuda: ModuleType, built: Any) -> None:
@@ -326,16 +328,16 @@ def test_damaged_tables_are_flagged_and_not_followed(cuda: ModuleType, built: An
     ):
         packed = damage(tables.packed.clone()).contiguous()
         assert kernels["draw"](packed, tables.members, 0, 0, 4)[2].isnan().all()
-        assert cuda.take_flag(0) == flags.BAD_TABLES
+        assert cuda.take_flag(0) == device_errors.BAD_TABLES
         batch = kernels["mix_image_batch"](
             store, labels, packed, tables.members, torch.zeros(3), torch.ones(3), True, 0.1, 1.0, 0.7, 1.3, True, 0, 0, 4,
             4, 4, torch.float32, False,
         )  # fmt: skip
         assert batch[0].isnan().all() and batch[3].isnan().all() and (batch[4] == 0).all()
-        assert cuda.take_flag(0) == flags.BAD_TABLES
+        assert cuda.take_flag(0) == device_errors.BAD_TABLES
     assert kernels["draw"](tables.packed, tables.members, 0, 0, 4, counter)[2].isnan().all()
     with pytest.raises(IndexError, match="tables are damaged"):
-        flags.raise_flagged(cuda.take_flag(0))
+        device_errors.raise_errors(cuda.take_flag(0))
 
 
 @pytest.mark.parametrize(
@@ -391,7 +393,7 @@ def test_wrong_tensors_are_refused_or_harmless(name: str, arguments: tuple[Any, 
 def test_where_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "COMPILED_CUDA", "missing")
     rows, index, lam = torch.zeros(2, 3), torch.tensor([0]), torch.ones(1)
-    with pytest.raises(RuntimeError, match="backend='cuda': the compiled kernels are not in use"):
+    with pytest.raises(RuntimeError, match="backend='cuda': the compiled kernels are not available"):
         F.mix_rows(rows, index, index, lam, backend="cuda")
     F.check("cpu")
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from spurmix.ops import flags, library, reference_text
+from spurmix.ops import device_errors, library
 from spurmix.ops import functional as F
+from spurmix.ops.reference.embeddings import mix_bert_embeddings, mix_bert_embeddings_backward
 
 sys.path.insert(0, str(Path(__file__).parent))
 from emulated import built_fixture, cuda_fixture  # noqa: F401
@@ -50,7 +51,7 @@ def test_rows_that_many_tokens_share(
     names = ("mix_embeddings_backward", "mix_embeddings_backward_rows")
     for out, padding in itertools.product(dict.fromkeys((torch.float32, torch.float64, dtype)), (-1, 1)):
         given = (grad, *lookups, padding, rows, out)
-        expected, (row, values) = (library.REFERENCE[name](*given) for name in names)
+        expected, (row, values) = (library.OPERATORS[name].reference(*given) for name in names)
         actual, (found_row, found) = (built[1][name](*given) for name in names)
         tolerance = {**TOLERANCE[out], "atol": 1e-11 if out == torch.float64 else 5e-5}
         torch.testing.assert_close(actual, expected, **tolerance)
@@ -68,12 +69,12 @@ def test_long_rows_of_berts_block(cuda: Any, built: Any, rng: np.random.Generato
         masks = [torch.from_numpy(rng.random(ids.shape) < 0.7) for _ in range(2)]
         lookups = (ids, partner, pairs(rng, 1, 3)[2], *masks, ids % 4, ids % 2)
         forward = (weight, *tables, *lookups, 1e-5, -1, dtype)
-        expected = reference_text.mix_bert_embeddings(*forward)
+        expected = mix_bert_embeddings(*forward)
         for a, b in zip(built[1]["mix_bert_embeddings"](*forward), expected, strict=True):
             close(a, b)
         grad = torch.from_numpy(rng.standard_normal(expected[0].shape)).to(dtype)
         backward = (grad, weight, *tables[:3], *lookups, *expected[1:])
-        expected_gradients = reference_text.mix_bert_embeddings_backward(*backward)
+        expected_gradients = mix_bert_embeddings_backward(*backward)
         for a, b in zip(built[1]["mix_bert_embeddings_backward"](*backward), expected_gradients, strict=True):
             torch.testing.assert_close(
                 a, b, **{**TOLERANCE[a.dtype], "atol": 1e-10 if a.dtype == torch.float64 else 2e-5}
@@ -87,4 +88,4 @@ def test_ids_of_gradients_out_of_range_are_flagged_and_not_followed(cuda: Module
         wrong = torch.tensor([[0, bad]])
         for pair in ((wrong, ids), (ids, wrong)):
             found = built[1]["mix_embeddings_backward"](grad, *pair, lam, None, None, -1, 4, torch.float32)
-            assert found[0].eq(1).all() and found[2:].eq(0).all() and cuda.take_flag(0) == flags.BAD_INDEX
+            assert found[0].eq(1).all() and found[2:].eq(0).all() and cuda.take_flag(0) == device_errors.BAD_INDEX

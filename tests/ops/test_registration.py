@@ -12,8 +12,8 @@ import torch
 from samples import GROUPS, IMAGES, INDEX, LABELS, LAM, NAMES, PARTNER, SAMPLES, TABLES, call_with_wrong_tensors
 
 from spurmix import policies
+from spurmix.ops import backends, schema
 from spurmix.ops import functional as F
-from spurmix.ops import schema
 
 OPS = torch.ops.spurmix
 
@@ -83,9 +83,8 @@ def test_writing_ops_bump_the_version_so_that_autograd_notices() -> None:
 def test_pinned_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: Any = (GROUPS, policies.erm())
     monkeypatch.setenv("SPURMIX_BACKEND", "reference")
-    assert F.implementation("draw", "auto", torch.device("cpu")) is F.implementation(
-        "draw", "reference", torch.device("cpu")
-    )
+    cpu = torch.device("cpu")
+    assert backends.implementation("draw", "auto", cpu) is backends.implementation("draw", "reference", cpu)
     monkeypatch.setenv("SPURMIX_BACKEND", "tpu")
     with pytest.raises(ValueError, match="SPURMIX_BACKEND must be one of auto, reference, cpu"):
         F.draw(*arguments, seed=0, start=0, count=1)

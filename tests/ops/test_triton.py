@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spurmix import Beta, GroupIndex, MixPolicy
-from spurmix.ops import backends, library, reference
+from spurmix.ops import backends, library
 from spurmix.ops import functional as F
+from spurmix.ops.reference import draw as reference_draw
 from spurmix.ops.tables import draw_tables
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -63,8 +64,8 @@ def test_draws_are_equal_bit_for_bit(
     policy = MixPolicy(strata, partner=weights if partners else None, lam=Beta(0.4), replacement=replacement)
     tables = draw_tables(index, policy)
     for members in (tables.members, torch.empty(0, dtype=torch.int32)):
-        expected = reference.draw(tables.packed, members, seed, start, count, torch.tensor([3]))
-        kernel = F.implementation("draw", "triton", tables.packed.device)
+        expected = reference_draw.draw(tables.packed, members, seed, start, count, torch.tensor([3]))
+        kernel = backends.implementation("draw", "triton", tables.packed.device)
         for a, b in zip(kernel(tables.packed, members, seed, start, count, torch.tensor([3])), expected, strict=True):
             assert torch.equal(a, b)
 
@@ -143,7 +144,9 @@ def test_groups_are_found_by_lanes(groups: int, rng: np.random.Generator) -> Non
 def test_loss_with_gradient(dtype: torch.dtype, rng: np.random.Generator) -> None:
     logits = torch.from_numpy(rng.standard_normal((3, 1300)) * 4).to(dtype)
     arguments = *pairs(rng, 1300, 3), 1, 0.1
-    found = [F.implementation("mixed_cross_entropy_with_grad", b, logits.device)(logits, *arguments) for b in BOTH]
+    found = [
+        backends.implementation("mixed_cross_entropy_with_grad", b, logits.device)(logits, *arguments) for b in BOTH
+    ]
     for a, b in zip(*found, strict=True):
         close(b, a)
 
@@ -263,7 +266,7 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
                 call(index)
     tables = draw_tables(GroupIndex([1, 0, 1]), MixPolicy())
     for damage in (lambda t: t[:-1], lambda t: torch.cat([t, t[:1]]), lambda t: t + 1):
-        kernel = F.implementation("draw", "triton", torch.device("cpu"))
+        kernel = backends.implementation("draw", "triton", torch.device("cpu"))
         with pytest.raises(IndexError, match="tables are damaged"):
             kernel(damage(tables.packed.clone()), tables.members, 0, 0, 4)
     for length in (0, 1, 15):
@@ -273,7 +276,7 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
         kernel(tables.packed, tables.members[:-1], 0, 0, 4)
     few = torch.zeros(2, 2, 2, 3, dtype=torch.uint8), torch.zeros(2).long()
     with pytest.raises(IndexError, match="out of range"):
-        F.implementation("mix_image_batch", "triton", torch.device("cpu"))(
+        backends.implementation("mix_image_batch", "triton", torch.device("cpu"))(
             *few, tables.packed, tables.members, torch.ones(3), torch.ones(3), False, 0.1, 1.0, 0.7, 1.3, False, 0, 0, 8, 2, 2,
             torch.float32, False,
         )  # fmt: skip
@@ -282,14 +285,14 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
         number = torch.tensor([counter])
         out = [torch.full((4,), 7), torch.full((4,), 7), torch.zeros(4), torch.full((4,), 7)]
         with pytest.raises(IndexError, match="out of range"):
-            F.implementation("draw_out", "triton", torch.device("cpu"))(
+            backends.implementation("draw_out", "triton", torch.device("cpu"))(
                 tables.packed, tables.members, 0, start, number, *out
             )
         assert out[2].isnan().all() and not out[0].any() and not out[1].any() and (out[3] == -1).all()
         whole = [torch.zeros(4, dtype=torch.int64) for _ in range(5)]
         mixed = [torch.zeros(4, 3, 2, 2), *whole[:2], torch.zeros(4), *whole[2:]]
         with pytest.raises(IndexError, match="out of range"):
-            F.implementation("mix_image_batch_out", "triton", torch.device("cpu"))(
+            backends.implementation("mix_image_batch_out", "triton", torch.device("cpu"))(
                 images, labels, tables.packed, tables.members, norm, norm, False, 0.1, 1.0, 0.7, 1.3, False, 0, start, number,
                 *mixed,
             )  # fmt: skip
@@ -300,11 +303,11 @@ def test_where_triton_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, index, lam = torch.zeros(2, 3), torch.tensor([0]), torch.ones(1)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(library, "COMPILED_CUDA", "missing")
-    with pytest.raises(ValueError, match="needs tensors on a GPU"):
+    with pytest.raises(ValueError, match="requires tensors on a GPU"):
         F.mix_rows(rows, index, index, lam, backend="triton")
     assert backends.serving("cuda") == "triton" and backends.serving("cpu") == "cpu"
     monkeypatch.setattr(library, "HAS_TRITON", False)
-    with pytest.raises(RuntimeError, match="needs the package 'triton'"):
+    with pytest.raises(RuntimeError, match="requires the package triton"):
         F.mix_rows(rows, index, index, lam, backend="triton")
     assert backends.serving("cuda") == "reference"
     monkeypatch.setenv("SPURMIX_BACKEND", "triton")

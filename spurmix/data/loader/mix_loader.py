@@ -22,7 +22,7 @@ from spurmix.data.loader.state import Fingerprint, LoaderState, check_state
 from spurmix.data.loader.strategy import BatchFormat, BatchStrategy
 from spurmix.data.sources.arrays import SourceLike, as_source
 from spurmix.data.sources.tokens import TokenSource
-from spurmix.ops import flags, validate
+from spurmix.ops import device_errors, validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.tables import draw_tables
 
@@ -199,7 +199,7 @@ class MixLoader:
             for batch in delivered:
                 self._step += 1
                 yield batch.detached()
-            flags.check(self.device)
+            device_errors.check(self.device)
         finally:
             if isinstance(delivered, SideStream):
                 delivered.close()

@@ -13,9 +13,9 @@ from spurmix.core.cells import host_module
 from spurmix.core.groups import GroupIndex
 from spurmix.data.sources.arrays import ImageSource, as_tensor
 from spurmix.data.sources.tokens import TokenSource
-from spurmix.ops import reference_draw
 from spurmix.ops.augment import Augment
 from spurmix.ops.backends import implementation
+from spurmix.ops.reference import draw as reference_draw
 from spurmix.ops.tables import DrawTables
 
 Samples = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -113,7 +113,9 @@ def crops_and_flips(
         flips = torch.from_numpy(host.flips(sequence.seed, start, count))
     elif augment.flip:
         packed, members = sequence.tables.packed, sequence.tables.members
-        flips = reference_draw.flip_flags(reference_draw.draw(packed, members, sequence.seed, start, count).flip_bits)
+        flips = reference_draw.flip_flags(
+            reference_draw.draw_samples(packed, members, sequence.seed, start, count).flip_bits
+        )
     return boxes, flips
 
 

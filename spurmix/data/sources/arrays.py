@@ -130,10 +130,10 @@ class ImageSource:
         self, mean: ChannelValues | None, std: ChannelValues | None, channels: int, device: torch.device
     ) -> None:
         is_rgb = channels == 3
-        self.mean = validate.normalisation(
+        self.mean = validate.normalization(
             mean if mean is not None else (IMAGENET_MEAN if is_rgb else 0.5), "mean", channels, device
         )
-        self.std = validate.normalisation(
+        self.std = validate.normalization(
             std if std is not None else (IMAGENET_STD if is_rgb else 0.5), "std", channels, device
         )
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spurmix.data import memory
-from spurmix.ops import flags
+from spurmix.ops import device_errors
 
 
 class Streams:
@@ -193,7 +193,7 @@ def model_of_a_gpu(monkeypatch: pytest.MonkeyPatch, eager: bool) -> Iterator[Dev
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(flags, "check", lambda device: None)
+    monkeypatch.setattr(device_errors, "check", lambda device: None)
     monkeypatch.setattr(memory, "_register", lambda address, size: None)
     monkeypatch.setattr(memory, "_unregister", lambda address: None)
     with Device(streams) as device:

@@ -15,7 +15,7 @@ from spurmix import FeatureSource, GroupIndex, ImageSource, MixLoader, TokenSour
 from spurmix.data.loader import buffers as ring
 from spurmix.data.loader import cuda_stream as gpu
 from spurmix.data.sources import arrays as sources
-from spurmix.ops import flags, validate
+from spurmix.ops import device_errors, validate
 from spurmix.ops import functional as F
 from spurmix.ops.augment import Augment
 
@@ -116,12 +116,12 @@ def test_data_that_do_not_fit_are_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 def test_debug_mode_does_not_synchronize_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[Any] = []
     monkeypatch.setenv("SPURMIX_DEBUG", "1")
-    monkeypatch.setattr(flags, "check", checked.append)
+    monkeypatch.setattr(device_errors, "check", checked.append)
     with FakeTensorMode():
         there = torch.empty(2, device="cuda")
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
-        flags.after_call((None, there))
+        device_errors.check_after_call((None, there))
         assert len(checked) == (0 if capturing else 1)
 
 
@@ -132,9 +132,9 @@ def test_tensors_on_different_devices_are_rejected() -> None:
         ImageSource(IMAGES).pinned()
     with FakeTensorMode():
         images, other = torch.empty(2, 4, 4, 3, dtype=torch.uint8), torch.empty(2, dtype=torch.int64, device="cuda")
-        with pytest.raises(ValueError, match=r"images are on the CPU and not pinned, the other tensors on cuda"):
-            validate.store_device(images, other)
-        with pytest.raises(ValueError, match="move them together"):
-            validate.store_device(images.to("meta"), other)
-        with pytest.raises(ValueError, match="index is on cuda"):
+        with pytest.raises(ValueError, match=r"images must be on cuda.* or in pinned memory"):
+            validate.images_device(images, other)
+        with pytest.raises(ValueError, match=r"images must be on cuda.* got meta"):
+            validate.images_device(images.to("meta"), other)
+        with pytest.raises(ValueError, match="index must be on cpu"):
             F.mix_rows(torch.empty(2, 3), other, other, torch.empty(2, device="cuda"))

@@ -62,7 +62,7 @@ def test_invalid_options(options: dict, error: type, text: str) -> None:
 def test_invalid_sources() -> None:
     for call, text in [
         (lambda: ImageSource(IMAGES[:0]), "empty"),
-        (lambda: ImageSource(IMAGES, mean=(0.5, 0.5)), "mean has 2 entries for images of 3 channels"),
+        (lambda: ImageSource(IMAGES, mean=(0.5, 0.5)), "mean must have one value for each of the 3 channels, got 2"),
         (lambda: FeatureSource(FEATURES[:, :0]), "at least one example"),
         (lambda: loader().set_step(7), "step must be in"),
     ]:

@@ -1,6 +1,6 @@
-"""The draw in plain PyTorch: the specification in code. Philox4x32-10, permute, schedule, partner, lam, crops.
+"""Reference of the draw. `docs/draw-specification.md` defines it, and the names here are those of that page.
 
-64-bit words live in int64 tensors; products wrap modulo 2^64, which leaves the bits the specification asks for.
+Words of 32 bits are stored in int64 tensors. Products wrap modulo 2^64, which keeps the required low bits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from spurmix.core import table_layout as layout
 
 M32 = 0xFFFFFFFF
 KEY_BLOCK = 0x50
+"""Last counter word of the key of a cycle."""
 
 
 def _signed(value: int) -> int:
@@ -26,7 +27,7 @@ def _high32(x: Tensor) -> Tensor:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al. 2011): four int64 tensors of 32-bit words from four such counters."""
+    """Four words of Philox4x32-10 (Salmon et al., SC 2011) for a counter of four words and a key of two."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -37,14 +38,15 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def mulhi64(high: Tensor, low: Tensor, m: Tensor) -> Tensor:
-    """High 64 bits of (high * 2^32 + low) * m, for 32-bit words and 0 <= m < 2^63."""
+    """High 64 bits of (high * 2^32 + low) * m, for words `high` and `low` and 0 <= m < 2^63."""
     m_low, m_high = m & M32, m >> 32
-    middle = high * m_low + _high32(low * m_low)  # may pass 2^63, never 2^64
+    middle = high * m_low + _high32(low * m_low)  # may exceed 2^63, but not 2^64
     cross = low * m_high + (middle & M32)
     return high * m_high + _high32(middle) + _high32(cross)
 
 
 def mix32(x: Tensor) -> Tensor:
+    """Scramble words."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & M32
     x = x ^ (x >> 15)
@@ -57,7 +59,7 @@ def _round_key(key: tuple[Tensor, ...], r: int) -> Tensor:
 
 
 def _shuffled(p: Tensor, m: Tensor, key: tuple[Tensor, ...]) -> Tensor:
-    """One element of a Fisher-Yates shuffle, followed through it (m <= 16)."""
+    """Position of element `p` after a Fisher-Yates shuffle of m <= 16 elements."""
     x = p
     for i in range(15, -1, -1):
         j = _high32(mix32(_round_key(key, i)) * (i + 1))
@@ -76,6 +78,7 @@ def _bit_length(x: Tensor) -> Tensor:
 
 
 def _feistel(x: Tensor, lo: Tensor, hi: Tensor, key: tuple[Tensor, ...]) -> Tensor:
+    """Eight rounds of a Feistel network on the low `lo` and the high `hi` bits."""
     one = torch.ones_like(x)
     low_mask, high_mask = (one << lo) - 1, (one << hi) - 1
     left, right = x & low_mask, x >> lo
@@ -89,7 +92,7 @@ def _feistel(x: Tensor, lo: Tensor, hi: Tensor, key: tuple[Tensor, ...]) -> Tens
 
 
 def permute(p: Tensor, m: Tensor, key: tuple[Tensor, ...]) -> Tensor:
-    """Position `p` under the pseudo-random permutation of [0, m) that `key` (four words each) selects."""
+    """Position of `p` under the permutation of [0, m) that the four words `key` select."""
     small = m <= 16
     if small.all():
         return _shuffled(p, m, key)
@@ -106,7 +109,7 @@ def permute(p: Tensor, m: Tensor, key: tuple[Tensor, ...]) -> Tensor:
 
 
 class TableView(NamedTuple):
-    """Sections of packed tables, as views."""
+    """Views of the sections of packed tables."""
 
     num_examples: int
     flags: int
@@ -121,77 +124,90 @@ class TableView(NamedTuple):
 
 
 def view_tables(tables: Tensor, members: Tensor) -> TableView:
-    """Views of the sections of `tables`.
+    """Return views of the sections of `tables`.
 
     Raises:
-        ValueError: where `tables` is not what `build_tables` made, or `members` does not belong to it.
+        ValueError: If `tables` is not an array of `build_tables`, or `members` has another length.
     """
     if tables.dtype != torch.int64 or tables.dim() != 1 or tables.numel() < layout.HEADER_WORDS:
-        raise ValueError("tables must be the packed int64 tensor of build_tables")
+        raise ValueError(
+            f"tables must be the packed int64 tensor of build_tables, got {tables.dtype} {list(tables.shape)}"
+        )
     header = tables[: layout.HEADER_WORDS].tolist()
     if header[layout.WORD_MAGIC] != layout.MAGIC or header[layout.WORD_LENGTH] != tables.numel():
-        raise ValueError("tables: the header is not that of packed draw tables of this version")
+        raise ValueError("tables: the header is not that of packed draw tables of this version; build the tables again")
     n, g, s, w, r, flags = header[layout.WORD_NUM_EXAMPLES : layout.WORD_STARTS]
     if members.numel() not in (0, n):
-        raise ValueError(f"members: {members.numel()} entries for tables of {n} examples")
+        raise ValueError(f"members must have {n} entries (or none) for these tables, got {members.numel()}")
     sizes = layout.section_sizes(g, s, w, r)
     starts = header[layout.WORD_STARTS :]
     return TableView(n, flags, *(tables[o : o + k] for o, k in zip(starts, sizes, strict=True)))
 
 
 class Drawn(NamedTuple):
+    """Samples, each field `[B]`."""
+
     index: Tensor  # type: ignore[assignment]  # a field, not the method of tuple
     partner: Tensor
     lam: Tensor
     group: Tensor
     flip_bits: Tensor
-    """Word w3 of block 1; bits 0 and 1 flip the index's and the partner's image."""
+    """Word w3 of block 1. Bit 0 flips the image of the index, bit 1 that of the partner."""
 
 
-def _sample_numbers(tables: Tensor, start: int, count: int, counter: Tensor | None) -> Tensor:
+def sample_numbers(tables: Tensor, start: int, count: int, counter: Tensor | None) -> Tensor:
+    """Numbers of the samples start to start + count (plus `counter`), int64 `[count]`."""
     n = torch.arange(count, dtype=torch.int64, device=tables.device) + start
     return n if counter is None else n + counter
 
 
-def _words(n: Tensor, seed: int, block: int) -> tuple[Tensor, ...]:
+def sample_words(n: Tensor, seed: int, block: int) -> tuple[Tensor, ...]:
+    """Words of a block of samples `n`."""
     low, high = n & M32, _high32(n)
     return philox((low, high, torch.full_like(n, block), torch.zeros_like(n)), (seed & M32, seed >> 32))
 
 
-def _key(s: Tensor, cycle: Tensor, seed: int) -> tuple[Tensor, ...]:
+def cycle_key(s: Tensor, cycle: Tensor, seed: int) -> tuple[Tensor, ...]:
+    """Words that select the permutation of a cycle of stratum s."""
     counter = (s, cycle & M32, _high32(cycle), torch.full_like(s, KEY_BLOCK))
     return philox(counter, (seed & M32, seed >> 32))
 
 
-def draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None) -> Drawn:
-    """Samples start to start + count of the global sequence. Steps as in `docs/draw-specification.md`, "Draw"."""
+def draw_samples(
+    tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None
+) -> Drawn:
+    """Draw the samples start to start + count. The steps are those of the specification, section "Draw".
+
+    Raises:
+        ValueError: If the tables are invalid, or the seed or a sample number is outside [0, 2^63).
+    """
     view = view_tables(tables, members)
     if not 0 <= seed < 1 << 63:
-        raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
+        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
     if start < 0 or count < 0 or start + count > 1 << 63:
-        raise ValueError(f"start and count must name samples in [0, 2^63), got start={start}, count={count}")
-    n = _sample_numbers(tables, start, count, counter)
+        raise ValueError(f"sample numbers must be in [0, 2^63), got start={start}, count={count}")
+    n = sample_numbers(tables, start, count, counter)
     period = view.slot.numel()
 
-    # 1. the stratum and how often it came before
+    # 1. Stratum, and number of its earlier samples.
     slot = view.slot[n % period]
     s, rank = slot >> 32, slot & M32
     k = torch.div(n, period, rounding_mode="floor") * view.share[s] + rank
     size = view.size[s]
 
-    # 2. the index
-    block0, block1 = _words(n, seed, 0), _words(n, seed, 1)
+    # 2. Index.
+    block0, block1 = sample_words(n, seed, 0), sample_words(n, seed, 1)
     if view.flags & layout.FLAG_REPLACEMENT:
         position = mulhi64(block0[0], block0[1], size)
     else:
         cycle = torch.div(k, size, rounding_mode="floor")
-        position = permute(k - cycle * size, size, _key(s, cycle, seed))
+        position = permute(k - cycle * size, size, cycle_key(s, cycle, seed))
     position = view.first[s] + position
 
-    # 3. its group
+    # 3. Group of the index.
     group = torch.searchsorted(view.offsets, position, right=True) - 1
 
-    # 4. the partner
+    # 4. Partner.
     row = view.row_of[group]
     paired = row >= 0
     num_groups = view.row_of.numel()
@@ -202,7 +218,7 @@ def draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, cou
     partner = view.offsets[h] + mulhi64(block1[0], block1[1], view.offsets[h + 1] - view.offsets[h])
     partner = torch.where(paired, partner, position)
 
-    # 5. lam
+    # 5. Mixing weight.
     bucket, fraction = block1[2] >> 22, block1[2] & ((1 << 22) - 1)
     low, high = view.quantile[bucket], view.quantile[bucket + 1]
     lam = (low + (((high - low) * fraction) >> 22)).to(torch.float32) * 2.0**-24
@@ -213,18 +229,28 @@ def draw(tables: Tensor, members: Tensor, seed: int, start: int, count: int, cou
     return Drawn(position, partner, lam, group, block1[3])
 
 
+def draw(
+    tables: Tensor, members: Tensor, seed: int, start: int, count: int, counter: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw the samples start to start + count: index, partner, lam and group, each `[count]`."""
+    return draw_samples(tables, members, seed, start, count, counter)[:4]
+
+
+def draw_out(tables: Tensor, members: Tensor, seed: int, start: int, counter: Tensor | None, *out: Tensor) -> None:
+    """Write the result of `draw` to the last four arguments."""
+    for target, value in zip(out, draw(tables, members, seed, start, out[0].numel(), counter), strict=True):
+        target.copy_(value)
+
+
 def keeps_labels(tables: Tensor) -> bool:
-    """Whether the policy of these tables keeps the label of the index."""
+    """Whether a sample keeps the label of its index."""
     return bool(int(tables[layout.WORD_FLAGS]) & layout.FLAG_KEEP_LABELS)
 
 
 def crop_boxes(
     n: Tensor, seed: int, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Tensor:
-    """Random resized crops of index and partner, float32 `[B, 2, 4]`: top, left, height, width in pixels.
-
-    The parameters are those of torchvision's RandomResizedCrop, drawn in one shot and clamped to the image.
-    """
+    """Random resized crops of index and partner, float32 `[B, 2, 4]`: top, left, height, width in pixels."""
 
     def single(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float32, device=n.device)
@@ -233,7 +259,7 @@ def crop_boxes(
     s0, s1 = single(scale[0]), single(scale[1])
     r0, r1 = single(math.log(ratio[0])), single(math.log(ratio[1]))
     for block in (2, 3):
-        u = [w.to(torch.float32) * 2.0**-32 for w in _words(n, seed, block)]
+        u = [w.to(torch.float32) * 2.0**-32 for w in sample_words(n, seed, block)]
         area = float(height * width) * (s0 + (s1 - s0) * u[0])
         r = torch.exp(r0 + (r1 - r0) * u[1])
         w = torch.clamp(torch.sqrt(area * r), max=float(width))
@@ -245,8 +271,3 @@ def crop_boxes(
 def flip_flags(flip_bits: Tensor) -> Tensor:
     """Horizontal flips of index and partner, uint8 `[B, 2]`."""
     return torch.stack([flip_bits & 1, (flip_bits >> 1) & 1], dim=-1).to(torch.uint8)
-
-
-def sample_numbers(tables: Tensor, start: int, count: int, counter: Tensor | None) -> Tensor:
-    """Sample numbers start to start + count, int64 `[count]`."""
-    return _sample_numbers(tables, start, count, counter)
