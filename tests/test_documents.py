@@ -93,6 +93,16 @@ def test_named_paths_exist(document: Path) -> None:
     assert not missing, f"{name_of(document)} names what does not exist: {missing}"
 
 
+SCRIPTS = ["Makefile", "tests/sanitize/run.sh", ".ci/run", ".pre-commit-config.yaml", ".github/workflows/docs.yml"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_files_in_scripts_exist(script: str) -> None:
+    named = re.findall(r"\b(?:tests|bench|csrc|spurmix)/[\w/.*-]+\.(?:py|cpp|h|sh|txt)\b", (ROOT / script).read_text())
+    missing = [path for path in named if not tracked(path)]
+    assert not missing, f"{script} names what does not exist: {missing}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_have_targets(document: Path) -> None:
     text = document.read_text()
