@@ -99,7 +99,7 @@ SCRIPTS = ["Makefile", "tests/sanitize/run.sh", ".ci/run", ".pre-commit-config.y
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_files_in_scripts_exist(script: str) -> None:
     named = re.findall(r"\b(?:tests|bench|csrc|spurmix)/[\w/.*-]+\.(?:py|cpp|h|sh|txt)\b", (ROOT / script).read_text())
-    missing = [path for path in named if not tracked(path)]
+    missing = [path for path in named if "**" not in path and not tracked(path)]
     assert not missing, f"{script} names what does not exist: {missing}"
 
 
