@@ -30,7 +30,6 @@ SOURCE_SUFFIXES = (".py", ".cpp", ".h", ".inc", ".cu", ".cuh", ".pyi", ".j2")
 NEW_FILES = {
     "spurmix/data/pack/layouts/jsonl.py",
     "tests/data/pack/layouts/test_jsonl.py",
-    "spurmix/ops/reference/draw.py",
 }
 """Files that a how-to page tells the reader to add."""
 
