@@ -184,13 +184,13 @@ class PackedDataset:
         Do not shorten a file while it is memory-mapped: the operating system ends the process (SIGBUS).
 
         Args:
-            window: Images only: number of batches whose rows are read ahead, each row once, in the order of the file. Use
+            window: Images only: number of batches to read in advance, each row once, in the order of the file. Use
                 it for datasets larger than memory. 0 maps the file into memory, which is faster if the file fits.
             tier: Where the examples are read from: "device" (GPU memory), "pinned" (page-locked host memory that the GPU
                 reads), "cache" (memory-mapped file), "disk" (windows), or "auto" for the first of these that fits. The
                 source's `tier` and repr name the choice and the reason. Default: "disk" with a window, else "cache".
             device: Device of the loader's batches. Default: the CPU.
-            memory: Bytes of host memory that may be used. Default: what is available.
+            memory: Maximum host memory to use, in bytes. Default: the available memory.
             reserve: Bytes of GPU memory that "device" leaves free for the model. Default: half of the free memory for
                 "auto", 0 for "device".
 

@@ -44,7 +44,7 @@ def gathering_is_cheaper(source: ImageSource, item_bytes: int, augment: Augment)
     """Decide whether to copy the two images of a sample to the GPU instead of the `item_bytes` mixed from them.
 
     Gathering is cheaper if it copies fewer bytes. With crops it may copy up to half as many bytes more, because crops take
-    the CPU longer than copying. Images whose size is not a multiple of 4 bytes are slow to gather.
+    the CPU longer than copying. Images are slow to gather if their size is not a multiple of 4 bytes.
     """
     height, width, channels = source.shape
     row_bytes = height * width * channels

@@ -23,7 +23,7 @@ MAX_BYTES = 1 << 30
 """Maximum size of a file. It is checked before the file is read."""
 
 FORMATS_OPENED_AS_32_BIT = ("PNG", "PPM")
-"""Formats whose 16-bit images Pillow may open as 32-bit images."""
+"""Formats with 16-bit images that Pillow may open as 32-bit images."""
 
 ORIENTATION_TAG = 0x0112
 """EXIF tag of the camera's orientation."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 RANGE_ROWS = 16
 """Number of files that a worker takes at a time."""
 BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 256
-"""Maximum size of a write, in bytes and in images. A kill loses at most what is not yet written."""
+"""Maximum size of a write, in bytes and in images. If the process is killed, only unwritten blocks are lost."""
 DEFAULT_WORKERS = (os.cpu_count() or 1) + 1
 """One more than cores, because a worker sometimes waits for a file or for the interpreter lock."""
 IMAGES_FILE, STATE_FILE, FINGERPRINTS_FILE = "images.npy", "state.npy", "stamps.npy"
@@ -152,7 +152,7 @@ def _open_state(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """Open the state of each row, and the fingerprint that its file had when it was read.
 
-    Rows whose file has changed since, and rows that could not be read, are set to TODO.
+    Rows are set to TODO if they could not be read, or if their file has changed since.
     """
     if job.resumes and (job.folder / DECODED_FILE).is_file():  # killed in `_drop_rows`
         (job.folder / DECODED_FILE).replace(job.folder / IMAGES_FILE)

@@ -1,4 +1,4 @@
-"""`Manifest`: what to pack. The layouts make manifests, `pack_images` and `pack_texts` read them."""
+"""`Manifest`: the examples to pack. Layouts make manifests, `pack_images` and `pack_texts` read them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SampleSource(Protocol):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What to pack: the files below a root, or the items of `samples`, with their metadata.
+    """The examples to pack, with their metadata: the files below a root, or the items of `samples`.
 
     Args:
         root: Folder or fsspec URL of the files. `metadata.sources` are relative to it.
@@ -49,7 +49,7 @@ class Manifest:
         samples: The examples, if they are not files.
         rows: Item of `samples` for each example, int64 `[N]`. Default: all, in order.
         kind: "images" or "texts".
-        cells: Attributes whose overlapping cells are evaluated, see `PackedDataset.cells`.
+        cells: Attributes with overlapping cells to evaluate, see `PackedDataset.cells`.
     """
 
     root: str

@@ -198,7 +198,7 @@ def _resume(job: PackJob, count: int) -> NDArray[np.int32]:
 
 
 def complete_tokens(job: PackJob, lengths: NDArray[np.int64]) -> None:
-    """Write `token_offsets.npy` and the header of `tokens.npy`, whose ids are already written.
+    """Write `token_offsets.npy` and the header of `tokens.npy`. The ids are already written.
 
     Args:
         job: The job.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TraceableModel:
-    """A module with everything that `torch.onnx.export` needs to know about its inputs.
+    """A module and the description of its inputs for `torch.onnx.export`.
 
     Attributes:
         module: Module that maps the raw inputs to logits, in evaluation mode on the CPU.
