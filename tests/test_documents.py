@@ -129,6 +129,24 @@ def test_environment_variables_exist(document: Path) -> None:
         assert variable in everything, f"{name_of(document)}: {variable} is not used"
 
 
+OTHER_WORDS = {"BuildExtension", "Philox4_32", "Unreleased", "cpp_extension", "curand", "from_", "mod", "save_state"}
+"""Words of inline code that are not names of this project."""
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "docs/draw-specification.md"])
+def test_named_identifiers_exist(name: str) -> None:
+    """Each word of inline code occurs in the source, the tests or the build files."""
+    folders = ("spurmix", "kernels", "csrc", "bench", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in SOURCE_SUFFIXES]
+    files += [ROOT / other for other in ("setup.py", "pyproject.toml", "Makefile", ".pre-commit-config.yaml")]
+    files += [ROOT / "tests" / "sanitize" / "run.sh"]
+    known = {word for path in files for word in re.findall(r"[A-Za-z_]\w+", path.read_text())}
+    spans = [span for span in code_spans((ROOT / name).read_text()) if "/" not in span and " " not in span]
+    words = {word for span in spans for word in re.findall(r"[A-Za-z_]\w+", span)}
+    missing = words - known - OTHER_WORDS
+    assert not missing, f"{name} names what does not exist: {sorted(missing)}"
+
+
 def blocks(document: Path, language: str) -> list[str]:
     """Code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
