@@ -39,35 +39,7 @@ def public_functions(module: ModuleType) -> Iterator[tuple[str, object]]:
 
 PUBLIC = dict(public_objects())
 
-OUTSTANDING: set[str] = {
-    "Beta",
-    "Fixed",
-    "GroupIndex",
-    "InverseCDF",
-    "MixPolicy",
-    "Uniform",
-    "draw",
-    "functional.check",
-    "functional.draw",
-    "functional.draw_tables",
-    "functional.group_counts",
-    "functional.mix_bert_embeddings",
-    "functional.mix_embeddings",
-    "functional.mix_image_batch",
-    "functional.mix_images",
-    "functional.mix_labels",
-    "functional.mix_rows",
-    "functional.mixed_cross_entropy",
-    "policies.balance_attributes",
-    "policies.class_balanced",
-    "policies.erm",
-    "policies.group_balanced",
-    "policies.lisa",
-    "policies.mixpro",
-    "policies.mixup",
-    "policies.selecmix",
-    "policies.upweight",
-}
+OUTSTANDING: set[str] = set()
 """Names whose docstrings are incomplete. Remove a name in the commit that completes its docstring."""
 
 

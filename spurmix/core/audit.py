@@ -226,6 +226,9 @@ def _correlation(
         m1: E[lam].
         m2: E[lam^2].
         mix_labels: Whether labels are mixed.
+
+    Returns:
+        The residual correlation, and the joint table `[C, A]`.
     """
     label_square = _diagonal(means.label)
     attribute_square = _diagonal(means.attribute)

@@ -19,9 +19,7 @@ T = TypeVar("T")
 def integer(value: object, name: str, low: int | None = None, high: int | None = None) -> int:
     """Return `value`, an integer of any type in [low, high], as a Python int.
 
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is outside the range.
+    Raises TypeError if it is not an integer, and ValueError if it is outside the range.
     """
     number = None
     if not isinstance(value, bool):
@@ -43,9 +41,7 @@ def number(
 ) -> float:
     """Return `value`, a finite number of any type in [low, high], as a Python float. `positive` also rejects 0.
 
-    Raises:
-        TypeError: If it is not a number.
-        ValueError: If it is not finite or outside the range.
+    Raises TypeError if it is not a number, and ValueError if it is not finite or outside the range.
     """
     try:
         made = None if isinstance(value, (bool, str, bytes, complex)) else float(value)  # type: ignore[arg-type]
@@ -67,8 +63,7 @@ def number(
 def flag(value: object, name: str) -> bool:
     """Return `value`, True or False.
 
-    Raises:
-        TypeError: If it is anything else.
+    Raises TypeError if it is anything else.
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
@@ -78,8 +73,7 @@ def flag(value: object, name: str) -> bool:
 def strings(value: object, name: str) -> tuple[str, ...]:
     """Return `value`, a sequence of strings, as a tuple.
 
-    Raises:
-        TypeError: If it is anything else. A single string is also rejected.
+    Raises TypeError if it is anything else. A single string is also rejected.
     """
     made = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
     if made is None or not all(isinstance(one, str) for one in made):
@@ -90,8 +84,7 @@ def strings(value: object, name: str) -> tuple[str, ...]:
 def choice(value: object, name: str, choices: Iterable[str]) -> str:
     """Return `value`, one of `choices`.
 
-    Raises:
-        ValueError: If it is anything else.
+    Raises ValueError if it is anything else.
     """
     if isinstance(value, str) and value in choices:
         return value
@@ -101,8 +94,7 @@ def choice(value: object, name: str, choices: Iterable[str]) -> str:
 def path(value: object, name: str) -> Path:
     """Return `value`, a path of the file system, as a Path.
 
-    Raises:
-        TypeError: If it is not a path.
+    Raises TypeError if it is not a path.
     """
     if isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str):
         return Path(value)
@@ -116,8 +108,7 @@ def instance(value: object, name: str, kind: type[T], *, optional: Literal[True]
 def instance(value: object, name: str, kind: type[T], *, optional: bool = False) -> T | None:
     """Return `value`, an instance of a class.
 
-    Raises:
-        TypeError: If it is an instance of another class.
+    Raises TypeError if it is an instance of another class.
     """
     if isinstance(value, kind):
         return value
@@ -134,8 +125,7 @@ def on_host(values: object) -> object:
 def float_array(values: object, name: str) -> FloatArray:
     """Return `values`, an array, tensor or nested sequence of numbers, as a float64 array.
 
-    Raises:
-        TypeError: If they are not numbers, or the sequences have different lengths.
+    Raises TypeError if they are not numbers, or the sequences have different lengths.
     """
     try:
         return np.asarray(on_host(values), dtype=np.float64)

@@ -1,46 +1,56 @@
-"""GroupIndex: a dataset's examples sorted by group, the index every draw reads."""
+"""`GroupIndex`: the examples of a dataset sorted by group, from which the draw tables are built."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from spurmix.core import checks
+from spurmix.core.array_types import Int64Array, IntArray
 from spurmix.core.cells import as_integers, check_range, sort_by_cell
 
-UNKNOWN = -1
-"""Attribute value of an example whose attribute is not known."""
-MIXED = -2
-"""Label or attribute of a custom group whose members differ in it."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
-IntArray = NDArray[Any]
+UNKNOWN = -1
+"""Attribute of an example whose attribute is unknown."""
+MIXED = -2
+"""Label or attribute of a custom group with several labels or attributes."""
+
+
+Cell: TypeAlias = int | float | str | tuple[int, ...]
+"""A value of a `GroupTable`."""
 
 
 @dataclass(frozen=True)
 class GroupTable:
-    """Rows of `GroupIndex.table()`: dicts with group, label, attribute, count, share. Prints as a table."""
+    """One row for each group. It prints as a table.
 
-    rows: tuple[dict[str, Any], ...]
+    Attributes:
+        rows: Rows with the keys group, label, attribute, count and share.
+    """
 
-    def __iter__(self) -> Any:
+    rows: tuple[dict[str, Cell], ...]
+
+    def __iter__(self) -> Iterator[dict[str, Cell]]:
         return iter(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> dict[str, Cell]:
         return self.rows[i]
 
     def __str__(self) -> str:
         head = ("group", "label", "attribute", "count", "share")
         body = [
-            (str(r["group"]), str(r["label"]), str(r["attribute"]), f"{r['count']:,}", f"{100 * r['share']:.2f}%")
+            (str(r["group"]), str(r["label"]), str(r["attribute"]), f"{r['count']:,}", f"{r['share']:.2%}")
             for r in self.rows
         ]
         width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
@@ -50,31 +60,43 @@ class GroupTable:
 
 
 class GroupIndex:
-    """The examples of a dataset sorted by group: cells (label, attribute) by default, any partition on request.
+    """The examples of a dataset sorted by group.
 
-    Groups are the cells that occur, in lexicographic order of (label, attribute columns), unknown (-1) first. Built by
-    a stable counting sort in O(N) time; the inputs are kept as they are, never widened, and the only array of length
-    N that is made is `members`.
+    By default, the groups are the pairs (label, attribute) that occur, in lexicographic order with unknown attributes (-1)
+    first. They are found with a stable counting sort in O(N) time. The inputs are not copied. The only array of length N
+    that is allocated is `members`.
 
     Args:
-        labels: class of each example, integers `[N]` in [0, 2^31), any integer dtype; NumPy array, tensor or list.
-        attributes: spurious attribute of each example, integers `[N]` or `[N, K]` (K columns; the group is the cell of
-            all of them), -1 where unknown. None: all examples share one attribute, 0.
-        groups: a partition of your own, integers `[N]`: group of each example. Replaces the cells; labels and
-            attributes are then only described and audited. Values without examples are empty groups.
-        class_names, attribute_names: names for printouts, by value; attribute names are those of the spurious column.
-        spurious: which attribute column is the spurious one that policies act on.
+        labels: Class of each example, integers `[N]` in [0, 2^31): an array, a tensor or a list.
+        attributes: Spurious attribute of each example, integers `[N]` or `[N, K]`. -1 means unknown. With K columns, a group
+            is a combination of the label and all columns. Default: all examples have the attribute 0.
+        groups: Group of each example, integers `[N]` in [0, 2^24), instead of the groups by label and attribute. Numbers
+            without examples are empty groups. Labels and attributes are then used for names and audits only.
+        class_names: Names of the classes, by number.
+        attribute_names: Names of the values of the spurious attribute, by number.
+        spurious: Column of `attributes` on which the policies act.
 
     Attributes:
-        num_examples, num_groups, num_classes, num_attributes: N, G, 1 + the largest label, 1 + the largest attribute.
-        offsets: int64 `[G + 1]`, group g holds positions offsets[g] to offsets[g + 1] of `members`.
-        members: int32 (int64 from 2^31 examples on) `[N]`, or None where the examples are already in group order.
-        group_labels, group_attributes: int64 `[G]`; attribute -1 is unknown, -2 marks a custom group that mixes values.
-        cells: int64 `[G, 1 + K]`, label and every attribute column of each group (None for a custom partition).
+        labels: The labels as an array, `[N]`.
+        attributes: The attributes as an array, `[N]` or `[N, K]`, or None.
+        num_examples: Number of examples, N.
+        num_groups: Number of groups, G.
+        num_classes: Number of classes, C: the number of names, or the largest label + 1.
+        num_attributes: Number of values of the spurious attribute, A: the number of names, or the largest value + 1.
+        class_names: Names of the classes, or None.
+        attribute_names: Names of the attributes, or None.
+        spurious: Column of the spurious attribute.
+        custom: Whether the argument `groups` was given.
+        offsets: int64 `[G + 1]`. Group g has the positions offsets[g] to offsets[g + 1] - 1 of `members`.
+        members: Example numbers by group, `[N]`, int32 (int64 for more than 2^31 examples). None if the examples are already
+            in the order of the groups.
+        group_labels: Label of each group, int64 `[G]`. -2 if the examples of a custom group have several labels.
+        group_attributes: Spurious attribute of each group, int64 `[G]`. -1 if unknown, -2 if there are several.
+        cells: Label and attributes of each group, int64 `[G, 1 + K]`. None for custom groups.
 
     Raises:
-        TypeError: for labels, attributes or groups that are not integers.
-        ValueError: for an empty dataset, lengths that differ, negative labels, attributes below -1, or too few names.
+        TypeError: If labels, attributes or groups are not integers.
+        ValueError: If the dataset is empty, lengths differ, a value is out of range, or there are too few names.
 
     Example:
         >>> groups = GroupIndex([0, 0, 1, 1, 1], [0, 1, 1, 1, -1])
@@ -84,10 +106,10 @@ class GroupIndex:
 
     def __init__(
         self,
-        labels: Any,
-        attributes: Any = None,
+        labels: ArrayLike | Tensor,
+        attributes: ArrayLike | Tensor | None = None,
         *,
-        groups: Any = None,
+        groups: ArrayLike | Tensor | None = None,
         class_names: Sequence[str] | None = None,
         attribute_names: Sequence[str] | None = None,
         spurious: int = 0,
@@ -95,7 +117,7 @@ class GroupIndex:
         self.labels: IntArray = as_integers(labels, "labels", (1,))
         self.num_examples = int(self.labels.shape[0])
         if self.num_examples == 0:
-            raise ValueError("labels: the dataset is empty, need at least one example")
+            raise ValueError("labels must have at least one example, got an empty dataset")
         self.attributes: IntArray | None = None
         if attributes is not None:
             self.attributes = as_integers(attributes, "attributes", (1, 2))
@@ -116,7 +138,7 @@ class GroupIndex:
             self.num_attributes = len(self.attribute_names)
 
         self.custom = groups is not None
-        self.cells: NDArray[np.int64] | None = None
+        self.cells: Int64Array | None = None
         if groups is None:
             cells, counts, self.members = sort_by_cell([self.labels, *columns], [label_range, *attribute_ranges])
             self.cells = cells
@@ -127,7 +149,7 @@ class GroupIndex:
             self._check_length(partition, "groups")
             low, high = check_range(partition, "groups", 0)
             if high >= 1 << 24:
-                raise ValueError(f"groups: values must lie in [0, 2^24), found {high}")
+                raise ValueError(f"groups must be in [0, 2^24), got {high}")
             ids, present, self.members = sort_by_cell([partition], [(low, high)])
             counts = np.zeros(high + 1, dtype=np.int64)
             counts[ids[:, 0]] = present
@@ -141,7 +163,7 @@ class GroupIndex:
 
     def _check_length(self, array: IntArray, name: str) -> None:
         if array.shape[0] != self.num_examples:
-            raise ValueError(f"{name}: length {array.shape[0]} differs from the {self.num_examples} labels")
+            raise ValueError(f"{name} must have {self.num_examples} entries like labels, got {array.shape[0]}")
 
     def _attribute_columns(self) -> list[IntArray]:
         if self.attributes is None:
@@ -150,8 +172,8 @@ class GroupIndex:
             return [self.attributes]
         return [self.attributes[:, k] for k in range(self.attributes.shape[1])]
 
-    def _value_within(self, column: IntArray) -> NDArray[np.int64]:
-        """The value that all members of a group share, MIXED where they differ or there are none."""
+    def _value_within(self, column: IntArray) -> Int64Array:
+        """Value of each group's examples, `[G]`. MIXED if they differ or the group is empty."""
         values = np.full(self.num_groups, MIXED, dtype=np.int64)
         filled = np.flatnonzero(self.sizes)
         ordered = column if self.members is None else column[self.members]
@@ -161,23 +183,30 @@ class GroupIndex:
         return values
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Examples of each group, int64 `[G]`."""
+    def sizes(self) -> Int64Array:
+        """Number of examples of each group, int64 `[G]`."""
         return np.diff(self.offsets)
 
     @property
     def spurious_attributes(self) -> IntArray | None:
-        """The spurious attribute column `[N]`, as it was given, or None."""
+        """The spurious attribute column as given, `[N]`, or None if there are no attributes."""
         columns = self._attribute_columns()
         return columns[self.spurious] if columns else None
 
     def examples(self, group: int) -> IntArray:
-        """Example numbers of a group, ascending."""
+        """Return the example numbers of a group.
+
+        Args:
+            group: Number of the group.
+
+        Returns:
+            Ascending example numbers.
+        """
         start, stop = int(self.offsets[group]), int(self.offsets[group + 1])
         return np.arange(start, stop) if self.members is None else self.members[start:stop]
 
     def group_ids(self) -> NDArray[np.int32]:
-        """Group of every example, int32 `[N]`."""
+        """Return the group of each example, int32 `[N]`."""
         by_position = np.repeat(np.arange(self.num_groups, dtype=np.int32), self.sizes)
         if self.members is None:
             return by_position
@@ -186,7 +215,14 @@ class GroupIndex:
         return ids
 
     def group_name(self, group: int) -> str:
-        """A readable name, such as "landbird, water"."""
+        """Return the name of a group, such as "landbird, water".
+
+        Args:
+            group: Number of the group.
+
+        Returns:
+            The name.
+        """
         if self.custom:
             return f"group {group}"
         label, attribute = int(self.group_labels[group]), int(self.group_attributes[group])
@@ -207,11 +243,16 @@ class GroupIndex:
         return self.attribute_names[attribute] if self.attribute_names else f"a={attribute}"
 
     def table(self) -> GroupTable:
-        """One row a group: group, label, attribute (names where given), count, share of the dataset."""
+        """Describe the groups.
+
+        Returns:
+            A table with one row for each group: group, label and attribute (or their names), count, and share of the
+            dataset.
+        """
         rows = []
         for g, size in enumerate(self.sizes.tolist()):
             label, attribute = int(self.group_labels[g]), int(self.group_attributes[g])
-            row: dict[str, Any] = {
+            row: dict[str, Cell] = {
                 "group": g,
                 "label": self.class_names[label] if self.class_names and label >= 0 else label,
                 "attribute": self.attribute_names[attribute] if self.attribute_names and attribute >= 0 else attribute,
@@ -232,7 +273,11 @@ class GroupIndex:
         return digest.hexdigest()
 
     def fingerprint(self) -> str:
-        """A hex digest of the grouping: equal for equal groups of equal examples."""
+        """Return a digest of the groups and of the examples in each group.
+
+        Returns:
+            A hex string.
+        """
         return self._fingerprint
 
     def __repr__(self) -> str:
@@ -244,7 +289,7 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...
         return None
     given = checks.strings(names, what)
     if len(given) < count:
-        raise ValueError(f"{what}: {len(given)} names for values 0 to {count - 1}")
+        raise ValueError(f"{what} must have a name for each value from 0 to {count - 1}, got {len(given)} names")
     return given
 
 

@@ -213,9 +213,7 @@ class Scaled(_Foldable):
 def as_distribution(lam: object) -> LamDistribution:
     """Return `lam` as a distribution: a number as `Fixed`, a function as `InverseCDF`.
 
-    Raises:
-        TypeError: If it is anything else.
-        ValueError: If a number is outside [0, 1].
+    Raises TypeError if it is anything else, and ValueError if a number is outside [0, 1].
     """
     if isinstance(lam, LamDistribution):
         return lam

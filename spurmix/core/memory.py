@@ -1,4 +1,4 @@
-"""Memory for large arrays: pages of their own, huge ones where the system gives them."""
+"""Memory for large arrays in huge pages, and the amount of available memory."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+D = TypeVar("D", bound=np.generic)
+
 HUGE_PAGE = 1 << 21
+"""Size of a huge page in bytes."""
 HAS_PAGES = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS")
-"""Whether the system has anonymous mappings; elsewhere `empty` is NumPy's."""
+"""Whether the system has anonymous mappings. If not, `empty` allocates with NumPy."""
 
 
 def pages(size: int) -> NDArray[np.uint8]:
-    """`size` zero bytes in pages of their own; from one huge page on, aligned to and advised for huge pages.
+    """Allocate `size` zero bytes in separate pages. From the size of a huge page on, they are aligned huge pages.
 
-    Raises:
-        MemoryError: where the system has no room.
+    Raises MemoryError if the memory cannot be allocated.
     """
     huge = size >= HUGE_PAGE
     try:
-        # Private: Python's default, a shared mapping, gets no huge pages. One more huge page than needed lets the array
-        # start on a huge-page boundary; a page that is never touched takes no memory.
+        # Only private mappings get huge pages. One more huge page than needed allows to align the start of the array. A
+        # page that is never written to takes no memory.
         mapping = mmap.mmap(-1, max(1, size) + HUGE_PAGE * huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
-        raise MemoryError(f"no room for {size:,} bytes ({error})") from None
+        raise MemoryError(f"cannot allocate {size:,} bytes ({error})") from None
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             mapping.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
-            pass  # a kernel built without huge pages
-    array = np.frombuffer(mapping, dtype=np.uint8)  # keeps the mapping alive
+            pass  # the operating system has no huge pages
+    array = np.frombuffer(mapping, dtype=np.uint8)  # the array keeps the mapping alive
     skip = -array.ctypes.data % HUGE_PAGE if huge else 0
     return array[skip : skip + size]
 
 
-def empty(count: int, dtype: Any) -> NDArray[Any]:
-    """An uninitialised array `[count]`, on huge pages when it is large."""
+def empty(count: int, dtype: type[D]) -> NDArray[D]:
+    """Allocate an uninitialized array `[count]`, in huge pages if it is large."""
     kind = np.dtype(dtype)
     if count * kind.itemsize < HUGE_PAGE or not HAS_PAGES:
         return np.empty(count, dtype=kind)
@@ -49,11 +51,17 @@ def empty(count: int, dtype: Any) -> NDArray[Any]:
 
 
 def available(root: Path = Path("/")) -> int:
-    """Bytes of memory this process may still use: what the system has, or less by a control group or `ulimit -v`.
+    """Return the bytes of memory that this process can still allocate.
 
-    Files in the page cache count as free: they make room. root: of the file system, for tests.
+    Limits of control groups and of `ulimit -v` are considered. The page cache counts as available.
+
+    Args:
+        root: Root of the file system that contains `proc` and `sys`. Tests change it.
+
+    Returns:
+        The number of bytes.
     """
-    bounds = [*_system(root), *_group_bounds(root)]
+    bounds = [*_system_memory(root), *_control_group_memory(root)]
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -64,8 +72,8 @@ def available(root: Path = Path("/")) -> int:
     return max(0, min(bounds))
 
 
-def _system(root: Path) -> Iterator[int]:
-    """What the system has left; where it does not say, all it has."""
+def _system_memory(root: Path) -> Iterator[int]:
+    """Available memory of the system, or all of its memory if the available memory is unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
         lines = (root / "proc/meminfo").read_text().splitlines()
         yield int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
@@ -73,8 +81,8 @@ def _system(root: Path) -> Iterator[int]:
     yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
 
 
-def _group_bounds(root: Path) -> Iterator[int]:
-    """What each control group the process is in, of version 1 or 2, and each above it leaves."""
+def _control_group_memory(root: Path) -> Iterator[int]:
+    """Available memory of each control group of the process and of their parents, version 1 and 2."""
     try:
         entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
     except OSError:
@@ -89,7 +97,7 @@ def _group_bounds(root: Path) -> Iterator[int]:
             continue
         group = top / path.strip("/")
         for folder in (group, *group.parents):
-            # In a container the path may be the host's, and only what is mounted at the top exists.
+            # In a container, the path may be that of the host, and only the top folder exists.
             with contextlib.suppress(OSError, ValueError):
                 most = int((folder / limit).read_text())
                 counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

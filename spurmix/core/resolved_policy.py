@@ -47,8 +47,8 @@ class ResolvedPolicy:
 def stratum_bounds(groups: GroupIndex, strata: Strata) -> Int64Array:
     """First group of each stratum, and the number of groups, `[S + 1]`. A stratum is a contiguous run of groups.
 
-    Raises:
-        ValueError: If `strata` is "classes" and a group has examples of several classes, or classes are not contiguous.
+    Raises ValueError if `strata` is "classes" and a group has examples of several classes, or classes are not
+    contiguous.
     """
     if strata == "groups":
         return np.arange(groups.num_groups + 1, dtype=np.int64)
@@ -67,8 +67,7 @@ def stratum_bounds(groups: GroupIndex, strata: Strata) -> Int64Array:
 def group_number(groups: GroupIndex, name: object, argument: str) -> int:
     """The group that `name` refers to: its number, or its cell (label, attribute, ...).
 
-    Raises:
-        ValueError: If there is no such group.
+    Raises ValueError if there is no such group.
     """
     if isinstance(name, (int, np.integer)) and not isinstance(name, bool):
         if 0 <= name < groups.num_groups:
@@ -88,9 +87,7 @@ def group_number(groups: GroupIndex, name: object, argument: str) -> int:
 def checked_weights(values: object, shape: tuple[int, ...], name: str) -> FloatArray:
     """Return `values` as a float64 array of `shape`, all finite and not negative.
 
-    Raises:
-        TypeError: If they are not numbers.
-        ValueError: If the shape or a value is invalid.
+    Raises TypeError if they are not numbers, and ValueError if the shape or a value is invalid.
     """
     array = checks.float_array(values, name)
     if array.shape != shape:
@@ -105,9 +102,8 @@ def checked_weights(values: object, shape: tuple[int, ...], name: str) -> FloatA
 def stratum_weights(groups: GroupIndex, strata: Strata, given: Weights | None, first_group: Int64Array) -> FloatArray:
     """The weight of each stratum, `[S]`. Default: equal weights.
 
-    Raises:
-        TypeError: If the weights are not numbers.
-        ValueError: If they do not fit the groups, are all 0, or an empty stratum has a positive weight.
+    Raises TypeError if the weights are not numbers, and ValueError if they do not fit the groups, are all 0, or an
+    empty stratum has a positive weight.
     """
     count = first_group.size - 1
     if given is None:
@@ -144,9 +140,8 @@ def _weights_by_name(
 def partner_weights(groups: GroupIndex, given: PartnerWeights | None) -> FloatArray | None:
     """The weights of partner groups `[G, G]`, or None if all are 0.
 
-    Raises:
-        TypeError: If the weights are not numbers, or a row of a mapping is not a mapping.
-        ValueError: If they do not fit the groups, or an empty group has a positive weight.
+    Raises TypeError if the weights are not numbers, or a row of a mapping is not a mapping, and ValueError if they do
+    not fit the groups, or an empty group has a positive weight.
     """
     count = groups.num_groups
     if given is None:

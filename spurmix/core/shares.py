@@ -112,8 +112,7 @@ def unknown_shares(groups: GroupIndex, prior: FloatArray | None) -> FloatArray:
 def require_shares(shares: FloatArray, classes: Int64Array) -> None:
     """Check that each class in `classes` has shares.
 
-    Raises:
-        ValueError: If a class has neither a prior nor an example whose attribute is known.
+    Raises ValueError if a class has neither a prior nor an example whose attribute is known.
     """
     missing = classes[np.isnan(shares[classes, 0])]
     if missing.size:

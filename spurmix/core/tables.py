@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spurmix.core import checks
 from spurmix.core import table_layout as layout
-from spurmix.core.array_types import Int64Array
+from spurmix.core.array_types import Int64Array, IntArray
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.core.resolved_policy import ResolvedPolicy
@@ -33,7 +32,7 @@ class Tables:
     """
 
     packed: Int64Array
-    members: NDArray[np.int32] | Int64Array
+    members: IntArray
     num_examples: int
     period: int
 

@@ -1,4 +1,4 @@
-"""Image augmentation inside the fused pass: random resized crop and horizontal flip, part of the draw."""
+"""Image augmentation in the fused pass: random resized crop and horizontal flip."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ from spurmix.core import checks
 
 @dataclass(frozen=True)
 class Augment:
-    """Random resized crop and horizontal flip of each image of a pair by itself, before they are mixed.
+    """Random resized crop and horizontal flip of each image of a pair, before the two are mixed.
+
+    The parameters are those of torchvision's RandomResizedCrop. A crop that exceeds the image is clamped, not drawn again.
+    Sampling is bilinear, without antialiasing.
 
     Args:
-        size: output (height, width) or one number for both; None keeps the images' size.
-        crop: whether to crop at random; False resizes nothing and needs `size` to be the images' own.
-        scale: range of the crop's area relative to the image, 0 < low <= high <= 1.
-        ratio: range of its aspect ratio (width / height), 0 < low <= high.
-        flip: whether to mirror with probability 1/2.
+        size: Height and width of the output, or one number for both. Default: the size of the images.
+        crop: Whether to crop at random. If False, images are not resized, and `size` must be their size.
+        scale: Range of the area of the crop relative to the image, 0 < low <= high <= 1.
+        ratio: Range of the aspect ratio width / height of the crop, 0 < low <= high.
+        flip: Whether to flip with probability 1/2.
 
-    The parameters are those of torchvision's RandomResizedCrop; a crop is drawn in one shot and clamped to the image
-    where it would leave it, instead of being drawn again. Pixels are bilinear, without antialiasing.
+    Raises:
+        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> Augment(size=224, scale=(0.5, 1.0)).output_size(256, 256)
+        (224, 224)
+
+    Source:
+        `docs/draw-specification.md`, section "Augmentation".
     """
 
     size: int | tuple[int, int] | None = None
@@ -48,16 +59,25 @@ class Augment:
                 raise ValueError(f"augment: {name} must satisfy 0 < low <= high <= {top:g}, got {(low, high)}")
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the output for images of this size.
+        """Size of the output for images of a size.
+
+        Args:
+            height: Height of the images.
+            width: Width of the images.
+
+        Returns:
+            Height and width.
 
         Raises:
-            ValueError: where `size` asks for another size without `crop`.
+            ValueError: If `size` is another size and `crop` is False.
         """
         if self.size is None:
             return height, width
         assert isinstance(self.size, tuple)
         if not self.crop and self.size != (height, width):
-            raise ValueError(f"augment: size {self.size} differs from the images' {(height, width)}, which needs crop")
+            raise ValueError(
+                f"augment: size must be {(height, width)} like the images with crop=False, got {self.size}"
+            )
         return self.size
 
 

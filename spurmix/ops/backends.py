@@ -14,9 +14,8 @@ BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 def requested(backend: str) -> str:
     """Return `backend`, or SPURMIX_BACKEND if it is "auto".
 
-    Raises:
-        ValueError: If there is no such backend, or the CPU does not support SPURMIX_CPU_ISA.
-        RuntimeError: If the compiled kernels of "cpu" or "cuda" are not available, or Triton is not installed.
+    Raises ValueError if there is no such backend, or the CPU does not support SPURMIX_CPU_ISA, and RuntimeError if the
+    compiled kernels of "cpu" or "cuda" are not available, or Triton is not installed.
     """
     source = "backend"
     if backend == "auto":
@@ -37,9 +36,8 @@ def requested(backend: str) -> str:
 def implementation(name: str, backend: str, device: torch.device) -> library.Kernel:
     """Return the function that runs operator `name` for tensors on `device`.
 
-    Raises:
-        ValueError: If there is no such backend, or it does not support the device.
-        RuntimeError: If the backend is not available.
+    Raises ValueError if there is no such backend, or it does not support the device, and RuntimeError if the backend
+    is not available.
     """
     chosen = requested(backend)
     if chosen == "auto":

@@ -17,9 +17,8 @@ R = TypeVar("R")
 def call(function: Callable[..., R], *args: object) -> R:
     """Call a kernel.
 
-    Raises:
-        IndexError: If the kernel reports an index out of range.
-        ValueError: If it reports another invalid argument.
+    Raises IndexError if the kernel reports an index out of range, and ValueError if it reports another invalid
+    argument.
     """
     if torch.compiler.is_compiling():
         return function(*args)

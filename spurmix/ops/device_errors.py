@@ -54,8 +54,7 @@ def check(device: torch.device | str | int | None = None) -> None:
 def raise_errors(bits: int) -> None:
     """Raise the error that a device's word records.
 
-    Raises:
-        IndexError: If a bit is set.
+    Raises IndexError if a bit is set.
     """
     if bits & BAD_INDEX:
         raise IndexError(

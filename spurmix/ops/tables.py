@@ -1,4 +1,4 @@
-"""Draw tables as tensors, built once for a GroupIndex and a policy and then handed to the ops."""
+"""Draw tables as tensors, which the operators read."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ from spurmix.core.table_layout import FLAG_KEEP_LABELS, WORD_FLAGS
 from spurmix.core.tables import build_tables
 from spurmix.ops import validate
 
-_KEPT = 4
+_CACHE_SIZE = 4
+"""Number of policies of which a `GroupIndex` caches the tables."""
 
 
 @dataclass(frozen=True)
 class DrawTables:
-    """What the draw reads, on a device: `packed` int64 and `members` (empty where positions are example numbers)."""
+    """The tables of a policy for one `GroupIndex`, on a device. `draw_tables` makes them.
+
+    Attributes:
+        packed: The packed tables, int64 `[L]`.
+        members: Example number of each position, int32 or int64 `[N]`. Empty if positions are example numbers.
+        num_examples: Number of examples, N.
+        period: Number of slots in a period of the schedule.
+        fingerprint: Hex digest of the packed tables.
+        keeps_labels: Whether a sample keeps the label of its index.
+    """
 
     packed: Tensor
     members: Tensor
@@ -29,21 +39,48 @@ class DrawTables:
     keeps_labels: bool
 
     def to(self, device: torch.device | str) -> DrawTables:
-        """The same tables on `device`."""
+        """Copy the tables to a device.
+
+        Args:
+            device: A `torch.device`, or a name such as "cuda:0".
+
+        Returns:
+            The tables on the device.
+
+        Raises:
+            TypeError: If `device` has a wrong type.
+            ValueError: If there is no such device.
+        """
         device = validate.device(device)
         return replace(self, packed=self.packed.to(device), members=self.members.to(device))
 
 
 def draw_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
-    """Tables of `policy` on `groups`; those of the last few policies are kept with the groups and shared.
+    """Build the tables that the operators need to draw samples. The groups cache those of the last four policies.
+
+    Args:
+        groups: Groups of the dataset.
+        policy: The policy.
+
+    Returns:
+        The tables, on the CPU. Move them with `.to(device)`.
 
     Raises:
-        TypeError, ValueError: where the policy does not fit the groups, naming the part.
+        TypeError: If an argument has a wrong type.
+        ValueError: If the policy does not fit the groups.
+
+    Example:
+        >>> tables = draw_tables(GroupIndex([0, 0, 1], [0, 1, 1]), policies.group_balanced())
+        >>> tables.num_examples, tables.period
+        (3, 3)
+
+    Source:
+        `docs/draw-specification.md`, section "Tables".
     """
     checks.instance(groups, "groups", GroupIndex)
-    kept: list[tuple[MixPolicy, DrawTables]] = groups.__dict__.setdefault("_draw_tables", [])
-    for known, tables in kept:
-        if known is policy:
+    cache: list[tuple[MixPolicy, DrawTables]] = groups.__dict__.setdefault("_draw_tables", [])
+    for cached, tables in cache:
+        if cached is policy:
             return tables
     built = build_tables(groups, policy)
     tables = DrawTables(
@@ -54,6 +91,6 @@ def draw_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
         built.fingerprint,
         bool(built.packed[WORD_FLAGS] & FLAG_KEEP_LABELS),
     )
-    kept.append((policy, tables))
-    del kept[:-_KEPT]
+    cache.append((policy, tables))
+    del cache[:-_CACHE_SIZE]
     return tables

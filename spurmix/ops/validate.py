@@ -27,9 +27,7 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
 def tensor(value: object, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | str]) -> Tensor:
     """Check the dtype and shape of a tensor. A size that is a string, such as "N", accepts any size.
 
-    Raises:
-        TypeError: If `value` is not a tensor of one of the dtypes.
-        ValueError: If it has another shape.
+    Raises TypeError if `value` is not a tensor of one of the dtypes, and ValueError if it has another shape.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -51,9 +49,7 @@ def output(
 ) -> Tensor:
     """Check a tensor that an operator writes to: dtype, shape, device, dense layout, no gradient.
 
-    Raises:
-        TypeError: If it is not a tensor of one of the dtypes.
-        ValueError: If something else does not fit.
+    Raises TypeError if it is not a tensor of one of the dtypes, and ValueError if something else does not fit.
     """
     out = tensor(out, name, dtypes, shape)
     if out.device != device:
@@ -84,8 +80,7 @@ def _byte_range(value: Tensor) -> tuple[int, int]:
 def no_overlap(out: Tensor | Sequence[Tensor], **inputs: Tensor | None) -> None:
     """Check that outputs share no memory with each other or with the inputs. torch.compile does not know addresses.
 
-    Raises:
-        ValueError: If two share memory.
+    Raises ValueError if two share memory.
     """
     if torch.compiler.is_compiling():
         return
@@ -109,8 +104,7 @@ def no_overlap(out: Tensor | Sequence[Tensor], **inputs: Tensor | None) -> None:
 def same_device(device: torch.device, **tensors: Tensor | None) -> None:
     """Check that all tensors are on `device`, the device of the first argument.
 
-    Raises:
-        ValueError: If one is on another device.
+    Raises ValueError if one is on another device.
     """
     for name, value in tensors.items():
         if value is not None and value.device != device:
@@ -120,8 +114,7 @@ def same_device(device: torch.device, **tensors: Tensor | None) -> None:
 def no_grad_input(**tensors: Tensor | None) -> None:
     """Check that no tensor requires grad, because the operator has no gradient for it.
 
-    Raises:
-        ValueError: If one requires grad.
+    Raises ValueError if one requires grad.
     """
     for name, value in tensors.items():
         if value is not None and value.requires_grad:
@@ -131,8 +124,7 @@ def no_grad_input(**tensors: Tensor | None) -> None:
 def float_dtype(dtype: object, name: str = "dtype", allowed: Sequence[torch.dtype] = FLOATS) -> torch.dtype:
     """Check the dtype of a result.
 
-    Raises:
-        TypeError: If it is not one of `allowed`.
+    Raises TypeError if it is not one of `allowed`.
     """
     if isinstance(dtype, torch.dtype) and dtype in allowed:
         return dtype
@@ -142,9 +134,7 @@ def float_dtype(dtype: object, name: str = "dtype", allowed: Sequence[torch.dtyp
 def size(value: object, name: str, low: int) -> int:
     """Check an integer of at least `low`. Inside torch.compile it may be a symbol.
 
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is too small.
+    Raises TypeError if it is not an integer, and ValueError if it is too small.
     """
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         return checks.integer(value, name, low)
@@ -156,9 +146,7 @@ def size(value: object, name: str, low: int) -> int:
 def sequence_position(seed: int, start: int, count: int) -> None:
     """Check the seed, the first sample number and the number of samples of a draw.
 
-    Raises:
-        TypeError: If one is not an integer.
-        ValueError: If the seed or a sample number is outside [0, 2^63).
+    Raises TypeError if one is not an integer, and ValueError if the seed or a sample number is outside [0, 2^63).
     """
     for name, value in (("seed", seed), ("start", start), ("count", count)):
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
@@ -174,9 +162,7 @@ def sequence_position(seed: int, start: int, count: int) -> None:
 def height_width(value: object, name: str = "size") -> tuple[int, int]:
     """Check a pair (height, width) of positive integers.
 
-    Raises:
-        TypeError: If it is not a pair of integers.
-        ValueError: If one is not positive.
+    Raises TypeError if it is not a pair of integers, and ValueError if one is not positive.
     """
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) != 2:
         raise TypeError(f"{name} must be a pair (height, width), got {value!r}")
@@ -186,9 +172,7 @@ def height_width(value: object, name: str = "size") -> tuple[int, int]:
 def device(value: object, name: str = "device") -> torch.device:
     """Check a device: a `torch.device`, a name, or the number of a GPU.
 
-    Raises:
-        TypeError: If `value` has another type.
-        ValueError: If there is no such device.
+    Raises TypeError if `value` has another type, and ValueError if there is no such device.
     """
     try:
         return value if isinstance(value, torch.device) else torch.device(value)  # type: ignore[call-overload]
@@ -200,8 +184,7 @@ def device(value: object, name: str = "device") -> torch.device:
 def outputs(value: object) -> Sequence[Tensor]:
     """Check that `out` is a sequence. `output` checks its tensors.
 
-    Raises:
-        TypeError: If it is not a sequence.
+    Raises TypeError if it is not a sequence.
     """
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         raise TypeError(f"out must be a sequence of tensors, got {type(value).__name__}")
@@ -211,9 +194,7 @@ def outputs(value: object) -> Sequence[Tensor]:
 def images(value: object) -> Tensor:
     """Check uint8 images `[N, H, W, C]`, each of them contiguous.
 
-    Raises:
-        TypeError: If it is not a uint8 tensor.
-        ValueError: If the shape or the layout does not fit.
+    Raises TypeError if it is not a uint8 tensor, and ValueError if the shape or the layout does not fit.
     """
     checked = tensor(value, "images", (torch.uint8,), ("N", "H", "W", "C"))
     _, height, width, channels = checked.shape
@@ -227,8 +208,7 @@ def images(value: object) -> Tensor:
 def images_device(images: Tensor, other: object) -> torch.device:
     """Return the device on which `images` are mixed: their own, or the GPU of `other` for images in pinned memory.
 
-    Raises:
-        ValueError: If the images are on another device and not pinned.
+    Raises ValueError if the images are on another device and not pinned.
     """
     if not isinstance(other, Tensor) or other.device == images.device:
         return images.device
@@ -245,9 +225,8 @@ def images_device(images: Tensor, other: object) -> torch.device:
 def normalization(value: object, name: str, channels: int, device: torch.device) -> Tensor:
     """Return `mean` or `std` as a float32 tensor `[C]`: a tensor as it is, a sequence or a number converted.
 
-    Raises:
-        TypeError: If it has another type.
-        ValueError: If it does not have one value per channel, or `std` is not positive.
+    Raises TypeError if it has another type, and ValueError if it does not have one value per channel, or `std` is not
+    positive.
     """
     if isinstance(value, Tensor):
         tensor(value, name, (torch.float32,), (channels,))

@@ -290,7 +290,7 @@ def test_bad_input_of_the_batch_op(backend: str) -> None:
         F.mix_image_batch(IMAGES[:3], torch.zeros(3, dtype=torch.int64), tables, **arguments)
     with pytest.raises(TypeError, match="labels must have dtype"):
         F.mix_image_batch(IMAGES, torch.zeros(4), tables, **arguments)
-    with pytest.raises(ValueError, match="needs crop"):
+    with pytest.raises(ValueError, match="with crop=False"):
         labels = torch.zeros(4, dtype=torch.int64)
         F.mix_image_batch(IMAGES, labels, tables, augment=F.Augment(size=9, crop=False), **arguments)
     for bad in (dict(size=0), dict(scale=(0.5, 0.2)), dict(scale=(0.0, 1.0)), dict(ratio=(-1.0, 2.0))):

@@ -12,9 +12,7 @@ from spurmix.ops.calls import call, is_transformed, write
 def check_pairs(index: object, partner: object, lam: object, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Check index, partner and lam, `[B]` each, and return them contiguous.
 
-    Raises:
-        TypeError: If one is not a tensor of the right dtype.
-        ValueError: If the shapes or devices do not fit.
+    Raises TypeError if one is not a tensor of the right dtype, and ValueError if the shapes or devices do not fit.
     """
     index = validate.tensor(index, "index", (torch.int64,), ("B",))
     batch = index.shape[0]

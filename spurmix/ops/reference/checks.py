@@ -8,8 +8,7 @@ from torch import Tensor
 def check_index(index: Tensor, count: int, name: str) -> None:
     """Check that each entry of `index`, of any shape, is in [0, count).
 
-    Raises:
-        IndexError: If an entry is out of range.
+    Raises IndexError if an entry is out of range.
     """
     bad = (index < 0) | (index >= count)
     if bad.numel() and bool(bad.any()):

@@ -126,8 +126,7 @@ class TableView(NamedTuple):
 def view_tables(tables: Tensor, members: Tensor) -> TableView:
     """Return views of the sections of `tables`.
 
-    Raises:
-        ValueError: If `tables` is not an array of `build_tables`, or `members` has another length.
+    Raises ValueError if `tables` is not an array of `build_tables`, or `members` has another length.
     """
     if tables.dtype != torch.int64 or tables.dim() != 1 or tables.numel() < layout.HEADER_WORDS:
         raise ValueError(
@@ -178,8 +177,7 @@ def draw_samples(
 ) -> Drawn:
     """Draw the samples start to start + count. The steps are those of the specification, section "Draw".
 
-    Raises:
-        ValueError: If the tables are invalid, or the seed or a sample number is outside [0, 2^63).
+    Raises ValueError if the tables are invalid, or the seed or a sample number is outside [0, 2^63).
     """
     view = view_tables(tables, members)
     if not 0 <= seed < 1 << 63:

@@ -111,8 +111,7 @@ def mix_image_batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Draw samples, crop, flip, normalize and mix their images, and look up their labels.
 
-    Returns:
-        input, label, partner_label, lam, index, partner, group.
+    The result is input, label, partner_label, lam, index, partner, group.
     """
     drawn = reference_draw.draw_samples(tables, members, seed, start, count, counter)
     boxes = flips = None

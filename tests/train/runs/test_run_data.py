@@ -32,7 +32,7 @@ from spurmix.train.runs.model import build_model
         (dict(policy="upweight"), "policy_options: upweight: "),
         (dict(policy_options={"lam": "gamma(2)"}), "lam must be beta(a, b), uniform(low, high) or fixed(value), got 'gamma(2)'"),
         (dict(policy_options={"lam": "beta(-1, 2)"}), "lam: 'beta(-1, 2)': Beta: a must be"),
-        (dict(model="small", crop=False, crop_size=8, flip=True), "needs crop"),
+        (dict(model="small", crop=False, crop_size=8, flip=True), "with crop=False"),
         (dict(weights="nowhere.pth"), "there is no file"),
         (dict(model="small", min_group_size=50), "min_group_size is 50, but the largest group has only"),
         (dict(model="small", mix_at="features"), "mix_at requires texts"),
