@@ -118,7 +118,11 @@ def test_fingerprint_tells_groupings_apart() -> None:
         (dict(labels=[0, 1], attributes=[0, 1], spurious=1), ValueError, "spurious"),
         (dict(labels=[0, 1], groups=[0]), ValueError, "groups must have 2 entries"),
         (dict(labels=[0, 1], groups=[0, -1]), ValueError, "groups must be 0"),
-        (dict(labels=[0, 3], class_names=["a", "b"]), ValueError, "class_names must have a name for each value from 0 to 3, got 2"),
+        (
+            dict(labels=[0, 3], class_names=["a", "b"]),
+            ValueError,
+            "class_names must have a name for each value from 0 to 3, got 2",
+        ),
         (dict(labels=[0, 1], class_names="ab"), TypeError, "class_names"),
     ],
 )
