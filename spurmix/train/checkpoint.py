@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -36,7 +36,7 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"output: cannot write into {folder} ({error.strerror or error})") from None
 
 
-def identity(model: nn.Module, fingerprint: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def identity(model: nn.Module, fingerprint: dict[str, object], settings: dict[str, object]) -> dict[str, object]:
     """Return what must agree for a run to be resumed: sequence, model parameters and training settings."""
     shapes = json.dumps([(name, list(t.shape)) for name, t in model.state_dict().items()])
     return {**fingerprint, "model": hashlib.sha256(shapes.encode()).hexdigest()[:16], **settings}
@@ -47,13 +47,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def _seal(manifest: dict[str, object]) -> str:
     """Compute the checksum of the other entries of a manifest."""
     entries = {name: value for name, value in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
-def _pack(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: object, prefix: str, tensors: dict[str, Tensor]) -> object:
     """Convert a value to JSON types. Tensors are added to `tensors` and replaced by {"tensor": name}."""
     if isinstance(value, Tensor):
         tensors[prefix] = value.detach().cpu().clone().contiguous()
@@ -65,7 +65,7 @@ def _pack(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: object, tensors: dict[str, Tensor]) -> object:
     if isinstance(value, dict):
         if "tensor" in value:
             return tensors[value["tensor"]]
@@ -101,7 +101,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], max_checkpoints: int) -> Path:
+def save(folder: Path, step: int, run: dict[str, object], state: dict[str, object], max_checkpoints: int) -> Path:
     """Write a checkpoint.
 
     Checkpoints of later steps belong to a run that this one replaces. They are removed.
@@ -130,7 +130,7 @@ def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], ma
         save_file(tensors, str(temporary / TENSORS))
         (temporary / STATE).write_text(json.dumps(packed))
         files = {name: _digest(temporary / name) for name in (TENSORS, STATE)}
-        manifest: dict[str, Any] = {"step": step, "run": run, "files": files}
+        manifest: dict[str, object] = {"step": step, "run": run, "files": files}
         manifest["checksum"] = _seal(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*(temporary / name for name in (TENSORS, STATE, MANIFEST)), temporary):
@@ -152,7 +152,7 @@ def save(folder: Path, step: int, run: dict[str, Any], state: dict[str, Any], ma
     return final
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, object]]:
     """Read and check the manifest and the state of a checkpoint."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -176,8 +176,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_latest(
-    folder: Path, run: dict[str, Any], apply: Callable[[dict[str, Any]], object] = lambda state: None
-) -> dict[str, Any] | None:
+    folder: Path, run: dict[str, object], apply: Callable[[dict[str, object]], object] = lambda state: None
+) -> dict[str, object] | None:
     """Load the newest valid checkpoint. A corrupt checkpoint causes a warning, and the one before it is tried.
 
     Args:
@@ -213,7 +213,7 @@ def load_latest(
     return None
 
 
-def _apply(path: Path, apply: Callable[[dict[str, Any]], object], state: dict[str, Any]) -> None:
+def _apply(path: Path, apply: Callable[[dict[str, object]], object], state: dict[str, object]) -> None:
     try:
         apply(state)
     except Exception as error:
@@ -222,13 +222,20 @@ def _apply(path: Path, apply: Callable[[dict[str, Any]], object], state: dict[st
         ) from None
 
 
-def rng_state() -> dict[str, Any]:
+class RngState(TypedDict):
+    """State of the random generators of PyTorch."""
+
+    torch: Tensor
+    cuda: Tensor | None
+
+
+def rng_state() -> RngState:
     """Return the state of the random generators of the CPU and, if it is in use, of the current GPU."""
     used = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if used else None}
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: RngState) -> None:
     """Restore the result of `rng_state`. The state of a GPU is ignored on a machine without one."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():

@@ -135,9 +135,11 @@ class _Counter:
         functional.group_counts(logits, label, of_batch(self._group_ids).long(), out=self._of_groups)
         if self._cells is not None:
             functional.group_counts(logits, label, of_batch(self._cells.members), out=self._of_cells)
-        entry = of_batch(self._pairs.row) * classes + logits.argmax(dim=1)
+        largest, predicted = logits.max(dim=1)
+        entry = of_batch(self._pairs.row) * classes + predicted
         self._predictions.index_add_(0, entry, torch.ones_like(entry))
-        invalid = torch.where(logits.isfinite().all(dim=1), self._groups.num_examples, index.to(device))
+        finite = largest.isfinite() & logits.amin(dim=1).isfinite()
+        invalid = torch.where(finite, self._groups.num_examples, index.to(device))
         self._first_invalid = torch.minimum(self._first_invalid, invalid.min())
 
     def result(self, sharded: bool) -> Counts:

@@ -58,12 +58,12 @@ class MixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
     @renamed_argument(where="mix_at")
     def __init__(
         self,
-        *arguments: Any,
+        *arguments: object,
         groups: GroupIndex,
         policy: MixPolicy,
         bucket: int = 1,
         mix_at: MixAt = "embeddings",
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__(*arguments, **options)
         if getattr(self, "compute_loss_func", None) is not None:
@@ -211,7 +211,7 @@ def _only(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 _COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels", "label")
 
 
-def _token_source(dataset: Any, groups: GroupIndex, tokenizer: Any, model: nn.Module) -> TokenSource:
+def _token_source(dataset: Any, groups: GroupIndex, tokenizer: object, model: nn.Module) -> TokenSource:
     """Convert a dataset to a TokenSource without padding. Check it against the groups and the tokenizer."""
     if not isinstance(groups, GroupIndex):
         raise TypeError(f"groups must be a GroupIndex, got {type(groups).__name__}")

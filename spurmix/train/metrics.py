@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -181,7 +181,7 @@ class Evaluation:
         table[self.pairs[:, 0], self.pairs[:, 1]] = self.predictions
         return table
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Convert to JSON types. `confusion` is None if it has more than `MAX_CONFUSION_ENTRIES` entries."""
         small = self.num_groups * self.predictions.shape[1] ** 2 <= MAX_CONFUSION_ENTRIES
         return {

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from spurmix.core import checks
 from spurmix.train.weights import load_weights
 
 
-def _transformers() -> Any:
+def _transformers() -> ModuleType:
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -86,7 +87,7 @@ def small_resnet(num_classes: int, *, channels: int = 3, width: int = 16) -> nn.
     return library.ResNetForImageClassification(config)
 
 
-def bert(num_classes: int, *, pretrained: str | Path | None = None, **config: Any) -> nn.Module:
+def bert(num_classes: int, *, pretrained: str | Path | None = None, **config: object) -> nn.Module:
     """Create a BERT with a classification head.
 
     Args:
@@ -111,7 +112,7 @@ def bert(num_classes: int, *, pretrained: str | Path | None = None, **config: An
 
 
 @contextmanager
-def _without_progress_bar(library: Any) -> Iterator[None]:
+def _without_progress_bar(library: ModuleType) -> Iterator[None]:
     """Hide the progress bar of transformers."""
     logging = library.utils.logging
     shown = logging.is_progress_bar_enabled()
@@ -158,7 +159,7 @@ class TextClassifier(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **options: Any,
+        **options: object,
     ) -> Tensor:
         """Compute logits.
 

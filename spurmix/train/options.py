@@ -36,7 +36,7 @@ def setting(default: T, help: str, choices: tuple[str, ...] = (), low: float = -
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
-def check_setting(value: object, name: str, rule: dataclasses.Field[Any]) -> object:
+def check_setting(value: object, name: str, rule: dataclasses.Field[object]) -> object:
     """Check the value of a field that `setting` declares.
 
     Args:

@@ -91,7 +91,7 @@ class MixedInputs(nn.Module):
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
-    def forward(self, *inputs: Any, **options: Any) -> Any:
+    def forward(self, *inputs: object, **options: object) -> Any:
         """Run the model.
 
         Args:
@@ -209,12 +209,14 @@ class MixedInputs(nn.Module):
                 raise
             return getattr(inner, name)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_buffer": functional.GradientBuffer()}  # copies do not share memory
 
-    def named_parameters(self, prefix: str = "", *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the parameters of the inner model by its names. See `nn.Module.named_parameters`."""
-        return self.model.named_parameters(prefix, *args, **options)
+        return self.model.named_parameters(prefix, recurse, remove_duplicate)
 
 
 def _is_compiled(model: nn.Module) -> bool:
@@ -311,12 +313,14 @@ def _check_embeddings(model: nn.Module) -> None:
         )
 
 
-def _without_prefix(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _without_prefix(_: nn.Module, state: dict[str, object], prefix: str, metadata: object) -> None:
+    """Remove the name of the inner model from the keys of a state dict."""
     inner = f"{prefix}model."
     for key in [k for k in state if k.startswith(inner)]:
         state[prefix + key.removeprefix(inner)] = state.pop(key)
 
 
-def _with_prefix(_: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+def _with_prefix(_: nn.Module, state: dict[str, object], prefix: str, *rest: object) -> None:
+    """Add the name of the inner model to the keys of a state dict."""
     for key in [k for k in state if k.startswith(prefix)]:
         state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -42,7 +42,7 @@ class TrainingState:
     def identity(self) -> dict[str, object]:
         """Return what must agree for a checkpoint to be resumed."""
         options = self.options
-        settings = {
+        settings: dict[str, object] = {
             "schedule": options.schedule,
             "stages": options.stages if options.schedule == "step" else None,
             "warmup": options.warmup,

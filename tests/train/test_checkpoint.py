@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, half written, left behind or another run's; modes of modules, finished runs."""
+"""Checkpoints that are corrupt, incomplete, left over or of another run; modes of modules, finished runs."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def state(step: int) -> dict[str, Any]:
     return {"weights": torch.arange(6.0) + step, "optimizer": {"state": {0: {"step": step}}}, "losses": [0.5] * step}
 
 
-def write(folder: Path, *steps: int, keep: int = 9) -> None:
+def write(folder: Path, *steps: int, max_checkpoints: int = 9) -> None:
     for step in steps:
         checkpoint.save(folder, step, RUN, state(step), keep)
 
 
 def step_of(found: dict[str, Any] | None) -> int:
-    """The step of a state that is whole."""
+    """Step of a state, after checking that it is complete."""
     assert found is not None
     step = len(found["losses"])
     assert torch.equal(found["weights"], state(step)["weights"]) and found["optimizer"] == state(step)["optimizer"]
@@ -61,7 +61,7 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_whatever_byte_is_damaged_the_state_is_right_or_the_one_before(tmp_path: Path) -> None:
+def test_any_corrupt_byte_is_detected_or_harmless(tmp_path: Path) -> None:
     write(tmp_path, 4, 8)
     files = sorted((tmp_path / "step-00000008").iterdir())
     whole = {file: file.read_bytes() for file in files}
@@ -79,7 +79,7 @@ def test_whatever_byte_is_damaged_the_state_is_right_or_the_one_before(tmp_path:
         assert bool(told) == (step == 4)
         outcomes[step] += 1
         file.write_bytes(data)
-    assert outcomes[4] > 190  # a flipped blank between two values of the manifest does no harm
+    assert outcomes[4] > 190  # a change of a space between two values of the manifest is harmless
     assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 8
 
 
@@ -93,7 +93,7 @@ def reseal(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"step": 8}', '{"files": [], "run": 3}', "\udc80", "[" * 10**5])
-def test_manifests_that_say_something_else(text: str, tmp_path: Path) -> None:
+def test_manifests_with_other_contents(text: str, tmp_path: Path) -> None:
     write(tmp_path, 4, 8)
     (tmp_path / "step-00000008" / checkpoint.MANIFEST).write_text(text, errors="surrogateescape")
     with pytest.warns(RuntimeWarning, match="is corrupt"):
@@ -101,7 +101,7 @@ def test_manifests_that_say_something_else(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["files", "run", "step"])
-def test_sealed_manifests_that_say_something_else(kind: str, tmp_path: Path) -> None:
+def test_manifests_with_other_contents_and_a_valid_checksum(kind: str, tmp_path: Path) -> None:
     write(tmp_path, 4, 8)
     path = tmp_path / "step-00000008" / checkpoint.MANIFEST
     manifest = json.loads(path.read_text()) | {kind: {"files": {}, "run": [], "step": "8"}[kind]}
@@ -122,7 +122,7 @@ def test_sealed_manifests_that_say_something_else(kind: str, tmp_path: Path) -> 
         (checkpoint.STATE, b"[" * 10**5),
     ],
 )
-def test_garbage_whose_checksum_fits(name: str, data: bytes, tmp_path: Path) -> None:
+def test_invalid_files_with_a_valid_checksum(name: str, data: bytes, tmp_path: Path) -> None:
     write(tmp_path, 4, 8)
     (tmp_path / "step-00000008" / name).write_bytes(data)
     reseal(tmp_path / "step-00000008")
@@ -132,7 +132,7 @@ def test_garbage_whose_checksum_fits(name: str, data: bytes, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("key", ["model", "optimizer", "rng", "loader", "losses"])
 @pytest.mark.parametrize("value", [None, 3, "x", {"items": []}, [1]])
-def test_a_state_of_wrong_types_falls_back(key: str, value: Any, tmp_path: Path) -> None:
+def test_state_of_wrong_types_falls_back(key: str, value: Any, tmp_path: Path) -> None:
     whole, resumed = network(), network()
     finetune(whole, loader(), output=tmp_path, save_every=4)
     path = tmp_path / "checkpoints" / "step-00000008"
@@ -146,7 +146,7 @@ def test_a_state_of_wrong_types_falls_back(key: str, value: Any, tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
-def test_a_checkpoint_takes_the_place_of_one_and_of_later_ones(tmp_path: Path) -> None:
+def test_checkpoint_replaces_the_same_and_later_steps(tmp_path: Path) -> None:
     write(tmp_path, 4, 8, 12)
     (tmp_path / "step-00000008" / "stray").touch()
     write(tmp_path, 8, keep=2)
@@ -157,11 +157,11 @@ def test_a_checkpoint_takes_the_place_of_one_and_of_later_ones(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("room", [0, 100, 300])
-def test_a_full_disk_leaves_the_older_ones(room: int, tmp_path: Path) -> None:
+def test_full_disk_keeps_older_checkpoints(room: int, tmp_path: Path) -> None:
     write(tmp_path, 4, 8)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # writes beyond it fail, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # longer files fail, like on a full disk
     try:
         for step in (8, 12):
             with pytest.raises(checkpoint.CheckpointError, match=rf"cannot write .*step-0+{step} \("):
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_the_older_ones(room: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 100])
-def test_a_full_disk_leaves_the_weights_and_texts_of_a_run(room: int, tmp_path: Path) -> None:
+def test_full_disk_keeps_weights_and_text_files_of_a_run(room: int, tmp_path: Path) -> None:
     weights, text = tmp_path / "model.safetensors", tmp_path / "run.json"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (hard, room):
@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_the_weights_and_texts_of_a_run(room: int, tmp_path: 
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])
-def test_errors_of_the_disk_leave_the_older_ones(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_errors_keep_older_checkpoints(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 4, 8)
     real, left = (os.fsync, Path.rename)[call == "rename"], [0]
 
@@ -214,7 +214,7 @@ def test_errors_of_the_disk_leave_the_older_ones(call: str, tmp_path: Path, monk
         assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 8
 
 
-def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contents_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -234,7 +234,7 @@ def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: p
     assert set(done[:at]) == files and done[at + 1 :] == [tmp_path.name]
 
 
-def test_what_dead_processes_left_goes(tmp_path: Path) -> None:
+def test_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -248,7 +248,7 @@ def test_what_dead_processes_left_goes(tmp_path: Path) -> None:
         alive.communicate(b"\n")
 
 
-def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
+def test_finished_run_returns_at_once(tmp_path: Path) -> None:
     whole, again = network(), network().eval()
     done = finetune(whole, loader(), output=tmp_path, save_every=4)
     lines = (tmp_path / "metrics.jsonl").read_text()
@@ -267,13 +267,13 @@ def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
-def test_a_loader_at_its_end_starts_over() -> None:
+def test_loader_at_its_end_starts_again() -> None:
     feed = loader()
     first = finetune(network(), feed)
     assert finetune(network(), feed).losses == first.losses
 
 
-def test_a_new_run_replaces_the_checkpoints_of_a_longer_one(tmp_path: Path) -> None:
+def test_new_run_replaces_the_checkpoints_of_a_longer_run(tmp_path: Path) -> None:
     finetune(network(), loader(), output=tmp_path, save_every=2, max_checkpoints=3)
     feed = loader()
 
@@ -302,7 +302,7 @@ def test_a_new_run_replaces_the_checkpoints_of_a_longer_one(tmp_path: Path) -> N
         (dict(learning_rate=1.0), "learning_rate"),
     ],
 )
-def test_other_settings_are_named(options: Any, name: str, tmp_path: Path) -> None:
+def test_error_names_other_settings(options: Any, name: str, tmp_path: Path) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -316,7 +316,7 @@ def test_other_settings_are_named(options: Any, name: str, tmp_path: Path) -> No
         finetune(Model(), loader(steps=1), output=tmp_path, resume=True, **options)
 
 
-def test_momentum_augmentation_and_dtype_are_named(tmp_path: Path) -> None:
+def test_error_names_momentum_augmentation_and_dtype(tmp_path: Path) -> None:
     finetune(network(), loader(steps=1), output=tmp_path / "a", optimizer="sgd")
     with pytest.raises(ValueError, match=r"different: momentum \(0.9 in the checkpoint, 0.5 given\)"):
         finetune(network(), loader(steps=1), output=tmp_path / "a", optimizer="sgd", momentum=0.5, resume=True)
@@ -329,7 +329,7 @@ def test_momentum_augmentation_and_dtype_are_named(tmp_path: Path) -> None:
         finetune(model, flipped, output=tmp_path / "b", resume=True)
 
 
-def test_errors_leave_the_modules_in_their_modes(tmp_path: Path) -> None:
+def test_errors_restore_the_modes_of_modules(tmp_path: Path) -> None:
     feed = loader()
 
     class Stops(nn.Module):

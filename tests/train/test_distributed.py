@@ -1,4 +1,4 @@
-"""Any number of processes: one global sequence, one loss curve, one schedule, one evaluation; resumed by another number."""
+"""Any number of processes gives the same batches, losses, learning rates and evaluation, also after a resume."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ loader = MixLoader(features, groups, policies.lisa(), 24, steps=11, seed=5, rank
 try:
     done = finetune(model, loader, learning_rate=0.05, accumulate=2, output=out, save_every=4, resume=True)
 except Killed:
-    os._exit(0)  # as a killed job ends: nobody is told
+    os._exit(0)  # like a killed process, without cleanup
 distributed = torch.distributed.is_initialized()
 found = evaluate(model, features, groups, batch_size=50, sharded=distributed)
 drawn = [[batch.index.tolist(), batch.partner.tolist(), batch.lam.tolist()] for batch in loader]
@@ -55,7 +55,7 @@ report = dict(losses=done.losses, groups=[g.correct for g in found.groups], draw
 with open(f"{out}/rank-{rank}.json", "w") as file:
     json.dump(report, file)
 if distributed:
-    torch.distributed.barrier()  # none leaves while another still needs it
+    torch.distributed.barrier()  # no process ends while another uses the group
     torch.distributed.destroy_process_group()
 """
 
@@ -70,7 +70,7 @@ def run(folder: Path, world: int, batches: int = 1000) -> None:
 
 
 def reports(folder: Path, world: int) -> dict[str, Any]:
-    """One report of all ranks: what each draws, put together; the rest, which all must agree on."""
+    """Combine the reports of all ranks: the concatenated draws, and results that must be equal in all ranks."""
     ranks = [json.loads((folder / f"rank-{k}.json").read_text()) for k in range(world)]
     assert all(r["losses"] == ranks[0]["losses"] and r["groups"] == ranks[0]["groups"] for r in ranks)
     drawn = [[list(chain(*(r["drawn"][k][part] for r in ranks))) for part in range(3)] for k in range(11)]
@@ -93,14 +93,14 @@ def same(found: dict[str, Any], alone: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-def test_any_number_of_processes_trains_alike(world: int, alone: dict[str, Any], tmp_path: Path) -> None:
+def test_results_do_not_depend_on_the_number_of_processes(world: int, alone: dict[str, Any], tmp_path: Path) -> None:
     run(tmp_path / "run", world)
     same(reports(tmp_path / "run", world), alone)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000008", "step-00000011"]
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), pytest.param(1, 3, marks=pytest.mark.slow)])
-def test_another_number_of_processes_goes_on(first: int, then: int, alone: dict[str, Any], tmp_path: Path) -> None:
+def test_resume_with_another_number_of_processes(first: int, then: int, alone: dict[str, Any], tmp_path: Path) -> None:
     run(tmp_path / "run", first, batches=6)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
     run(tmp_path / "run", then)

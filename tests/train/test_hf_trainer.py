@@ -1,4 +1,4 @@
-"""MixTrainer: a real Trainer's batches, loss and weights against our own sequence, loss and loop."""
+"""MixTrainer: batches, losses and weights equal those of MixLoader, mixed_cross_entropy and finetune."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model() -> BertForSequenceClassification:
 
 
 class Texts(Dataset[dict[str, Any]]):
-    """What a script hands to a Trainer: examples as dicts, here padded to a common length."""
+    """Dataset of a Trainer: examples as dicts, optionally padded to a common length."""
 
     def __init__(self, padded: bool = True, **more: Any) -> None:
         self.padded, self.more = padded, more
@@ -123,7 +123,7 @@ def test_batches_and_losses_are_those_of_the_sequence(tmp_path: Path, mix_at: st
             (inputs["partner_ids"], inputs["partner_mask"], inputs["partner"]),
         ):
             assert [i[m].tolist() for i, m in zip(ids, mask, strict=True)] == [ROWS[n] for n in rows.tolist()]
-    # The first loss, before any step: by our wrapper and by the embeddings written out.
+    # The first loss, before any step, computed by MixedInputs and from the embeddings.
     inputs, loss = run.seen[0]
     pairs = MixLoader(TokenSource.from_lists(ROWS, pad_multiple=1), GROUPS, policies.mixup(), BATCH, seed=7).batch(0)
     logits = MixedInputs(start.train(), mix_at)(pairs.input).logits
@@ -153,7 +153,7 @@ def test_batches_are_balanced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_weights_are_those_of_our_loop(tmp_path: Path, accumulate: int) -> None:
+def test_weights_equal_those_of_finetune(tmp_path: Path, accumulate: int) -> None:
     steps = 6 if accumulate == 1 else 10  # an epoch has five batches: the Trainer takes steps of 3 and 2
     run = trainer(tmp_path, gradient_accumulation_steps=accumulate, max_steps=6 if accumulate == 1 else 4)
     start = copy.deepcopy(run.model)
@@ -168,7 +168,7 @@ def test_the_weights_are_those_of_our_loop(tmp_path: Path, accumulate: int) -> N
         assert [loss for _, loss in run.seen] == pytest.approx(list(result.losses), abs=2e-5)
         assert_same(state(run.model), state(start), 1e-4)
         return
-    # By hand, as our loop has no epochs that cut accumulation short.
+    # A manual loop, because finetune has no epochs that end an accumulation early.
     assert len(run.seen) == steps
     mixed, optimizer = MixedInputs(start.train()), run_optimizer(start)
     loader = MixLoader(TokenSource.from_lists(ROWS), GROUPS, policies.mixup(), BATCH, seed=7, steps=10)
@@ -194,7 +194,7 @@ def run_optimizer(of: torch.nn.Module) -> torch.optim.AdamW:
 
 
 @pytest.mark.parametrize("at", [2, 5, 7])
-def test_a_resumed_run_goes_on_with_the_same_batches(tmp_path: Path, at: int) -> None:
+def test_resumed_run_has_the_same_batches(tmp_path: Path, at: int) -> None:
     options = dict(max_steps=9, save_strategy="steps", save_steps=at)
     whole = trainer(tmp_path / "whole", **options)
     whole.train()
@@ -202,7 +202,7 @@ def test_a_resumed_run_goes_on_with_the_same_batches(tmp_path: Path, at: int) ->
     second.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
     assert [i["index"].tolist() for i, _ in second.seen] == [i["index"].tolist() for i, _ in whole.seen[at:]]
     assert_same(state(second.model), state(whole.model))
-    # What was saved is the inner model, as ever.
+    # The saved model is the inner model.
     saved = BertForSequenceClassification.from_pretrained(tmp_path / "whole" / f"checkpoint-{at}")
     assert state(saved).keys() == state(whole.model).keys()
 
@@ -222,7 +222,7 @@ def test_epochs_continue_the_sequence(tmp_path: Path) -> None:
 
 def test_datasets_of_every_kind_give_the_same_batches(tmp_path: Path) -> None:
     class Columns:
-        """A `datasets.Dataset` as far as it is looked at."""
+        """The methods of a `datasets.Dataset` that MixTrainer uses."""
 
         column_names = ("input_ids", "attention_mask", "label")
 
@@ -245,7 +245,7 @@ def test_datasets_of_every_kind_give_the_same_batches(tmp_path: Path) -> None:
         assert all(torch.equal(batch[name], expected[name]) for name in batch)
 
 
-def test_evaluation_is_the_trainers_own(tmp_path: Path) -> None:
+def test_evaluation_equals_that_of_the_trainer(tmp_path: Path) -> None:
     run = trainer(tmp_path, eval_dataset=Texts(), max_steps=3)
     run.train()
     plain = Trainer(model=run.model, args=arguments(tmp_path), eval_dataset=Texts())
@@ -253,7 +253,7 @@ def test_evaluation_is_the_trainers_own(tmp_path: Path) -> None:
     assert np.allclose(run.predict(Texts()).predictions, plain.predict(Texts()).predictions, atol=1e-6)
 
 
-def test_it_trains_a_model_inside_distributed_data_parallel(tmp_path: Path) -> None:
+def test_model_inside_distributed_data_parallel(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     inputs = next(iter(run.get_train_dataloader()))
     run.compute_loss(run.model, inputs).backward()
@@ -268,7 +268,7 @@ def test_it_trains_a_model_inside_distributed_data_parallel(tmp_path: Path) -> N
         hook.remove()
     finally:
         torch.distributed.destroy_process_group()
-    assert len(calls) == 1  # through the wrapper, which then synchronises gradients
+    assert len(calls) == 1  # the wrapper synchronizes gradients
     assert_same({name: p.grad for name, p in run.model.named_parameters()}, expected, 1e-7)
     with pytest.raises(ValueError, match="outer must be a wrapper of the model, Linear does not contain it"):
         run.compute_loss(torch.nn.Linear(1, 1), inputs)
@@ -303,18 +303,18 @@ metrics = trainer.evaluate()
 """
 
 
-def test_a_script_changes_in_at_most_five_lines(tmp_path: Path) -> None:
+def test_script_changes_in_at_most_five_lines(tmp_path: Path) -> None:
     changed = [line for line in difflib.ndiff(SCRIPT.splitlines(), WITH_SPURMIX.splitlines()) if line.startswith("+")]
     assert len(changed) <= 5
     for script in (SCRIPT, WITH_SPURMIX):
         names = dict(
             model=model(), args=arguments(tmp_path), train=Texts(), labels=LABELS, attributes=ATTRIBUTES, metrics={}
         )
-        exec(script, names)  # the two scripts above, nothing else
+        exec(script, names)  # the two scripts above
         assert names["metrics"]["eval_loss"] > 0
 
 
-def test_a_model_made_by_model_init(tmp_path: Path) -> None:
+def test_model_of_model_init(tmp_path: Path) -> None:
     run = Recorder(
         model_init=model, args=arguments(tmp_path, max_steps=2), train_dataset=Texts(), groups=GROUPS,
         policy=policies.erm(),

@@ -31,7 +31,7 @@ def test_cells_against_a_count_by_hand() -> None:
         mine = RIGHT[CELLS[:, k]]
         assert (cell.count, cell.correct, cell.label) == (mine.size, mine.sum(), k % 2)
         assert (cell.low, cell.high) == metrics.wilson(cell.correct, cell.count)
-    assert sum(c.count for c in result.cells) != 300  # they overlap, and leave examples out
+    assert sum(c.count for c in result.cells) != 300  # cells overlap, and some examples are in none
     assert result.worst_group == min(c.accuracy for c in result.cells)
     assert result.worst_name == min(result.cells, key=lambda c: c.accuracy).name
     assert len(json.loads(json.dumps(result.to_dict()))["cells"]) == 16
@@ -51,12 +51,12 @@ def test_averages_are_those_of_the_partition() -> None:
     assert plain.cells == ()
 
 
-def test_small_cells_are_reported_and_do_not_decide() -> None:
+def test_small_cells_are_reported_but_not_the_worst_group() -> None:
     members = CELLS.copy()
     wrong = np.flatnonzero(~RIGHT)[:3]
     members[:, 0] = False
     members[wrong, 0] = True  # three examples, all wrong
-    members[:, 5] = False  # nobody: not reported
+    members[:, 5] = False  # empty, so not reported
     free = metrics.evaluate_logits(LOGITS, GROUPS, membership=members, cell_names=NAMES)
     assert (free.worst_group, free.worst_name) == (0.0, NAMES[0])
     guarded = metrics.evaluate_logits(LOGITS, GROUPS, membership=members, cell_names=NAMES, min_group_size=4)
@@ -68,7 +68,7 @@ def test_small_cells_are_reported_and_do_not_decide() -> None:
         metrics.evaluate_logits(LOGITS, GROUPS, membership=members, min_group_size=301)
 
 
-def test_the_guard_holds_for_a_partition_too() -> None:
+def test_min_group_size_of_a_partition() -> None:
     labels = np.array([0] * 50 + [1] * 2)
     logits = np.eye(2)[np.zeros(52, dtype=int)]
     groups = GroupIndex(labels)
@@ -76,7 +76,7 @@ def test_the_guard_holds_for_a_partition_too() -> None:
     assert metrics.evaluate_logits(logits, groups, min_group_size=3).worst_group == 1
 
 
-def test_a_model_is_evaluated_on_cells() -> None:
+def test_model_is_evaluated_on_cells() -> None:
     features = LOGITS.astype(np.float32)
     result = evaluate(nn.Identity(), features, GROUPS, membership=torch.from_numpy(CELLS), cell_names=NAMES)
     expected = metrics.evaluate_logits(LOGITS, GROUPS, membership=CELLS, cell_names=NAMES)
@@ -111,10 +111,10 @@ def test_metrics_need_no_torch() -> None:
 
 
 class Untouched(nn.Module):
-    """A model that must not be asked."""
+    """A model that must not run."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("the model worked before its options were checked")
+        raise AssertionError("the model ran before the options were checked")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ class Untouched(nn.Module):
         (dict(train_groups=LABELS), TypeError, "train_groups must be a GroupIndex"),
     ],
 )
-def test_options_are_checked_before_the_model_works(options: dict, error: type[Exception], text: str) -> None:
+def test_options_are_checked_before_the_model_runs(options: dict, error: type[Exception], text: str) -> None:
     features = np.zeros((300, 2), dtype=np.float32)
     with pytest.raises(error, match=text):
         evaluate(Untouched(), features, GROUPS, **options)
@@ -140,7 +140,7 @@ def test_options_are_checked_before_the_model_works(options: dict, error: type[E
         metrics.evaluate_logits(LOGITS, GROUPS, **options)
 
 
-def test_numpy_integers_are_integers() -> None:
+def test_numpy_integers_are_accepted() -> None:
     result = metrics.evaluate_logits(LOGITS, GROUPS, membership=CELLS, min_group_size=np.int64(20))
     assert result.to_dict() == metrics.evaluate_logits(LOGITS, GROUPS, membership=CELLS, min_group_size=20).to_dict()
     assert json.loads(json.dumps(result.to_dict()))["min_group_size"] == 20

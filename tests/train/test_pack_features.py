@@ -101,7 +101,7 @@ def test_shards_and_interrupted_job(
     with pytest.raises(KeyboardInterrupt):
         pack_features.pack_features(network, images, tmp_path / "h", batch_size=4)
     with torch.no_grad():
-        network.classifier[1].weight.add_(1)  # another model: nothing is taken over
+        network.classifier[1].weight.add_(1)  # another model, so packing starts again
     assert pack_features.pack_features(network, images, tmp_path / "h", batch_size=4).resumed == 0
 
 

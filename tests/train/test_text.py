@@ -27,7 +27,7 @@ def test_lam_of_one_and_zero_give_the_unmixed_logits(kind: str, mix_at: Any) -> 
         batch = pairs(kind, lam)
         ids, mask = (batch.ids, batch.mask) if own else (batch.partner_ids, batch.partner_mask)
         expected = plain(model, ids, mask)
-        # One sample of another weight keeps the whole batch on the mixing path.
+        # With one sample of another weight, the batch is mixed.
         batch.lam[4] = 0.5
         actual = logits_of(mixed(batch))
         assert (actual[:4] - expected[:4]).abs().max() <= 1e-6
@@ -67,7 +67,7 @@ def test_mixed_features_are_the_mixture_of_logits_where_the_head_is_linear() -> 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mix_at", ["embeddings", "features"])
 def test_gradients_of_the_table(kind: str, mix_at: Any) -> None:
-    """Against a table of which every row is looked up by plain PyTorch."""
+    """Compare with a table whose rows are looked up by plain PyTorch."""
     model = build(kind).eval()
     batch = pairs(kind)
     logits_of(MixedInputs(model, mix_at)(batch)).square().sum().backward()

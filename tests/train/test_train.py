@@ -1,4 +1,4 @@
-"""Fine-tuning, checkpoints, evaluation, models."""
+"""Fine-tuning: learning, resume, options, losses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(parameters(a), parameters(b), strict=True))
 
 
-def test_it_learns_and_writes_metrics(tmp_path: Path) -> None:
+def test_finetune_learns_and_writes_metrics(tmp_path: Path) -> None:
     model = network()
     result = finetune(model, loader(steps=60), learning_rate=3e-2, output=tmp_path)
     assert result.losses[-1] < result.losses[0]
@@ -74,7 +74,7 @@ def test_resume_is_bit_identical(tmp_path: Path, at: int) -> None:
     assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == 11
 
 
-def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
+def test_corrupt_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
     whole = network()
     finetune(whole, loader(), output=tmp_path, save_every=4)
     newest, older = sorted((tmp_path / "checkpoints").iterdir(), reverse=True)
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
         finetune(network(), loader(), output=tmp_path, resume=True)
 
 
-def test_a_checkpoint_of_another_run_is_an_error(tmp_path: Path) -> None:
+def test_checkpoint_of_another_run_is_an_error(tmp_path: Path) -> None:
     finetune(network(), loader(), output=tmp_path)
     with pytest.raises(ValueError, match="another run; different: seed"):
         finetune(network(), loader(seed=3), output=tmp_path, resume=True)
@@ -106,7 +106,7 @@ def test_accumulation_equals_the_large_batch() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_an_incomplete_accumulation_is_flushed_at_its_own_scale() -> None:
+def test_incomplete_accumulation_is_scaled_by_its_size() -> None:
     tail, plain = network(0.0), network(0.0)
     options: Any = dict(optimizer="sgd", learning_rate=0.1, schedule="constant", momentum=0.0)
     finetune(tail, loader(batch=24, steps=1), accumulate=4, **options)
@@ -153,13 +153,13 @@ def test_bad_options(options: dict, text: str) -> None:
         finetune(network(), loader(), **options)
 
 
-def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+def test_output_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write into"):
         finetune(network(), loader(), output=tmp_path / "file" / "run")
 
 
-def test_a_loss_that_is_not_finite_names_the_step() -> None:
+def test_error_names_the_step_of_a_loss_that_is_not_finite() -> None:
     model = network()
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
@@ -194,7 +194,7 @@ def test_evaluation_against_a_count_by_hand() -> None:
     assert json.loads(json.dumps(result.to_dict()))["groups"][0]["count"] == result.groups[0].count
 
 
-def test_evaluation_rejects_what_it_cannot_count() -> None:
+def test_invalid_logits_are_rejected() -> None:
     with pytest.raises(ValueError, match="not finite"):
         metrics.evaluate_logits(np.full((120, 2), np.nan), GROUPS)
     with pytest.raises(ValueError, match="labels go up to 1, but the model has 1"):
@@ -325,7 +325,7 @@ def test_the_deprecated_name_of_max_checkpoints(tmp_path: Path) -> None:
 
 
 def peak_memory_of(call: Callable[[], object]) -> int:
-    """Growth of this process's resident memory during a call, at its peak, in bytes."""
+    """Peak growth of the resident memory of this process during a call, in bytes."""
 
     def high_water_mark() -> int:
         status = Path("/proc/self/status").read_text()
@@ -342,7 +342,7 @@ def test_evaluation_does_not_keep_logits() -> None:
     labels = np.arange(examples) % classes
     groups = GroupIndex(labels, labels % 2)
     model, features = nn.Linear(1, classes), torch.rand(examples, 1)
-    evaluate(model, features[:1000], GroupIndex(labels[:1000]))  # allocates what does not depend on the size
+    evaluate(model, features[:1000], GroupIndex(labels[:1000]))  # allocates memory that does not depend on the size
     all_logits = 4 * examples * classes
     assert peak_memory_of(lambda: evaluate(model, features, groups)) < all_logits / 4
     assert peak_memory_of(lambda: predict(model, features)) > all_logits / 2
@@ -372,15 +372,14 @@ def test_evaluation_counts_half_precision_logits_and_mixed_groups() -> None:
         assert result.to_dict() == expected.to_dict()
 
 
-def test_first_logits_that_are_not_finite_are_named() -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_error_names_the_first_logits_that_are_not_finite(value: float) -> None:
     logits = np.eye(2, dtype=np.float32)[LABELS]
-    logits[[70, 31], 1] = np.inf, np.nan
-    for call in (
-        lambda: evaluate(nn.Identity(), logits, GROUPS, batch_size=16),
-        lambda: metrics.evaluate_logits(logits, GROUPS),
-    ):
-        with pytest.raises(ValueError, match="logits of example 31 are not finite"):
-            call()
+    logits[[70, 31], 1] = np.inf, value
+    with pytest.raises(ValueError, match="logits of example 31 are not finite"):
+        evaluate(nn.Identity(), logits, GROUPS, batch_size=16)
+    with pytest.raises(ValueError, match="logits of example 31 are not finite"):
+        metrics.evaluate_logits(logits, GROUPS)
 
 
 def test_loss_that_is_not_finite_is_reported_before_a_checkpoint(tmp_path: Path) -> None:

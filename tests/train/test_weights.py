@@ -41,7 +41,7 @@ def trained() -> nn.Module:
 
 
 def torchvision_names(model: nn.Module, depths: tuple[int, ...] = DEPTHS) -> dict[str, Tensor]:
-    """The model's state under torchvision's and timm's names, by rules of their own: from the structure of a ResNet."""
+    """State dict with the names of torchvision and timm, derived from the structure of a ResNet."""
     state = model.state_dict()
     named: dict[str, Tensor] = {}
 
@@ -80,7 +80,7 @@ def test_round_trips(layout: str, trained: nn.Module, tmp_path: Path) -> None:
         save_file({n: v.contiguous() for n, v in state.items()}, str(path))
     elif layout == "parallel":
         torch.save({"state_dict": {f"module.{n}": v for n, v in state.items()}, "epoch": 3}, path)
-    elif layout == "old":  # before batches were counted
+    elif layout == "old":  # without the counter of batches
         torch.save({n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}, path)
     elif layout == "robustness":
         wrapped = {f"module.{k}.{n}": v for n, v in state.items() for k in ("model", "attacker.model")}
@@ -97,7 +97,7 @@ def test_round_trips(layout: str, trained: nn.Module, tmp_path: Path) -> None:
     assert read.mean == (pytest.approx((0.1, 0.2, 0.3)) if layout == "robustness" else None)
     assert read.layout == {"timm": "torchvision", "parallel": "torchvision", "old": "torchvision"}.get(layout, layout)
     head = other.classifier[1].weight.clone()
-    load_weights(other, path)  # keeps its own head
+    load_weights(other, path)  # does not change the head
     assert torch.equal(other.classifier[1].weight, head)
     name = "resnet.encoder.stages.2.layers.1.layer.1.convolution.weight"
     assert torch.equal(other.state_dict()[name], trained.state_dict()[name])

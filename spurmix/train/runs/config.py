@@ -151,7 +151,7 @@ def resolve(
     given = read_toml(config) if config is not None else {}
     named = given.pop("recipe", None)
     chosen = recipe if recipe is not None else named
-    if chosen is not None and chosen not in RECIPES:
+    if chosen is not None and not (isinstance(chosen, str) and chosen in RECIPES):
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {chosen!r}")
     result = base
     levels = [("", {} if chosen is None else RECIPES[chosen].config()), (str(config), given), ("", flags)]
@@ -225,7 +225,7 @@ def _checked(name: str, value: object, origin: str) -> object:
         raise ValueError(str(error)) from None
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path) -> dict[str, object]:
     """Read the keys of a TOML file.
 
     Args:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,16 @@ from spurmix.train.runs.model import describe, rebuild
 
 CONFIG, ABOUT, EVALUATIONS, MODEL = "config.toml", "run.json", "evaluations.jsonl", "model.safetensors"
 CHECKPOINTS = "checkpoints"
+
+
+class EvaluationRow(TypedDict):
+    """Line of `evaluations.jsonl`."""
+
+    step: int
+    worst_group: float
+    average: float
+    adjusted_average: float
+    worst_name: str
 
 
 def lock(folder: Path) -> IO[str]:
@@ -125,7 +135,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+def read_evaluations(folder: Path) -> list[EvaluationRow]:
     """Read `evaluations.jsonl`.
 
     Args:
@@ -151,7 +161,7 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_evaluations(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_evaluations(folder: Path, rows: Iterable[EvaluationRow]) -> None:
     """Write `evaluations.jsonl`."""
     write_text(folder / EVALUATIONS, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -185,7 +195,7 @@ def _digest(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_weights(path: Path, model: nn.Module, about: dict[str, Any], config: RunConfig) -> None:
+def write_weights(path: Path, model: nn.Module, about: Mapping[str, object], config: RunConfig) -> None:
     """Write the parameters and buffers of a model as safetensors, with a description in the header.
 
     Args:

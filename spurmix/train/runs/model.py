@@ -71,9 +71,9 @@ def _mixed(model: nn.Module, mix_at: str) -> nn.Module:
     return MixedInputs(model, mix_at="features" if mix_at == "features" else "embeddings")
 
 
-def describe(model: nn.Module, config: RunConfig) -> dict[str, Any]:
+def describe(model: nn.Module, config: RunConfig) -> dict[str, object]:
     """Describe the architecture of a model for `rebuild`."""
-    described = {"model": config.model, "mix_at": config.mix_at}
+    described: dict[str, object] = {"model": config.model, "mix_at": config.mix_at}
     if isinstance(model, nn.Linear):
         return {**described, "shape": [model.in_features, model.out_features]}
     inner: Any = unwrapped(model)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
-from spurmix.train.options import FinetuneOptions
+from spurmix.train.options import FinetuneOptions, FinetuneOverrides
 
 DEFAULTS = FinetuneOptions()
+
+
+class LoaderOptions(TypedDict):
+    """Arguments of `MixLoader`."""
+
+    batch_size: int
+    epochs: float
 
 
 @dataclass(frozen=True)
@@ -61,18 +68,19 @@ class Recipe:
     attribute: str = ""
     cells: bool = False
 
-    def loader_options(self) -> dict[str, Any]:
+    def loader_options(self) -> LoaderOptions:
         """Return arguments of `MixLoader`."""
         return {"batch_size": self.batch_size, "epochs": self.epochs}
 
-    def finetune_options(self) -> dict[str, Any]:
+    def finetune_options(self) -> FinetuneOverrides:
         """Return arguments of `finetune`."""
-        names = (
-            "learning_rate", "weight_decay", "optimizer", "schedule", "warmup", "clip", "momentum", "decay_all", "stages",
+        return FinetuneOverrides(
+            learning_rate=self.learning_rate, weight_decay=self.weight_decay, optimizer=self.optimizer,
+            schedule=self.schedule, warmup=self.warmup, clip=self.clip, momentum=self.momentum,
+            decay_all=self.decay_all, stages=self.stages,
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Return settings of `spurmix train`. The policy is not included. Published results are those of `erm`."""
         model = "bert" if self.model.startswith("bert") else "resnet50"
         settings = {"model": model, "crop": self.crop, "flip": self.flip, "cells": self.cells, "select": "best"}

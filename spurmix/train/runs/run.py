@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import nn
@@ -34,7 +34,16 @@ from spurmix.train.process import check_precision
 from spurmix.train.runs import files
 from spurmix.train.runs.config import RunConfig, build_policy, read_run_config, to_toml
 from spurmix.train.runs.data import SplitData, complete, evaluate_split, example_shape, read_split
-from spurmix.train.runs.files import ABOUT, CONFIG, MODEL, read_evaluations, read_weights, write_text, write_weights
+from spurmix.train.runs.files import (
+    ABOUT,
+    CONFIG,
+    MODEL,
+    EvaluationRow,
+    read_evaluations,
+    read_weights,
+    write_text,
+    write_weights,
+)  # fmt: skip
 from spurmix.train.runs.model import build_model, describe, rebuild
 from spurmix.train.runs.processes import Processes
 
@@ -271,19 +280,20 @@ class _Validation:
         if not run.processes.main:
             return
         # A run that resumes from an earlier checkpoint repeats evaluations. Discard those of the interrupted run.
-        rows = [row for row in read_evaluations(run.folder) if row["step"] < step]
+        rows = [earlier for earlier in read_evaluations(run.folder) if earlier["step"] < step]
         for later, path in files.bests(run.folder).items():
             if later >= step:
                 path.unlink()
-        best = max((row["worst_group"] for row in rows), default=-1.0)
-        summary: dict[str, Any] = {
-            "step": step, **{k: getattr(found, k) for k in ("worst_group", "average", "adjusted_average")}
-        }  # fmt: skip
+        best = max((earlier["worst_group"] for earlier in rows), default=-1.0)
+        row = EvaluationRow(
+            step=step, worst_group=found.worst_group, average=found.average, adjusted_average=found.adjusted_average,
+            worst_name=found.worst_name,
+        )  # fmt: skip
         if run.config.select == "best" and found.worst_group > best:
-            write_weights(files.best_path(run.folder, step), run.model, summary, run.config)
+            about = {name: value for name, value in row.items() if name != "worst_name"}
+            write_weights(files.best_path(run.folder, step), run.model, about, run.config)
         files.prune_bests(run.folder)
-        rows.append({**summary, "worst_name": found.worst_name})
-        files.write_evaluations(run.folder, rows)
+        files.write_evaluations(run.folder, [*rows, row])
 
     def restore_best(self) -> int:
         """Load the best weights in every process. Return the number of batches after which they were saved."""

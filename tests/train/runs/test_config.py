@@ -1,4 +1,4 @@
-"""Settings of runs: where they come from, their file, recipes, policies, and what is refused."""
+"""Settings of runs: origins, TOML file, recipes, policies, invalid settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_settings_come_from_defaults_recipe_file_and_flags(tmp_path: Path) -> No
     assert resolve({"epochs": 2.0}, base=dataclasses.replace(DEFAULT, steps=7)).steps == 0
     with pytest.raises(ValueError, match="weights: the recipe celeba requires resnet50 pre-trained on ImageNet"):
         resolve({}, recipe="celeba")
-    assert resolve({"model": "minilm"}, recipe="civilcomments").weights == ""  # which brings its own
+    assert resolve({"model": "minilm"}, recipe="civilcomments").weights == ""  # minilm has its own weights
     assert resolve({}, file, "celeba").batch_size == 64
     assert repr(build_policy(dataclasses.replace(made, policy="balance_attributes"))).count("Beta(1, 3)") == 1
 
@@ -48,7 +48,7 @@ def test_settings_come_from_defaults_recipe_file_and_flags(tmp_path: Path) -> No
 def test_recipes_are_settings(name: str) -> None:
     made = resolve({"weights": "/w"}, recipe=name)
     assert made.select == "best" and made.batch_size == RECIPES[name].batch_size
-    assert resolve({**RECIPES[name].config(), "weights": "/w"}) == made  # names and types that settings have
+    assert resolve({**RECIPES[name].config(), "weights": "/w"}) == made  # names and types are those of settings
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -56,7 +56,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 
 @given(texts, st.dictionaries(texts, st.one_of(st.integers(-(2**40), 2**40), st.floats(allow_nan=False, allow_infinity=False),
        texts, st.booleans(), st.lists(st.integers(0, 9), max_size=3)), max_size=3), st.floats(0, 1e6))  # fmt: skip
-def test_settings_survive_their_file(text: str, options: dict[str, Any], rate: float) -> None:
+def test_settings_are_restored_from_their_file(text: str, options: dict[str, Any], rate: float) -> None:
     config = dataclasses.replace(DEFAULT, attribute=text, policy_options=options, learning_rate=rate)
     folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
     file = folder / "spurmix-test-settings.toml"
@@ -110,14 +110,14 @@ def test_stages_of_the_step_schedule() -> None:
         ("seed = ", "run.toml is not valid TOML: "),
     ],
 )
-def test_bad_settings_are_named(toml: str, text: str, tmp_path: Path) -> None:
+def test_errors_name_invalid_settings(toml: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(toml)
     with pytest.raises(ValueError) as caught:
         resolve({}, tmp_path / "run.toml")
     assert text in str(caught.value)
 
 
-def test_flags_that_would_do_nothing(tmp_path: Path) -> None:
+def test_flags_without_effect_are_errors(tmp_path: Path) -> None:
     for flags, text in (
         (dict(stages=4), "--stages has no effect with schedule cosine; it requires schedule step"),
         (
@@ -133,9 +133,7 @@ def test_flags_that_would_do_nothing(tmp_path: Path) -> None:
     made = resolve(dict(stages=4, memory=1.5, momentum=0.8), tmp_path / "run.toml")
     assert (made.stages, made.memory, made.momentum) == (4, 1.5, 0.8)
     assert resolve(dict(memory=1.0)).tier == "auto"
-    assert (
-        resolve({}, tmp_path / "run.toml", base=resolve(dict(schedule="cosine"))).stages == 2
-    )  # a file may hold them all
+    assert resolve({}, tmp_path / "run.toml", base=resolve(dict(schedule="cosine"))).stages == 2  # allowed in a file
 
 
 def test_deprecated_names_of_settings(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""CivilComments from file to cells with the published settings and a tiny BERT."""
+"""CivilComments with the published settings and a tiny BERT, from the file to the accuracy of cells."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "nice", "good", "awful", "hateful",
 
 
 def write(folder: Path) -> None:
-    """120 comments: toxic ones say so; identities are mentioned at random, several at a time."""
+    """Write 120 comments. Toxic comments have a certain word. Several identities are mentioned at random."""
     rng = np.random.default_rng(3)
     with (folder / "all_data_with_identities.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -45,7 +45,7 @@ def tokenizer() -> Tokenizer:
 
 def test_civilcomments_from_file_to_cells(tmp_path: Path) -> None:
     write(tmp_path)
-    recipe = replace(CIVILCOMMENTS, learning_rate=2e-2, epochs=15)  # a tiny BERT from scratch wants more
+    recipe = replace(CIVILCOMMENTS, learning_rate=2e-2, epochs=15)  # a tiny BERT with random weights learns slowly
     data = read_civilcomments(tmp_path)
     train, test = data.split("train"), data.split("test")
     words = tokenizer()
@@ -68,11 +68,11 @@ def test_civilcomments_from_file_to_cells(tmp_path: Path) -> None:
     assert result.weights_from == "training"
 
 
-def test_the_settings_are_the_published_ones() -> None:
+def test_settings_are_the_published_ones() -> None:
     recipe = CIVILCOMMENTS
     assert (recipe.model, recipe.max_length, recipe.batch_size, recipe.epochs) == ("bert-base-uncased", 300, 16, 5)
     assert (recipe.learning_rate, recipe.weight_decay, recipe.clip) == (1e-5, 0.01, 1.0)
-    # transformers' get_linear_schedule_with_warmup with no warm-up
+    # get_linear_schedule_with_warmup of transformers, without warmup
     parameter = torch.nn.Parameter(torch.zeros(1))
     schedule = LambdaLR(torch.optim.SGD([parameter], 1.0), lambda step: max(0.0, (10 - step) / 10))
     for step in range(10):
