@@ -46,7 +46,7 @@ def state(step: int) -> dict[str, Any]:
 
 def write(folder: Path, *steps: int, max_checkpoints: int = 9) -> None:
     for step in steps:
-        checkpoint.save(folder, step, RUN, state(step), keep)
+        checkpoint.save(folder, step, RUN, state(step), max_checkpoints)
 
 
 def step_of(found: dict[str, Any] | None) -> int:
@@ -149,10 +149,10 @@ def test_state_of_wrong_types_falls_back(key: str, value: Any, tmp_path: Path) -
 def test_checkpoint_replaces_the_same_and_later_steps(tmp_path: Path) -> None:
     write(tmp_path, 4, 8, 12)
     (tmp_path / "step-00000008" / "stray").touch()
-    write(tmp_path, 8, keep=2)
+    write(tmp_path, 8, max_checkpoints=2)
     assert names(tmp_path) == ["step-00000004", "step-00000008"]
     assert names(tmp_path / "step-00000008") == sorted((checkpoint.MANIFEST, checkpoint.STATE, checkpoint.TENSORS))
-    write(tmp_path, 2, keep=1)
+    write(tmp_path, 2, max_checkpoints=1)
     assert names(tmp_path) == ["step-00000002"] and step_of(checkpoint.load_latest(tmp_path, RUN)) == 2
 
 
@@ -165,7 +165,7 @@ def test_full_disk_keeps_older_checkpoints(room: int, tmp_path: Path) -> None:
     try:
         for step in (8, 12):
             with pytest.raises(checkpoint.CheckpointError, match=rf"cannot write .*step-0+{step} \("):
-                write(tmp_path, step, keep=1)
+                write(tmp_path, step, max_checkpoints=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -209,7 +209,7 @@ def test_disk_errors_keep_older_checkpoints(call: str, tmp_path: Path, monkeypat
     for number in range(4 if call == "fsync" else 2):
         left[0] = number
         with pytest.raises(checkpoint.CheckpointError, match="the disk gave up"):
-            write(tmp_path, 8, keep=1)
+            write(tmp_path, 8, max_checkpoints=1)
         assert names(tmp_path) == ["step-00000004", "step-00000008"]
         assert step_of(checkpoint.load_latest(tmp_path, RUN)) == 8
 
