@@ -120,6 +120,14 @@ class BatchMaker:
         self._writer.write(batch)
 
     def _write_labels(self, batch: Batch) -> None:
-        batch.label.copy_(self._labels.index_select(0, batch.index))
-        kept = self._keeps_labels
-        batch.partner_label.copy_(batch.label if kept else self._labels.index_select(0, batch.partner))
+        self._select_labels(batch.index, batch.label)
+        if self._keeps_labels:
+            batch.partner_label.copy_(batch.label)
+        else:
+            self._select_labels(batch.partner, batch.partner_label)
+
+    def _select_labels(self, index: Tensor, out: Tensor) -> None:
+        if self._labels.dtype == out.dtype:
+            torch.index_select(self._labels, 0, index, out=out)
+        else:
+            out.copy_(self._labels.index_select(0, index))
