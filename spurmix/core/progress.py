@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, where somebody watches."""
+"""A progress bar with speed and remaining time, shown on terminals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,20 @@ def bar(
     unit: str = "examples",
     shown: bool | None = None,
 ) -> Iterator[T]:
-    """The `batches` of `size` units each, `done` of `total` made before; shown: default on a terminal."""
+    """Iterate over batches and show a progress bar.
+
+    Args:
+        batches: The batches.
+        name: Label of the bar.
+        total: Number of batches, including the completed ones.
+        size: Number of units per batch.
+        done: Number of batches completed before.
+        unit: Name of the units.
+        shown: Whether to show the bar. Default: only if stderr is a terminal.
+
+    Yields:
+        Each batch.
+    """
     if not (sys.stderr.isatty() if shown is None else shown):
         yield from batches
         return

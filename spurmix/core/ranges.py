@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 
 def chunks(count: int, size: int) -> Iterator[range]:
-    """Ranges of up to `size` that make up [0, count)."""
+    """Split [0, count) into ranges of at most `size`."""
     for begin in range(0, count, size):
         yield range(begin, min(begin + size, count))
 
 
 def contiguous(names: Iterable[str]) -> bool:
-    """Whether equal names lie together."""
+    """Whether equal names are next to each other."""
     seen: set[str] = set()
     last = None
     for name in names:

@@ -1,7 +1,6 @@
-"""Operator schemas: the one place where the signature of every `torch.ops.spurmix` operator stands.
+"""Schemas: the signature of every operator in `torch.ops.spurmix`.
 
-The compiled modules register implementations only, so a missing extension leaves the plain-PyTorch
-reference in place under the same names.
+The compiled modules register implementations of these schemas. Without them, the PyTorch reference is used.
 """
 
 # Arguments shared by the functional and the `_out` form of an op.
