@@ -336,7 +336,7 @@ def test_damaged_tables_are_flagged_and_not_followed(cuda: ModuleType, built: An
         assert batch[0].isnan().all() and batch[3].isnan().all() and (batch[4] == 0).all()
         assert cuda.take_flag(0) == device_errors.BAD_TABLES
     assert kernels["draw"](tables.packed, tables.members, 0, 0, 4, counter)[2].isnan().all()
-    with pytest.raises(IndexError, match="tables are damaged"):
+    with pytest.raises(IndexError, match="draw tables of an earlier call are damaged"):
         device_errors.raise_errors(cuda.take_flag(0))
 
 
