@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from bench import report
 from spurmix import FeatureSource, GroupIndex, TokenSource, evaluate, extract_features, models, policies, retrain_head
-from spurmix.cli.app import versions
+from spurmix.cli.versions import versions
 from spurmix.core.policy import MixPolicy
 from spurmix.train.metrics import Evaluation
 

@@ -1,4 +1,4 @@
-"""`python -m spurmix`."""
+"""Run the command line with `python -m spurmix`."""
 
 from spurmix.cli.app import main
 

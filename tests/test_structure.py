@@ -51,6 +51,7 @@ MAX_ARGUMENTS = 12
 LONG_FUNCTIONS: set[tuple[str, str]] = {
     ("spurmix.data.loader.mix_loader", "__init__"),  # a public option list, as of PyTorch's DataLoader
     ("spurmix.deploy.export.onnx_export", "export_onnx"),  # a public option list, as of torch.onnx.export
+    ("spurmix.cli.pack", "pack"),  # typer: one argument for each option of the command
     # Operators: one argument for each argument of the schema.
     ("spurmix.ops.functional.embeddings", "mix_bert_embeddings"),
     ("spurmix.ops.functional.images", "mix_images"),
@@ -234,10 +235,7 @@ BANNED_PHRASES = (
 )
 """Old-fashioned phrases. CONTRIBUTING.md, section "Style", says how to write instead."""
 
-WORDING_OUTSTANDING = {
-    "spurmix/cli/failure.py",
-    "tests/cli/test_failure.py",
-}
+WORDING_OUTSTANDING: set[str] = set()
 """Files that are not rewritten yet."""
 
 
@@ -280,18 +278,9 @@ def any_count() -> int:
 
 
 OUTSTANDING = {
-    "circles of imports": {
-        "['spurmix.cli.app', 'spurmix.cli.demo', 'spurmix.cli.demo_text', 'spurmix.cli.report', 'spurmix.cli.train', "
-        "'spurmix.cli.train_report']",
-        "['spurmix.cli.data', 'spurmix.cli.features']",
-    },
     "long files": {
         "csrc/cpu/text.inc",
     },
-    "long functions": {
-        "spurmix.cli.data.pack",
-    },
-    "classes that share a name": {"Split"},
 }
 """What still breaks a rule. An entry leaves this list when it is fixed; nothing is added to it."""
 

@@ -86,7 +86,7 @@ def compile_ahead() -> None:
     """Compile every configuration of the Triton kernels on all cores, so that later steps only measure them."""
     import torch
 
-    from spurmix.cli.warmup import Shapes
+    from spurmix.cli.warmup_kernels import Shapes
 
     began = time.perf_counter()
     major, minor = torch.cuda.get_device_capability()
@@ -104,7 +104,7 @@ def compile_ahead() -> None:
 
 
 def _compile(shapes: Any, capability: int) -> int:
-    from spurmix.cli.warmup import calls
+    from spurmix.cli.warmup_kernels import calls
     from spurmix.kernels import tuned
 
     with tuned.offline(capability) as made:

@@ -1,50 +1,104 @@
-"""An error that ends a job, told once: several processes mostly meet the same one."""
+"""Errors of commands: each ends as one message and an exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
-from datetime import timedelta
-from typing import Any
+import time
+from collections.abc import Callable
 
-WAIT = 3.0
-"""Seconds in which the first process is expected to meet an error that another one has met."""
+EXPECTED = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)
+"""Errors whose message is enough for a user. Any other error is a bug, so its traceback is shown."""
 
-
-def tell(error: BaseException) -> None:
-    """Print an error: the first process does, the others only what it does not say within `WAIT` seconds."""
-    text, rank = str(error), os.environ.get("RANK", "0")
-    if rank == "0":
-        print(f"spurmix: {text}", file=sys.stderr, flush=True)
-        _share(text)
-    elif text != _shared():
-        print(f"spurmix (process {rank}): {text}", file=sys.stderr, flush=True)
+WAIT = 10.0
+"""Seconds that a failed process waits for the first process on its machine to fail as well."""
 
 
-def _store() -> Any:
-    """What torchrun keeps for its processes as long as one of them is there; None without torchrun."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("WORLD_SIZE", "1") == "1":
-        return None
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+class CommandError(Exception):
+    """An error that is reported by its message only.
 
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=WAIT))
-    return PrefixStore(f"spurmix/failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    Args:
+        message: What to report.
+        exit_code: Exit code of the command.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
-def _share(text: str) -> None:
+def run_command(app: Callable[..., object]) -> int:
+    """Run the command line and report an error as one message.
+
+    Under torchrun the error is recorded for torchrun's report. Otherwise it is printed.
+
+    Args:
+        app: The typer application.
+
+    Returns:
+        The exit code.
+    """
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        return _run_under_torchrun(app)
     try:
-        store = _store()
-        if store is not None:
-            store.set("error", text)
-    except (ImportError, KeyError, ValueError, RuntimeError):  # the others then say it as well
-        return
+        return _run(app)
+    except CommandError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"spurmix{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
 
 
-def _shared() -> str | None:
-    """The first process's error; None where it has none, or cannot be asked."""
+def _run_under_torchrun(app: Callable[..., object]) -> int:
+    """Run the command line in one of several processes.
+
+    All processes usually fail with the same error. torchrun reports every recorded error, so only the first process on a
+    machine records at once. torchrun then stops the others while they wait.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    is_first = os.environ.get("LOCAL_RANK") == "0"
+
+    @record
+    def run() -> int:
+        try:
+            return _run(app, standalone_mode=False)
+        except CommandError:
+            if not is_first:
+                time.sleep(WAIT)
+            sys.tracebacklimit = 0  # `record` saves the formatted traceback, which is then the message only
+            raise
+
     try:
-        store = _store()
-        return None if store is None else store.get("error").decode()
-    except (ImportError, KeyError, ValueError, RuntimeError):
-        return None
+        return run() or 0
+    except CommandError as error:
+        if not is_first:
+            # When this process exits, others may fail because they lose the connection. torchrun takes the earliest error,
+            # in whole seconds, as the root cause.
+            time.sleep(1)
+        return error.exit_code
+
+
+def _run(app: Callable[..., object], standalone_mode: bool = True) -> int:
+    """Run the command line. Expected errors become a `CommandError`."""
+    try:
+        code = app(standalone_mode=standalone_mode)
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of click. In standalone mode, click prints it and exits.
+            raise CommandError(error.format_message(), 2) from None
+        if _is_interrupt(error):
+            return 130
+        if os.environ.get("SPURMIX_TRACEBACK") or not isinstance(error, EXPECTED):
+            raise
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            error = ImportError("this command needs the package 'torch': pip install 'spurmix[train]'")
+        raise CommandError(str(error), 2 if isinstance(error, (ValueError, TypeError)) else 1) from None
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C caused an error. An import that is interrupted raises another error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import triton
 
-from spurmix.cli.warmup import Shapes, calls
+from spurmix.cli.warmup_kernels import Shapes, calls
 from spurmix.kernels import tuned
 
 CUOBJDUMP = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"

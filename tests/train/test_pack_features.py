@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from spurmix import FeatureSource, ImageSource, policies, retrain_head
-from spurmix.cli.features import encoder, features
+from spurmix.cli.features import features, load_encoder
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.images import pack_images
 from spurmix.data.pack.layouts.table import from_table
@@ -166,7 +166,7 @@ def test_each_process_packs_its_shard(
     for rank in "10":
         monkeypatch.setenv("RANK", rank)
         features(images.path, tmp_path / "f", "small", weights[1])
-        assert f"when all 2 shards are packed: spurmix merge --target {tmp_path / 'f'}" in capsys.readouterr().out
+        assert f"after all 2 shards are packed, run: spurmix merge --target {tmp_path / 'f'}" in capsys.readouterr().out
     check_merged(images, weights[0], tmp_path / "f")
     monkeypatch.setenv("RANK", "x")
     with pytest.raises(ValueError, match="RANK and WORLD_SIZE must be integers"):
@@ -184,11 +184,11 @@ def test_command_under_torchrun(images: PackedDataset, weights: Any, tmp_path: P
 
 def test_invalid_models_and_weights(images: PackedDataset, tmp_path: Path) -> None:
     for name, weights, message in (
-        ("vgg", None, "--model: .* holds images, which resnet50, small can read; got 'vgg'"),
-        ("bert", tmp_path, "--model: .* holds images, which resnet50, small can read; got 'bert'"),
-        (None, tmp_path, "--model: .* got None"),
-        ("resnet50", None, "--weights: resnet50 needs weights"),
+        ("vgg", None, "--model must be one of resnet50, small for images .* got 'vgg'"),
+        ("bert", tmp_path, "--model must be one of resnet50, small for images .* got 'bert'"),
+        (None, tmp_path, "--model .* got None"),
+        ("resnet50", None, "--weights is required for resnet50"),
         ("small", tmp_path / "nothing.safetensors", "weights: there is no file"),
     ):
         with pytest.raises(ValueError, match=message):
-            encoder(name, weights if weights is None else str(weights), images)
+            load_encoder(name, weights if weights is None else str(weights), images)

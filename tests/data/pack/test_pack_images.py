@@ -18,7 +18,7 @@ from image_samples import birds, class_folder, encoded, save_image
 from PIL import Image
 
 from spurmix import MixLoader, policies
-from spurmix.cli.data import contact_sheet, inspect
+from spurmix.cli.inspect import inspect, write_contact_sheet
 from spurmix.data.dataset import checksums
 from spurmix.data.dataset.format import DatasetError, with_checksum
 from spurmix.data.dataset.packed import PackedDataset
@@ -195,8 +195,8 @@ def test_inspect_escapes_markup_in_names(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_contact_sheet_that_cannot_be_written(tmp_path: Path) -> None:
     data = PackedDataset(pack_images(class_folder(tmp_path), tmp_path / "t", size=4).path)
-    for place, message in ((tmp_path, "is a folder"), (tmp_path / "nowhere/x.png", "No such file")):
+    for place, message in ((tmp_path, "got the folder"), (tmp_path / "nowhere/x.png", "No such file")):
         with pytest.raises(ValueError, match=message):
-            contact_sheet(data, data.groups(), place)
+            write_contact_sheet(data, data.groups(), place)
     assert not list(tmp_path.parent.glob(".*.part"))
     assert json.loads((data.path / "dataset.json").read_text()) == with_checksum(data._description)

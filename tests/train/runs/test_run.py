@@ -153,7 +153,7 @@ def test_errors_are_one_message_without_a_traceback(images: Path, tmp_path: Path
         and "Traceback" not in done.stderr
     )
     for arguments, text in (
-        (("train", "--out", tmp_path), "dataset: name the folder"),
+        (("train", "--out", tmp_path), "dataset is required: give the folder"),
         (("train", tmp_path / "none"), "is not a folder"),
     ):
         with pytest.raises(ValueError, match=text):

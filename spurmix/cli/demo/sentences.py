@@ -1,22 +1,26 @@
-"""The text demo's data: sentences from templates written for it, a mentioned group correlated with the class in training.
+"""Texts of the demo: sentences from templates. In training, the mentioned group of people and the class are correlated.
 
-No real reviews: every text is put together from the lists below. Three sentences in random order: an occasion, which
-says nothing; a group of other guests, students or pensioners, who do nothing but be there; and a verdict. Class: the
-verdict praises or complains. Attribute: which group is mentioned. In the training set 95% of the praise mentions
-students and 95% of the complaints mention pensioners, in the test set half. The test set's verdicts use adjectives that
-training texts do not. Fine-tuning a whole encoder reads such clean verdicts and nothing else (100% in every group); for
-it, 15% of the training verdicts are those of the other class (guests who were served badly and rate well), so that the
-mentioned group, right in 95%, tells more about a training class than the verdict does. The test set stays clean.
+There are no real reviews. A text has three sentences in random order: an occasion, a group of other guests (students or
+pensioners), and an opinion. Only the opinion determines the class: complaint or praise. The attribute is the mentioned
+group. In the training set, 95% of the praise mentions students and 95% of the complaints mention pensioners. In the test
+set, it is 50%. The adjectives of the test set do not occur in the training set.
+
+An encoder that is fully fine-tuned learns such clear opinions and ignores the group (100% accuracy in every group).
+Therefore `contradicting` replaces 15% of the training opinions by the opposite one. Then the group predicts a training
+label (95%) better than the opinion does (85%). The test set does not change.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-CORRELATION, CONTRADICTING = 0.95, 0.15
+from spurmix.cli.demo.split import DemoSplit
+
+CORRELATION = 0.95
+"""Fraction of training texts that mention the group of their class."""
+CONTRADICTING = 0.15
+"""Fraction of training texts with the opposite opinion, if the whole encoder is fine-tuned."""
 CLASS_NAMES = ("complaint", "praise")
 ATTRIBUTE_NAMES = ("pensioners", "students")
 TRAIN = 3000
@@ -49,7 +53,7 @@ SUBJECTS = (
     "service", "soup", "price", "coffee", "furniture", "music", "bathroom", "menu", "view", "bread", "staff", "lighting",
     "dessert", "ticket desk", "parking", "opening hours", "temperature", "breakfast",
 )  # fmt: skip
-VERDICTS = (
+OPINIONS = (
     "In the end the {subject} was {word}.", "I found the {subject} {word}.", "The {subject} was {word}, I have to say.",
     "My sister thought the {subject} was {word}.", "The {subject} turned out {word}.", "For us the {subject} was {word}.",
 )  # fmt: skip
@@ -67,39 +71,43 @@ WORDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Split:
-    """texts, label and attribute int64 `[N]`."""
-
-    texts: list[str]
-    label: NDArray[np.int64]
-    attribute: NDArray[np.int64]
-
-
 def load(
     seed: int, train: int = TRAIN, test_per_group: int = TEST_PER_GROUP, contradicting: float = 0.0
-) -> tuple[Split, Split]:
-    """Training set, 95% of each class with its own group, and a test set balanced over the four cells; contradicting:
-    share of the training texts whose verdict is the other class's."""
+) -> tuple[DemoSplit[list[str]], DemoSplit[list[str]]]:
+    """Make the texts.
+
+    Args:
+        seed: Random seed.
+        train: Number of training texts.
+        test_per_group: Number of test texts per group.
+        contradicting: Fraction of training texts with the opposite opinion.
+
+    Returns:
+        The training set and the test set.
+    """
     rng = np.random.default_rng([seed, 20230522])
     label = rng.permutation(np.arange(train, dtype=np.int64) % 2)
     attribute = np.where(rng.random(train) < CORRELATION, label, 1 - label)
     contradicts = (np.random.default_rng([seed, 20230523]).random(train) < contradicting).astype(np.int64)
-    training = Split(_texts(label ^ contradicts, attribute, "train", rng), label, attribute)
-    cells = np.repeat(np.arange(4, dtype=np.int64), test_per_group)
-    return training, Split(_texts(cells // 2, cells % 2, "test", rng), cells // 2, cells % 2)
+    training = DemoSplit(_write_texts(label ^ contradicts, attribute, "train", rng), label, attribute)
+    group = np.repeat(np.arange(4, dtype=np.int64), test_per_group)
+    return training, DemoSplit(_write_texts(group // 2, group % 2, "test", rng), group // 2, group % 2)
 
 
-def _texts(verdict: NDArray[np.int64], attribute: NDArray[np.int64], split: str, rng: np.random.Generator) -> list[str]:
-    def one(of: tuple[str, ...]) -> str:
-        return of[rng.integers(len(of))]
+def _write_texts(
+    opinion: NDArray[np.int64], attribute: NDArray[np.int64], split: str, rng: np.random.Generator
+) -> list[str]:
+    """Write a text for each opinion (0: complaint, 1: praise) and mentioned group."""
+
+    def pick(options: tuple[str, ...]) -> str:
+        return options[rng.integers(len(options))]
 
     texts = []
-    for y, a in zip(verdict, attribute, strict=True):
+    for y, a in zip(opinion, attribute, strict=True):
         sentences = (
-            one(OCCASIONS).format(place=one(PLACES), day=one(DAYS), count=one(COUNTS)),
-            one(COMPANY).format(group=one(GROUPS[a])),
-            one(VERDICTS).format(subject=one(SUBJECTS), word=one(WORDS[split][y])),
+            pick(OCCASIONS).format(place=pick(PLACES), day=pick(DAYS), count=pick(COUNTS)),
+            pick(COMPANY).format(group=pick(GROUPS[a])),
+            pick(OPINIONS).format(subject=pick(SUBJECTS), word=pick(WORDS[split][y])),
         )
         texts.append(" ".join(sentences[k] for k in rng.permutation(3)))
     return texts

@@ -1,0 +1,26 @@
+"""A split of the demo's data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Examples = TypeVar("Examples", list[str], NDArray[np.uint8])
+
+
+@dataclass(frozen=True)
+class DemoSplit(Generic[Examples]):
+    """Examples with their classes and attributes.
+
+    Args:
+        examples: N texts, or images uint8 `[N, 32, 32, 3]`.
+        label: Classes, int64 `[N]`.
+        attribute: Attributes, int64 `[N]`.
+    """
+
+    examples: Examples
+    label: NDArray[np.int64]
+    attribute: NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""Reports of demos and training runs: pictures, HTML page, report.json and tables on the terminal."""

@@ -1,0 +1,31 @@
+"""Writes report.html from a template."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from spurmix.train.runs.files import write_text
+
+
+def write_page(out: Path, template: str, pictures: list[Path], **values: object) -> None:
+    """Write report.html, a single file that includes the pictures.
+
+    Args:
+        out: Folder to write to.
+        template: Name of the template.
+        pictures: PNG files. The template finds them by name without suffix.
+        **values: Other values for the template.
+
+    Raises:
+        ImportError: If jinja2 is missing.
+    """
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise ImportError("report.html needs the package 'jinja2': pip install 'spurmix[demo]'") from error
+    loader = jinja2.PackageLoader("spurmix.cli.report")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    encoded = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in pictures}
+    write_text(out / "report.html", environment.get_template(template).render(pictures=encoded, **values))

@@ -1,0 +1,179 @@
+"""Pictures of reports. Each is a PNG file that is written to a temporary file and renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from spurmix.cli.report.text import ImageSamples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from spurmix.train.metrics import Evaluation
+
+GRAY, BLUE = "#9aa5b1", "#2563eb"
+
+
+def _new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError("pictures need the package 'matplotlib': pip install 'spurmix[demo]'") from error
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.png")
+    figure.savefig(temporary, dpi=130, bbox_inches="tight")
+    temporary.replace(path)
+    return path
+
+
+def draw_accuracy(out: Path, evaluations: Sequence[tuple[str, Evaluation, str]]) -> Path:
+    """Draw a bar for every group and evaluation, or for every cell if there are overlapping cells.
+
+    The bars are horizontal if the names of the groups do not fit below vertical bars.
+
+    Args:
+        out: Folder for accuracy.png.
+        evaluations: Name, evaluation and color. They have the same classes and attributes.
+
+    Returns:
+        The file.
+    """
+    rows = [evaluation.cells or evaluation.groups for _, evaluation, _ in evaluations]
+    names = [row.name for row in rows[0]]
+    horizontal = len(names) > 8 or max(len(part) for name in names for part in name.split(", ")) > 14
+    if horizontal:
+        figure = _new_figure(7.0, 1.2 + 0.2 * len(names) * (1 + len(evaluations)))
+    else:
+        figure = _new_figure(max(7.0, 0.9 * len(names)), 3.6)
+    axes = figure.subplots()
+    width = 0.8 / len(evaluations)
+    bars, error = (axes.barh, "xerr") if horizontal else (axes.bar, "yerr")
+    for k, ((label, _, color), groups) in enumerate(zip(evaluations, rows, strict=True)):
+        by_name = {group.name: group for group in groups}
+        position = np.array([n for n, name in enumerate(names) if name in by_name])
+        shown = [by_name[names[n]] for n in position]
+        value, low, high = (np.array([getattr(g, key) for g in shown]) for key in ("accuracy", "low", "high"))
+        interval = np.maximum(0, [value - low, high - value])
+        shift = (k - (len(evaluations) - 1) / 2) * width
+        options: dict[str, Any] = {"color": color, "label": label, error: interval, "capsize": 3, "ecolor": "#444444"}
+        bars(position + shift, value, 0.95 * width, **options)
+    _label_groups(axes, names, horizontal)
+    axes.legend(loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, out / "accuracy.png")
+
+
+def _label_groups(axes: Axes, names: list[str], horizontal: bool) -> None:
+    """Label the axes of a bar chart of accuracies."""
+    positions, label = np.arange(len(names)), "accuracy (95% interval)"
+    if horizontal:
+        shortened = [name if len(name) <= 50 else name[:49] + "…" for name in names]
+        axes.set_yticks(positions, shortened, fontsize=8, parse_math=False)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(0, 1.05)
+        axes.set_xlabel(label)
+    else:
+        axes.set_xticks(positions, [name.replace(", ", "\n") for name in names], fontsize=9, parse_math=False)
+        axes.set_ylim(0, 1.05)
+        axes.set_ylabel(label)
+
+
+def draw_audit(out: Path, residuals: Mapping[str, float], raw: float, attribute: str) -> Path:
+    """Draw the correlation of class and attribute that each policy leaves.
+
+    Args:
+        out: Folder for audit.png.
+        residuals: Correlation after mixing, by policy.
+        raw: Correlation in the data.
+        attribute: Name of the attribute.
+
+    Returns:
+        The file.
+    """
+    figure = _new_figure(7, 3.4)
+    axes = figure.subplots()
+    names = list(residuals)[::-1]
+    values = [residuals[name] for name in names]
+    axes.barh(names, values, color=BLUE)
+    for k, value in enumerate(values):
+        axes.text(value + 0.01, k, f"{value:.3f}", va="center", fontsize=8)
+    axes.axvline(raw, color=GRAY, linestyle="--", label=f"data without mixing: {raw:.3f}")
+    axes.set_xlim(0, 1.1)
+    axes.set_xlabel(f"correlation of class and {attribute} after mixing", parse_math=False)
+    axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, out / "audit.png")
+
+
+def draw_curves(out: Path, losses: Sequence[float], evaluations: Sequence[Mapping[str, float]], kept_step: int) -> Path:
+    """Draw the training loss and the accuracy on the validation split over the batches.
+
+    Args:
+        out: Folder for curves.png.
+        losses: Loss of every batch.
+        evaluations: Evaluations on the validation split, with the keys step, worst_group and average.
+        kept_step: Number of batches after which the kept weights were saved.
+
+    Returns:
+        The file.
+    """
+    figure = _new_figure(7, 3.4)
+    axes = figure.subplots()
+    window = max(1, len(losses) // 100)
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    label = "loss" if window == 1 else f"loss (mean of {window} batches)"
+    axes.plot(np.arange(window, len(losses) + 1), smooth, color=GRAY, label=label)
+    axes.set_xlabel("batches")
+    axes.set_ylabel("loss")
+    axes.set_ylim(bottom=0)
+    axes.spines["top"].set_visible(False)
+    if evaluations:
+        right = axes.twinx()
+        steps = [row["step"] for row in evaluations]
+        for key, style in (("average", "--"), ("worst_group", "-")):
+            values = [row[key] for row in evaluations]
+            right.plot(steps, values, style, color=BLUE, marker=".", label=key.replace("_", " "))
+        right.axvline(kept_step, color="#444444", linewidth=0.8, linestyle=":", label="kept weights")
+        right.set_ylim(0, 1.05)
+        right.set_ylabel("accuracy on the validation split")
+        right.spines["top"].set_visible(False)
+    figure.legend(loc="upper center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 1.03))
+    return _save(figure, out / "curves.png")
+
+
+def draw_samples(out: Path, samples: ImageSamples) -> Path:
+    """Draw sixteen mixed images with the weights of their two classes.
+
+    Args:
+        out: Folder for samples.png.
+        samples: The images.
+
+    Returns:
+        The file.
+    """
+    from torch import Tensor
+
+    figure = _new_figure(9, 3.5, layout="constrained")
+    source, batch, names = samples.source, samples.batch, samples.class_names
+    mean, std = source.mean.view(1, -1, 1, 1), source.std.view(1, -1, 1, 1)
+    assert isinstance(batch.input, Tensor)
+    pixels = (batch.input * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    for k, axes in enumerate(figure.subplots(2, 8).flat):
+        lam, label, partner_label = float(batch.lam[k]), int(batch.label[k]), int(batch.partner_label[k])
+        axes.imshow(pixels[k])
+        lines = [
+            f"{share:.2f} {names[y] if names else f'of class {y}'}"[:22]
+            for share, y in ((lam, label), (1 - lam, partner_label))
+        ]
+        axes.set_title("\n".join(lines), fontsize=8, parse_math=False)
+        axes.axis("off")
+    return _save(figure, out / "samples.png")

@@ -1,0 +1,19 @@
+"""`spurmix verify`: checks the contents of a packed dataset."""
+
+from __future__ import annotations
+
+from spurmix.cli.options import DatasetArgument
+
+
+def verify(dataset: DatasetArgument) -> None:
+    """Check the contents of a packed dataset against its checksums."""
+    from spurmix.data.dataset.packed import PackedDataset
+    from spurmix.data.pack.job import counted
+
+    opened = PackedDataset(dataset)
+    damages = opened.verify()
+    for damage in damages:
+        print(damage)
+    if damages:
+        raise ValueError(f"{dataset} is damaged in {counted(len(damages), 'place')}; pack it again")
+    print(f"{opened}: all checksums match")
