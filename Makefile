@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 CPP_FILES := find bench csrc kernels/cuda tests -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'
-SOURCES := $(shell find csrc kernels -type f) setup.py pyproject.toml constraints.txt
+SOURCES := $(shell find csrc kernels -type f -not -name '*.pyc') setup.py pyproject.toml constraints.txt
 
 .PHONY: demo test lint bench bench-peers format sanitize check-cuda clean
 

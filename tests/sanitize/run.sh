@@ -21,9 +21,9 @@ library() { "$CXX" -print-file-name="lib$1.so"; }
 mkdir -p "$BUILD"
 {
   includes=$("$BIN/python" -m pybind11 --includes)
-  printf 'builddir = %s\nrule cxx\n command = %s\n depfile = $out.d\n deps = gcc\n' "$BUILD" \
+  printf 'builddir = %s\nrule cxx\n command = %s\n depfile = $out.d\n deps = gcc\n description = compile $in\n' "$BUILD" \
     "$CXX ${FLAGS[*]} $includes -MMD -MF \$out.d -c \$in -o \$out"
-  printf 'rule link\n command = %s $flags $in -o $out\n' "$CXX ${FLAGS[*]}"
+  printf 'rule link\n command = %s $flags $in -o $out\n description = link $out\n' "$CXX ${FLAGS[*]}"
   driver= host=
   for source in csrc/cpu/*.cpp csrc/host/*.cpp tests/sanitize/*.cpp; do
     object=$BUILD/$source.o
