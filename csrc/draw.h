@@ -1,62 +1,78 @@
-// The draw: sample number -> index, partner, lam, group. All integers, so every backend gives the same bits.
-// ARCHITECTURE.md, "The draw", is the specification; spurmix/ops/reference_draw.py is the same in PyTorch.
+// The draw: sample number -> index, partner, group, lam. Integer arithmetic only, so all backends give the same bits.
+// docs/draw-specification.md is the specification, and spurmix/ops/reference_draw.py the same in PyTorch.
 #pragma once
 
 #include "philox.h"
 
 namespace spurmix {
 
-constexpr int64_t kTablesMagic = 0x5350524D49580001;
-constexpr int64_t kHeader = 16;
+// Layout of the packed tables. spurmix/core/table_layout.py defines the same names (kWordLength is WORD_LENGTH there),
+// and a test compares the values.
+constexpr int64_t kMagic = 0x5350524D49580001;
+constexpr int64_t kHeaderWords = 16;
+constexpr int64_t kWordMagic = 0;
+constexpr int64_t kWordLength = 1;
+constexpr int64_t kWordNumExamples = 2;
+constexpr int64_t kWordNumGroups = 3;
+constexpr int64_t kWordNumStrata = 4;
+constexpr int64_t kWordPeriod = 5;
+constexpr int64_t kWordNumRows = 6;
+constexpr int64_t kWordFlags = 7;
+constexpr int64_t kWordStarts = 8;
+constexpr int64_t kFlagReplacement = 1;
+constexpr int64_t kFlagKeepLabels = 2;
 constexpr int64_t kQuantiles = 1025;
-constexpr int64_t kReplacement = 1, kKeepLabels = 2;
+constexpr int64_t kMaxCount = 2147483648;
 
-// A view of the packed int64 tables that spurmix/core/tables.py builds. Header words: 0 magic, 1 length, 2 N, 3 G, 4 S,
-// 5 W, 6 R, 7 flags, 8 to 15 starts of the sections slots[W] (stratum << 32 | rank), share[S], first[S], size[S],
-// offsets[G + 1], row_of[G], threshold[R * G], quantile[1025].
+// View of the packed int64 tables. The pointers are the sections, in the order of their memory.
 struct Tables {
   int64_t num_examples, num_groups, period, flags;
   const int64_t *slot, *share, *first, *size, *offsets, *row_of, *threshold, *quantile;
-  const int32_t* members32;  // at most one of the two; neither: positions are example numbers
+  // Example number of each position. At most one of the two is set. If none is, positions are example numbers.
+  const int32_t* members32;
   const int64_t* members64;
 
-  SPURMIX_HD bool has_partners() const { return quantile != threshold; }  // any threshold rows
+  SPURMIX_HD bool has_partners() const { return quantile != threshold; }  // the threshold section is not empty
 };
 
-// Why packed tables were rejected, or null. Constant time: contents are checked where the tables are built. `nearby`
-// holds the first `nearby_length` words once more where a device reads them sooner; sections within it are read there.
-SPURMIX_HD const char* view_tables(const int64_t* packed, int64_t length, Tables* view, const int64_t* nearby = nullptr,
-                                   int64_t nearby_length = 0) {
-  if (length < kHeader) return "not packed draw tables of this version";
-  const int64_t* header = nearby_length >= kHeader ? nearby : packed;
-  if (header[0] != kTablesMagic) return "not packed draw tables of this version";
-  if (header[1] != length) return "the header's length is not the tensor's";
-  const int64_t n = header[2], g = header[3], s = header[4], w = header[5], r = header[6];
-  const int64_t limit = int64_t{1} << 31;
-  if (n < 1 || g < 1 || s < 1 || w < 1 || r < 0 || g > limit || s > limit || w > limit || r > g) {
+// Returns an error message, or null if the tables are valid. Takes constant time: the contents of sections are checked
+// where the tables are built. `cached` is an optional copy of the first `cached_length` words in faster memory.
+// Sections that it contains are read from there.
+SPURMIX_HD const char* view_tables(const int64_t* packed, int64_t length, Tables* view, const int64_t* cached = nullptr,
+                                   int64_t cached_length = 0) {
+  if (length < kHeaderWords) return "not packed draw tables of this version";
+  const int64_t* header = cached_length >= kHeaderWords ? cached : packed;
+  if (header[kWordMagic] != kMagic) return "not packed draw tables of this version";
+  if (header[kWordLength] != length) return "the header's length is not the tensor's";
+  const int64_t n = header[kWordNumExamples], g = header[kWordNumGroups], s = header[kWordNumStrata];
+  const int64_t w = header[kWordPeriod], r = header[kWordNumRows];
+  if (n < 1 || g < 1 || s < 1 || w < 1 || r < 0 || g > kMaxCount || s > kMaxCount || w > kMaxCount || r > g) {
     return "the header's counts are impossible";
   }
   const int64_t sizes[8] = {w, s, s, s, g + 1, g, r * g, kQuantiles};
-  int64_t start = kHeader;
+  int64_t start = kHeaderWords;
   for (int k = 0; k < 8; ++k) {
-    if (header[8 + k] != start) return "the header's sections do not follow each other";
+    if (header[kWordStarts + k] != start) return "the header's sections do not follow each other";
     start += sizes[k];
   }
   if (start != length) return "the sections do not fill the tensor";
-  const int64_t* at[8];
+  const int64_t* section[8];
   for (int k = 0; k < 8; ++k) {
-    at[k] = (header[8 + k] + sizes[k] <= nearby_length ? nearby : packed) + header[8 + k];
+    const int64_t begin = header[kWordStarts + k];
+    section[k] = (begin + sizes[k] <= cached_length ? cached : packed) + begin;
   }
-  *view = {n, g, w, header[7], at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], nullptr, nullptr};
+  *view = {n,          g,          w,          header[kWordFlags], section[0], section[1], section[2],
+           section[3], section[4], section[5], section[6],         section[7], nullptr,    nullptr};
   return nullptr;
 }
 
 struct Drawn {
   int64_t index, partner, group;
   float lam;
-  uint32_t flip_bits;  // bits 0 and 1 flip the index's and the partner's image
+  uint32_t flip_bits;  // bit 0 flips the image of the index, bit 1 that of the partner
 };
 
+// Bijective hash.
 SPURMIX_HD uint32_t mix32(uint32_t x) {
   x ^= x >> 16;
   x *= 0x7feb352du;
@@ -65,15 +81,16 @@ SPURMIX_HD uint32_t mix32(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-// Of round r; chosen without an index, which on a device would put the words into memory.
+// Key of round r. Indexing `key.v` by a variable would move the words from registers to local memory on a GPU.
 SPURMIX_HD uint32_t round_key(const Words& key, uint32_t r) {
   const uint32_t even = r & 2 ? key.v[2] : key.v[0], odd = r & 2 ? key.v[3] : key.v[1];
   return (r & 1 ? odd : even) + r * 0x9E3779B9u;
 }
 
-// Position p under the permutation of [0, m) that `key` selects, m below 2^62.
+// Position of p under the permutation of [0, m) that `key` selects, for m < 2^62: a Fisher-Yates shuffle if m <= 16,
+// else a Feistel network of eight rounds with cycle walking.
 SPURMIX_HD uint64_t permute(uint64_t p, uint64_t m, const Words& key) {
-  if (m <= 16) {  // a Fisher-Yates shuffle, followed for one element: a Feistel network is biased this small
+  if (m <= 16) {  // over so few values, a Feistel network is biased
     uint32_t x = static_cast<uint32_t>(p);
     for (uint32_t i = static_cast<uint32_t>(m); i-- > 0;) {
       const uint32_t j = mulhi32(mix32(round_key(key, i)), i + 1);
@@ -104,7 +121,7 @@ SPURMIX_HD int64_t member(const Tables& t, int64_t position) {
   return t.members32 ? t.members32[position] : t.members64 ? t.members64[position] : position;
 }
 
-// Number of leading entries of ascending `values` that are <= x.
+// Number of entries of ascending `values` that are <= x.
 SPURMIX_HD int64_t count_at_most(const int64_t* values, int64_t count, int64_t x) {
   int64_t low = 0;
   while (count > 0) {
@@ -116,12 +133,12 @@ SPURMIX_HD int64_t count_at_most(const int64_t* values, int64_t count, int64_t x
   return low;
 }
 
-// A member of group h, relative to its first, by 64 random bits.
+// Uniform position in group h, relative to the group's first position, from 64 random bits.
 SPURMIX_HD uint64_t pick_member(const Tables& t, int64_t h, uint32_t high, uint32_t low) {
   return mulhi64((static_cast<uint64_t>(high) << 32) | low, static_cast<uint64_t>(t.offsets[h + 1] - t.offsets[h]));
 }
 
-// lam by inverse transform sampling: the quantile table, interpolated.
+// lam by inverse transform sampling, with linear interpolation in the quantile table.
 SPURMIX_HD float lam_of(const Tables& t, uint32_t z) {
   const uint32_t bucket = z >> 22, fraction = z & ((1u << 22) - 1);
   const int64_t low = t.quantile[bucket], high = t.quantile[bucket + 1];
@@ -130,24 +147,24 @@ SPURMIX_HD float lam_of(const Tables& t, uint32_t z) {
 
 SPURMIX_HD Drawn draw_sample(const Tables& t, uint64_t seed, uint64_t n) {
   const uint64_t period = static_cast<uint64_t>(t.period);
-  const uint64_t cycle_of_slots = n / period;
-  const int64_t slot = t.slot[n - cycle_of_slots * period];
+  const uint64_t schedule_cycle = n / period;
+  const int64_t slot = t.slot[n - schedule_cycle * period];
   const int64_t s = slot >> 32, rank = slot & 0xFFFFFFFF;
   const uint64_t size = static_cast<uint64_t>(t.size[s]);
   const Words block0 = sample_words(seed, n, 0), block1 = sample_words(seed, n, 1);
 
   uint64_t position;
-  if (t.flags & kReplacement) {
+  if (t.flags & kFlagReplacement) {
     position = mulhi64((static_cast<uint64_t>(block0.v[0]) << 32) | block0.v[1], size);
   } else {
-    const uint64_t k = cycle_of_slots * static_cast<uint64_t>(t.share[s]) + static_cast<uint64_t>(rank);
-    const uint64_t cycle = k / size;
-    position = permute(k - cycle * size, size, stratum_key(seed, static_cast<uint32_t>(s), cycle));
+    const uint64_t visit = schedule_cycle * static_cast<uint64_t>(t.share[s]) + static_cast<uint64_t>(rank);
+    const uint64_t cycle = visit / size;
+    position = permute(visit - cycle * size, size, stratum_key(seed, static_cast<uint32_t>(s), cycle));
   }
-  const int64_t at = t.first[s] + static_cast<int64_t>(position);
+  const int64_t index_position = t.first[s] + static_cast<int64_t>(position);
   Drawn drawn;
-  drawn.index = member(t, at);
-  drawn.group = count_at_most(t.offsets, t.num_groups + 1, at) - 1;
+  drawn.index = member(t, index_position);
+  drawn.group = count_at_most(t.offsets, t.num_groups + 1, index_position) - 1;
   drawn.flip_bits = block1.v[3];
 
   const int64_t row = t.row_of[drawn.group];

@@ -58,7 +58,7 @@ SPURMIX_HD Words philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uin
   return {{c0, c1, c2, c3}};
 }
 
-// The words of sample n, block `block`.
+// The random words of sample n in counter block `block`.
 SPURMIX_HD Words sample_words(uint64_t seed, uint64_t n, uint32_t block) {
   return philox(seed, static_cast<uint32_t>(n), static_cast<uint32_t>(n >> 32), block, 0);
 }

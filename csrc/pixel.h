@@ -1,4 +1,4 @@
-// Crop boxes, bilinear taps and number formats, for host and device.
+// Crop boxes, bilinear taps, normalization and half-precision conversions, for host and device.
 #pragma once
 
 #include <cmath>
@@ -20,7 +20,8 @@ struct Crop {
   bool flip;
 };
 
-// The random resized crop that four words select: torchvision's parameters, drawn in one shot, clamped to the image.
+// Random resized crop from four random words. The parameters are those of torchvision's RandomResizedCrop; boxes beyond
+// the image are clamped instead of drawn again.
 SPURMIX_HD Box crop_box(const Words& words, const Crop& crop, int64_t height, int64_t width) {
   float u[4];
   for (int k = 0; k < 4; ++k) u[k] = static_cast<float>(words.v[k]) * 0x1p-32f;
@@ -31,21 +32,22 @@ SPURMIX_HD Box crop_box(const Words& words, const Crop& crop, int64_t height, in
   return {u[2] * (rows - h), u[3] * (columns - w), h, w};
 }
 
-// A coordinate in units of 2^-16 pixel, within +-2^20 pixels; NaN is 0. Backends agree on pixels because they derive
-// them from these integers.
+// Coordinate in units of 2^-16 pixel (Q16), clamped to +-2^20 pixels; NaN becomes 0. Taps are computed from these
+// integers, so all backends select the same pixels.
 SPURMIX_HD int64_t q16(float v) {
   const float limit = 1048576.0f;
   v = v != v ? 0.0f : (v < -limit ? -limit : (v > limit ? limit : v));
   return static_cast<int64_t>(rint(static_cast<double>(v) * 65536.0));
 }
 
+// The two pixels of a linear interpolation.
 struct Tap {
   int32_t i0, i1;
   float f;  // weight of i1
 };
 
-// Bilinear tap of output position k of `out` over [start, start + extent) (Q16) of an axis of `size` pixels: half-pixel
-// centres, clamped to the image.
+// Tap of output position k of `out` positions, which sample [start, start + extent) (Q16) of an axis of `size` pixels
+// at half-pixel centers, clamped to the image.
 SPURMIX_HD Tap axis_tap(int64_t start, int64_t extent, int64_t size, int64_t out, int64_t k) {
   const int64_t product = (2 * k + 1) * extent, divisor = 2 * out;
   int64_t step = product / divisor;
@@ -60,16 +62,16 @@ SPURMIX_HD Tap axis_tap(int64_t start, int64_t extent, int64_t size, int64_t out
 
 SPURMIX_HD float lerp(float p, float q, float f) { return p + f * (q - p); }
 
-// Normalisation folded into the mix of one channel: own * a + (other * b + bias) on bytes a, b.
+// Mix and normalization of a channel as one affine function of the bytes a (index) and b (partner).
 struct Blend {
-  float own, other, bias;
+  float index_scale, partner_scale, bias;
 
-  SPURMIX_HD float of(float a, float b) const { return fmaf(own, a, fmaf(other, b, bias)); }
+  SPURMIX_HD float apply(float a, float b) const { return fmaf(index_scale, a, fmaf(partner_scale, b, bias)); }
 };
 
-SPURMIX_HD Blend blend_of(float lam, float mean, float deviation) {
-  const float scale = 1.0f / (255.0f * deviation);
-  return {lam * scale, (1.0f - lam) * scale, -mean / deviation};
+SPURMIX_HD Blend blend_of(float lam, float mean, float std) {
+  const float scale = 1.0f / (255.0f * std);
+  return {lam * scale, (1.0f - lam) * scale, -mean / std};
 }
 
 SPURMIX_HD uint32_t float_bits(float v) {
@@ -84,7 +86,7 @@ SPURMIX_HD float bits_float(uint32_t u) {
   return v;
 }
 
-// bfloat16, rounded to nearest even; NaN stays NaN.
+// To bfloat16, rounded to nearest even; NaN stays NaN.
 SPURMIX_HD uint16_t to_bfloat16(float v) {
   const uint32_t u = float_bits(v);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -93,12 +95,12 @@ SPURMIX_HD uint16_t to_bfloat16(float v) {
 
 SPURMIX_HD float from_bfloat16(uint16_t h) { return bits_float(static_cast<uint32_t>(h) << 16); }
 
-// IEEE half, rounded to nearest even, without branches so that compilers vectorise it.
+// To IEEE half, rounded to nearest even. Has no branches, so that compilers vectorize it.
 SPURMIX_HD uint16_t to_half(float v) {
   const uint32_t u = float_bits(v), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
-  // Subnormal halves: adding 0.5 lines the significand up with half's last place and rounds it to even.
+  // Subnormal halves: adding 0.5 aligns the significand with the last bit of a half and rounds it.
   const uint32_t small = float_bits(bits_float(a) + 0.5f) - 0x3f000000u;
-  const uint32_t normal = (a + 0xc8000fffu + ((a >> 13) & 1u)) >> 13;  // rebias by -112, round
+  const uint32_t normal = (a + 0xc8000fffu + ((a >> 13) & 1u)) >> 13;  // changes the exponent's bias by -112 and rounds
   const uint32_t large = a > 0x7f800000u ? 0x7e00u : 0x7c00u;
   const uint32_t magnitude = a < 0x38800000u ? small : (a >= 0x477ff000u ? large : normal);
   return static_cast<uint16_t>(sign | magnitude);

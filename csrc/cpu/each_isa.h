@@ -1,5 +1,6 @@
-// Compiles SPURMIX_BODY once per instruction set, each in a namespace of its own. Include after all other headers.
-// SPURMIX_SIMD names the set, 0 to 3 as in isa.h: g++ before 13 does not adjust __AVX2__ and the like under the pragma.
+// Compiles SPURMIX_BODY once per instruction set, each time in another namespace. Include it after all other headers.
+// SPURMIX_SIMD is the number of the instruction set in isa.h. Macros such as __AVX2__ do not work here: g++ before 13
+// does not update them after the pragma.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SPURMIX_HAS_ISAS 1
 #include <immintrin.h>

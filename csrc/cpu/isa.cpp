@@ -26,16 +26,16 @@ Isa best() {
 
 Isa choose() {
   const Isa top = best();
-  const char* asked = std::getenv("SPURMIX_CPU_ISA");
-  if (asked == nullptr || *asked == '\0') return top;
+  const char* requested = std::getenv("SPURMIX_CPU_ISA");
+  if (requested == nullptr || *requested == '\0') return top;
   for (int k = 0; k < 4; ++k) {
-    if (std::strcmp(asked, kNames[k]) != 0) continue;
+    if (std::strcmp(requested, kNames[k]) != 0) continue;
     if (k <= static_cast<int>(top)) return static_cast<Isa>(k);
-    throw std::runtime_error(std::string("SPURMIX_CPU_ISA=") + asked + ": this machine has no more than " +
+    throw std::runtime_error(std::string("SPURMIX_CPU_ISA=") + requested + ": this machine supports at most " +
                              kNames[static_cast<int>(top)]);
   }
-  throw std::runtime_error(std::string("SPURMIX_CPU_ISA must be baseline, avx2, avx512 or avx512bf16, got '") + asked +
-                           "'");
+  throw std::runtime_error(std::string("SPURMIX_CPU_ISA must be baseline, avx2, avx512 or avx512bf16, got '") +
+                           requested + "'");
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// CPU kernels on raw pointers, free of torch. Each works on a range [begin, end) of independent items, so the caller
-// decides about threads. Arguments are checked by the caller: indices in range, shapes consistent.
+// CPU kernels on raw pointers, independent of torch. Each kernel processes a range [begin, end) of independent items,
+// so the caller distributes items over threads. The caller checks arguments: indices are in range, shapes match.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,12 @@
 namespace spurmix::cpu {
 using spurmix::Format;
 
-// Outputs of more bytes than this are written past the caches, which could not hold a loader's ring of them anyway. A
-// constant, as the C library reports the last-level cache of all sockets together, or nothing, on virtual machines.
+// Outputs of more bytes than this are written with streaming stores: a loader's ring of such buffers does not fit in
+// the cache. This is a constant because the C library does not report the size of the last-level cache reliably: on
+// virtual machines it reports nothing, or the sum of all sockets.
 constexpr int64_t kStreamThreshold = int64_t{8} << 20;
 
-// Where `values[k]` first lies outside [0, limit), or -1.
+// First k for which values[k] is outside [0, limit), or -1.
 int64_t first_outside(const int64_t* values, int64_t count, int64_t limit);
 
 // Items: samples. flip_bits may be null.
@@ -27,7 +28,7 @@ struct Draw {
 };
 void draw(const Draw& args, int64_t begin, int64_t end);
 
-// Items: sample * parts + part, each part a run of pixels or output rows of its sample.
+// Items: sample * parts + part. A part is a range of pixels or of output rows of its sample.
 struct MixImages {
   const uint8_t* images;
   int64_t image_stride;  // bytes
@@ -41,7 +42,7 @@ struct MixImages {
   Format format;
   bool channels_last;
   int64_t parts;
-  bool stream;  // write past the caches
+  bool stream;  // use streaming stores
 };
 void mix_images(const MixImages& args, int64_t begin, int64_t end);
 
@@ -54,7 +55,7 @@ struct MixRows {
   const float* lam;
   void* out;
   Format format;
-  bool stream;  // write past the caches
+  bool stream;  // use streaming stores
 };
 void mix_rows(const MixRows& args, int64_t begin, int64_t end);
 
@@ -68,7 +69,7 @@ struct MixLabels {
 };
 void mix_labels(const MixLabels& args, int64_t begin, int64_t end);
 
-// Items: samples. `loss` and `logsumexp` are float, double for f64 logits.
+// Items: samples. `loss` and `logsumexp` are double for f64 logits, else float.
 struct CrossEntropy {
   const void* logits;
   int64_t row_stride, classes;
@@ -80,7 +81,7 @@ struct CrossEntropy {
 };
 void cross_entropy(const CrossEntropy& args, int64_t begin, int64_t end);
 
-// Items: samples. The loss of f32 and f64 logits and its gradient times `factor`; logsumexp is not written.
+// Items: samples. Writes the loss, and its gradient times `factor`, but not logsumexp. Logits are f32 or f64.
 struct CrossEntropyWithGrad {
   CrossEntropy forward;
   double factor;
@@ -88,7 +89,7 @@ struct CrossEntropyWithGrad {
 };
 void cross_entropy_with_grad(const CrossEntropyWithGrad& args, int64_t begin, int64_t end);
 
-// Items: samples. Writes (softmax - target) * scale; scale = grad[item * grad_stride] * factor.
+// Items: samples. Writes (softmax - target) * grad[item * grad_stride] * factor.
 struct CrossEntropyBackward {
   const void* logits;
   int64_t row_stride, classes;
@@ -103,7 +104,8 @@ struct CrossEntropyBackward {
 };
 void cross_entropy_backward(const CrossEntropyBackward& args, int64_t begin, int64_t end);
 
-// Items: samples. Position of the largest of each row, the first among equals; NaN counts as largest.
+// Items: samples. Writes the position of the largest value of each row: the first one among equals, and the first NaN
+// if there is one.
 struct Argmax {
   const void* logits;
   int64_t row_stride, classes;

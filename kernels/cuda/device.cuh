@@ -1,4 +1,4 @@
-// What the kernels share: launching, conversions, wide loads and stores, flags.
+// Shared by all kernels: launches, conversions, vectorized loads and stores, error flags.
 #pragma once
 
 #include "launch.h"
@@ -10,7 +10,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #else
-#include "emulation.h"  // CUDA's thread model on a host, for tests
+#include "emulation.h"  // emulates the CUDA thread model on the host, for tests
 #endif
 
 namespace spurmix::cuda {
@@ -31,44 +31,45 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 }
 #endif
 
-// Blocks of a kernel whose threads take an item each; it goes round again for those beyond.
+// Number of blocks for a grid-stride loop with one item per thread.
 inline int64_t blocks_for(int64_t items, int threads) {
   const int64_t blocks = (items + threads - 1) / threads;
   return blocks < 1 << 20 ? blocks : 1 << 20;
 }
 
-// How many blocks of kKernel the current device runs at once; looked up once for each device and size of shared
-// memory.
+// Number of blocks of kKernel that the current device can run at the same time. Cached for each device and size of
+// shared memory.
 template <auto kKernel>
 int64_t resident_blocks(int threads, size_t shared) {
-  struct Known {
+  struct CacheEntry {
     std::atomic<size_t> shared{0};
     std::atomic<int64_t> blocks{0};
   };
   constexpr int kDevices = 64;
-  static Known known[kDevices];
+  static CacheEntry cache[kDevices];
   int device = 0, processors = 0, blocks = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 1;
-  if (device < kDevices && known[device].blocks > 0 && known[device].shared == shared) return known[device].blocks;
+  if (device < kDevices && cache[device].blocks > 0 && cache[device].shared == shared) return cache[device].blocks;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, shared);
-  const int64_t found = processors > 0 && blocks > 0 ? int64_t{processors} * blocks : 1;
-  if (device <
-      kDevices) {  // a race stores a number that suits another size: any number of blocks gives the same result
-    known[device].blocks = found;
-    known[device].shared = shared;
+  const int64_t resident = processors > 0 && blocks > 0 ? int64_t{processors} * blocks : 1;
+  // Two threads may store a number and a size that do not match. Results do not depend on the number of blocks.
+  if (device < kDevices) {
+    cache[device].blocks = resident;
+    cache[device].shared = shared;
   }
-  return found;
+  return resident;
 }
 
-__device__ __forceinline__ void raise(uint32_t* flag, uint32_t bit) { atomicOr(flag, bit); }
+// Sets a bit of the error flag.
+__device__ __forceinline__ void set_error(uint32_t* error_flag, uint32_t bit) { atomicOr(error_flag, bit); }
 
 __device__ __forceinline__ float nan_value() { return bits_float(0x7fc00000u); }
 
-// Sixteen bytes, read past the coherent path.
+// Vectorized load of 16 bytes through the read-only cache.
 __device__ __forceinline__ uint4 load16(const void* at) { return __ldg(static_cast<const uint4*>(at)); }
 
-// Memory that is read soon, on its way into the L2 cache.
+// Prefetches into the L2 cache.
 __device__ __forceinline__ void prefetch(const void* at) {
 #if defined(__CUDA_ARCH__)
   asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
@@ -77,13 +78,14 @@ __device__ __forceinline__ void prefetch(const void* at) {
 #endif
 }
 
-// Byte k of a word as a float + 2^23: exact, by a permutation of bytes instead of the slower conversion.
+// Byte k of a word as a float, plus 2^23. A byte permutation is faster than an integer-to-float conversion, and exact.
 __device__ __forceinline__ float shifted_byte(uint32_t word, int k) {
   return bits_float(__byte_perm(word, 0x4B000000u, 0x7440u | static_cast<uint32_t>(k)));
 }
 constexpr float kShift = 8388608.0f;
 __device__ __forceinline__ float byte_value(uint32_t word, int k) { return shifted_byte(word, k) - kShift; }
 
+// Type of an element in memory, and its conversion to and from Wide, the type of the arithmetic.
 template <Format kFormat>
 struct Element;
 
@@ -134,7 +136,7 @@ struct Element<Format::bf16> {
 template <Format kFormat>
 using TypeOf = typename Element<kFormat>::Type;
 
-// Two neighbouring values as one store: 4 bytes of a half type, 8 of float.
+// Stores two adjacent values at once: 4 bytes for half types, 8 for float.
 template <Format kFormat>
 __device__ __forceinline__ void store_two(TypeOf<kFormat>* at, float a, float b) {
   if constexpr (kFormat == Format::f32) {
@@ -145,22 +147,23 @@ __device__ __forceinline__ void store_two(TypeOf<kFormat>* at, float a, float b)
   }
 }
 
-// Sixteen values of each lane, which lie behind one another for a pair of lanes (even, odd): `at` is where this lane's
-// begin. Each store of 16 bytes fills whole sectors of 32 with the neighbour's. All lanes of a warp take part.
+// Stores sixteen values per lane to `at`, if `active`. The addresses of a pair of lanes (even, odd) must be
+// consecutive. The lanes exchange halves, so that their two 16-byte stores fill a whole 32-byte sector. All lanes of
+// the warp must call this.
 template <Format kFormat>
-__device__ __forceinline__ void store_sixteen(TypeOf<kFormat>* at, const float (&value)[16], bool mine) {
-  constexpr int kEach = kFormat == Format::f32 ? 4 : 8;  // values in 16 bytes
+__device__ __forceinline__ void store_sixteen(TypeOf<kFormat>* at, const float (&value)[16], bool active) {
+  constexpr int kPerVector = kFormat == Format::f32 ? 4 : 8;  // values in 16 bytes
   const bool odd = threadIdx.x & 1;
-  const bool neighbours = __shfl_xor_sync(0xffffffffu, static_cast<int>(mine), 1);
+  const bool neighbor_active = __shfl_xor_sync(0xffffffffu, static_cast<int>(active), 1);
   TypeOf<kFormat>* even_at = odd ? at - 16 : at;
 #pragma unroll
-  for (int sector = 0; sector < 16 / (2 * kEach); ++sector) {
+  for (int sector = 0; sector < 16 / (2 * kPerVector); ++sector) {
     uint32_t piece[2][4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        const float* from = &value[(2 * sector + half) * kEach];
+        const float* from = &value[(2 * sector + half) * kPerVector];
         if constexpr (kFormat == Format::f32) {
           piece[half][w] = float_bits(from[w]);
         } else {
@@ -169,16 +172,16 @@ __device__ __forceinline__ void store_sixteen(TypeOf<kFormat>* at, const float (
         }
       }
     }
-    uint32_t first[4], second[4];  // of the even lane's sector, then of the odd lane's
+    uint32_t first[4], second[4];  // for the sector of the even lane, and for that of the odd lane
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? piece[0][w] : piece[1][w], 1);
-      first[w] = odd ? other : piece[0][w];
-      second[w] = odd ? piece[1][w] : other;
+      const uint32_t received = __shfl_xor_sync(0xffffffffu, odd ? piece[0][w] : piece[1][w], 1);
+      first[w] = odd ? received : piece[0][w];
+      second[w] = odd ? piece[1][w] : received;
     }
-    uint4* to = reinterpret_cast<uint4*>(even_at + (2 * sector + odd) * kEach);
-    if (odd ? neighbours : mine) *to = make_uint4(first[0], first[1], first[2], first[3]);
-    if (odd ? mine : neighbours) to[16 / kEach] = make_uint4(second[0], second[1], second[2], second[3]);
+    uint4* to = reinterpret_cast<uint4*>(even_at + (2 * sector + odd) * kPerVector);
+    if (odd ? neighbor_active : active) *to = make_uint4(first[0], first[1], first[2], first[3]);
+    if (odd ? active : neighbor_active) to[16 / kPerVector] = make_uint4(second[0], second[1], second[2], second[3]);
   }
 }
 

@@ -1,4 +1,4 @@
-// draw: one thread a sample.
+// draw: one thread per sample.
 #include "draw.cuh"
 
 namespace spurmix::cuda {
@@ -6,16 +6,17 @@ namespace {
 
 constexpr int kThreads = 128;
 
-__global__ void __launch_bounds__(kThreads) draw_kernel(Sequence sequence, int64_t count, DrawOut out, uint32_t* flag) {
-  __shared__ int64_t nearby[kNearby];
-  fetch_tables(sequence, nearby);
+__global__ void __launch_bounds__(kThreads)
+    draw_kernel(Sequence sequence, int64_t count, DrawOut out, uint32_t* error_flag) {
+  __shared__ int64_t cached[kCachedWords];
+  cache_tables(sequence, cached);
   __syncthreads();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
   Tables tables;
   uint64_t n = 0;
-  if (!open_tables(sequence, nearby, &tables) || !sample_number(sequence, i, &n)) {
-    raise(flag, kBadTables);
+  if (!open_tables(sequence, cached, &tables) || !sample_number(sequence, i, &n)) {
+    set_error(error_flag, kBadTables);
     out.index[i] = out.partner[i] = 0;
     out.group[i] = -1;
     out.lam[i] = nan_value();
@@ -30,9 +31,9 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(Sequence sequence, int64
 
 }  // namespace
 
-int draw(const Sequence& sequence, int64_t count, const DrawOut& out, uint32_t* flag, void* stream) {
+int draw(const Sequence& sequence, int64_t count, const DrawOut& out, uint32_t* error_flag, void* stream) {
   if (count == 0) return 0;
-  return launch(draw_kernel, (count + kThreads - 1) / kThreads, kThreads, 0, stream, sequence, count, out, flag);
+  return launch(draw_kernel, (count + kThreads - 1) / kThreads, kThreads, 0, stream, sequence, count, out, error_flag);
 }
 
 }  // namespace spurmix::cuda

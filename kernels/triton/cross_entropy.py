@@ -38,7 +38,7 @@ def cross_entropy_kernel(  # noqa: DOC107
         grad_ptr: output, `[B, classes]` like the logits: the gradient for an upstream gradient of 1 / `count`. Written
             only if GRAD, in a second pass over the row, which is still in the cache.
         count: divisor of the gradient.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         COMPUTE: dtype of the arithmetic: float64 for float64 logits, else float32.
         ALIGN: power of two that divides `row_stride` and `classes`.
         GRAD: whether to write the gradient instead of logsumexp.
@@ -115,7 +115,7 @@ def cross_entropy_backward_kernel(  # noqa: DOC107
         lam_ptr: float32 `[B]`: weight of `label`; `partner_label` has weight 1 - lam.
         smoothing: label smoothing, in [0, 1].
         out_ptr: output, `[B, classes]` like the logits.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         COMPUTE: dtype of the arithmetic: float64 for float64 logits, else float32.
         ALIGN: power of two that divides `row_stride` and `classes`.
         BLOCK: classes per program.

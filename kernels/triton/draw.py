@@ -257,7 +257,7 @@ def draw_kernel(  # noqa: DOC107, DOC201
 ):  # fmt: skip
     """Draw samples start (+ counter) to start (+ counter) + count. Grid: (cdiv(count, BLOCK),).
 
-    If the tables are damaged or a sample number is out of range, sets the device error, writes NaN to `lam` and reads
+    If the tables are damaged or a sample number is out of range, sets the error flag, writes NaN to `lam` and reads
     nothing through the tables.
 
     Args:
@@ -272,7 +272,7 @@ def draw_kernel(  # noqa: DOC107, DOC201
         partner_ptr: output, int64 `[count]`.
         lam_ptr: output, float32 `[count]`.
         group_ptr: output, int64 `[count]`: the group of the index.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         count: number of samples.
         HAS_MEMBERS: whether `member_count` is not 0.
         HAS_COUNTER: whether `counter_ptr` is not None.

@@ -1,6 +1,6 @@
 """Forward kernels for mixed token embeddings: `mix_embeddings`, and BERT's embedding block.
 
-An id out of range is not looked up: the output row becomes NaN and the device error is set.
+An id out of range is not looked up: the output row becomes NaN and the error flag is set.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def mix_embeddings_kernel(  # noqa: DOC107
         out_ptr: output, float `[B, S, columns]`.
         length: S.
         columns: number of columns.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         MASK: whether there is a mask.
         PARTNER_MASK: whether there is a partner mask.
         COMPUTE: dtype of the arithmetic: float64 for float64 weights, else float32.
@@ -136,7 +136,7 @@ def bert_embeddings_kernel(  # noqa: DOC107
         rstd_ptr: output, COMPUTE `[B, S]`: the reciprocal standard deviation.
         length: S.
         columns: number of columns.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         MASK: whether there is a mask.
         PARTNER_MASK: whether there is a partner mask.
         TYPES: whether there are type embeddings.

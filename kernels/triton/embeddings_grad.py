@@ -76,7 +76,7 @@ def bert_backward_kernel(  # noqa: DOC107
         tokens: B * S.
         length: S.
         columns: number of columns.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         MASK: whether there is a mask.
         PARTNER_MASK: whether there is a partner mask.
         TYPES: whether there are type embeddings.

@@ -24,7 +24,7 @@ def group_counts_kernel(  # noqa: DOC107
         group_ptr: int64 `[B]` in [-1, groups), where -1 is no group; or, if MEMBERSHIP, uint8 `[B, groups]`.
         counts_ptr: int64 `[groups, 2]`, which is added to.
         groups: number of groups.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         COMPUTE: dtype of the comparison: float64 for float64 logits, else float32.
         ALIGN: power of two that divides `row_stride` and `classes`.
         MEMBERSHIP: whether `group_ptr` is a membership matrix.

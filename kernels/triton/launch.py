@@ -1,6 +1,6 @@
 """Launchers: they take the arguments of the schemas in `spurmix/ops/schema.py`, check them and launch the kernels.
 
-An index out of range and damaged tables are not followed: the sample becomes NaN and the device error is set. `check`
+An index out of range and damaged tables are not followed: the sample becomes NaN and the error flag is set. `check`
 raises it. Launches call `check` themselves if SPURMIX_DEBUG=1, and for CPU tensors, which Triton's interpreter takes.
 """
 

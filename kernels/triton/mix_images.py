@@ -4,7 +4,7 @@ An uncropped output in the layout of the images is processed as a flat sequence 
 Otherwise a program processes rows of the output in tiles. The columns of a tile are elements (channels last) or pixels
 (one channel at a time), so that bilinear taps are computed once per row and once per column.
 
-An index out of range is not read: the sample becomes NaN and the device error is set.
+An index out of range is not read: the sample becomes NaN and the error flag is set.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def mix_images_kernel(  # noqa: DOC107
         boxes_ptr: float32 `[B, 2, 4]`: top, left, height and width in pixels. Not read unless CROP.
         flips_ptr: uint8 `[B, 2]`. Not read unless FLIP.
         out_ptr: output, float `[B, CHANNELS, out_height, out_width]`.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         height: height of the images.
         width: width of the images.
         out_height: height of the output, at most 32767.
@@ -308,7 +308,7 @@ def mix_image_batch_kernel(  # noqa: DOC107
         index_ptr: output, int64 `[B]`.
         partner_ptr: output, int64 `[B]`.
         group_ptr: output, int64 `[B]`: the group of the index.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         height: height of the images.
         width: width of the images.
         out_height: height of the output, at most 32767.

@@ -1,6 +1,6 @@
 """Mixing kernels for feature rows (`mix_rows`) and dense targets (`mix_labels`).
 
-An index out of range is not read: the output row becomes NaN and the device error is set.
+An index out of range is not read: the output row becomes NaN and the error flag is set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def mix_rows_kernel(  # noqa: DOC107
         lam_ptr: float32 `[B]`.
         out_ptr: output, float `[B, columns]`.
         columns: number of columns.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         COMPUTE: dtype of the arithmetic: float64 for float64 rows, else float32.
         ALIGN: power of two that divides `row_stride` and `columns`.
         BLOCK: columns per program.
@@ -59,7 +59,7 @@ def mix_labels_kernel(  # noqa: DOC107
         lam_ptr: float32 `[B]`: weight of `label`; `partner_label` has weight 1 - lam.
         out_ptr: output, float `[B, classes]`.
         classes: number of classes.
-        error_ptr: device error, int32 `[1]`.
+        error_ptr: error flag of the device, int32 `[1]`.
         COMPUTE: dtype of the arithmetic: float64 for a float64 output, else float32.
         ALIGN: power of two that divides `classes`.
         BLOCK: classes per program.

@@ -11,19 +11,17 @@ from spurmix.core import table_layout as layout
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc" / "draw.h").read_text()
+NAMES = [name for name, value in vars(layout).items() if name.isupper() and isinstance(value, int) and name != "POINTS"]
+"""Constants of the layout: WORD_LENGTH in Python is kWordLength in C++."""
+
+
+def cpp_name(name: str) -> str:
+    return "k" + "".join(part.capitalize() for part in name.split("_"))
 
 
 def constants(source: str) -> dict[str, int]:
-    """Integer constants of a C++ header by name, from `constexpr` declarations and `enum` bodies with values."""
-    source = re.sub(r"//[^\n]*", "", source)
-    declarations = re.findall(r"constexpr\s+\w+\s+([^;]+);", source) + re.findall(r"enum\b[^{]*\{([^}]*)\}", source)
-    pairs = re.findall(r"(\w+)\s*=\s*(0x[0-9A-Fa-f]+|\d+)\b", ",".join(declarations))
-    return {name: int(value, 0) for name, value in pairs}
-
-
-def header_words(source: str) -> dict[str, int]:
-    """Number of the header word that `view_tables` reads for each count."""
-    return {name: int(word) for name, word in re.findall(r"\b([ngswr]) = header\[(\d+)\]", source)}
+    """Integer constants of a C++ header by name."""
+    return {n: int(v, 0) for n, v in re.findall(r"constexpr int64_t (\w+) = (0x[0-9A-Fa-f]+|\d+);", source)}
 
 
 def section_sizes(source: str) -> list[str]:
@@ -33,60 +31,44 @@ def section_sizes(source: str) -> list[str]:
     return [entry.strip() for entry in body.group(1).split(",")]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("kTablesMagic", layout.MAGIC),
-        ("kHeader", layout.HEADER_WORDS),
-        ("kQuantiles", layout.QUANTILES),
-        ("kReplacement", layout.FLAG_REPLACEMENT),
-        ("kKeepLabels", layout.FLAG_KEEP_LABELS),
-    ],
-)
-def test_constants_of_the_header_file(name: str, value: int) -> None:
-    assert constants(HEADER)[name] == value
+@pytest.mark.parametrize("name", NAMES)
+def test_constants_of_the_header_file(name: str) -> None:
+    assert constants(HEADER)[cpp_name(name)] == getattr(layout, name)
 
 
-def test_words_of_the_header() -> None:
-    assert header_words(HEADER) == {
-        "n": layout.WORD_NUM_EXAMPLES,
-        "g": layout.WORD_NUM_GROUPS,
-        "s": layout.WORD_NUM_STRATA,
-        "w": layout.WORD_PERIOD,
-        "r": layout.WORD_NUM_ROWS,
-    }
-    assert f"header[{layout.WORD_MAGIC}] != kTablesMagic" in HEADER
-    assert f"header[{layout.WORD_LENGTH}] != length" in HEADER
-    assert f"header[{layout.WORD_STARTS} + k]" in HEADER
-    assert f"header[{layout.WORD_FLAGS}]" in HEADER
-    assert f"int64_t{{1}} << {layout.MAX_COUNT.bit_length() - 1}" in HEADER
+def test_header_file_has_no_other_constants() -> None:
+    assert constants(HEADER).keys() == {cpp_name(name) for name in NAMES}
 
 
 def test_sections() -> None:
     counts = {"g": 3, "s": 2, "w": 5, "r": 4, "kQuantiles": layout.QUANTILES}
     sizes = [eval(size, {}, counts) for size in section_sizes(HEADER)]
     assert tuple(sizes) == layout.section_sizes(num_groups=3, num_strata=2, period=5, num_rows=4)
-    view = re.search(r"const int64_t ((?:\*\w+(?:, )?)+);\s*const int32_t", HEADER)
+    view = re.search(r"const int64_t ((?:\*\w+, )+\*\w+);", HEADER)
     assert view is not None, "draw.h no longer declares the sections as one list"
     assert tuple(view.group(1).replace("*", "").split(", ")) == layout.SECTIONS
 
 
 def test_triton_constants() -> None:
     draw = pytest.importorskip("spurmix.kernels.draw")
-    names = {name for name in vars(layout) if name.isupper() and hasattr(draw, name)}
-    assert names >= {"MAGIC", "HEADER_WORDS", "WORD_LENGTH", "WORD_FLAGS", "FLAG_REPLACEMENT", "MAX_COUNT", "QUANTILES"}
-    for name in names:
+    checked = [name for name in NAMES if hasattr(draw, name)]
+    assert {"MAGIC", "HEADER_WORDS", "WORD_FLAGS", "FLAG_REPLACEMENT", "QUANTILES", "MAX_COUNT"} <= set(checked)
+    for name in checked:
         assert getattr(draw, name).value == getattr(layout, name), name
 
 
 @pytest.mark.parametrize(
     ("text", "changed"),
-    [("header[7]", "header[6]"), ("kKeepLabels = 2", "kKeepLabels = 4"), ("{w, s, s, s,", "{w, s, g, s,")],
+    [
+        ("kWordFlags = 7", "kWordFlags = 6"),
+        ("kFlagKeepLabels = 2", "kFlagKeepLabels = 4"),
+        ("{w, s, s, s,", "{w, s, g, s,"),
+    ],
 )
 def test_a_change_of_the_header_file_is_found(text: str, changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text in HEADER
     monkeypatch.setitem(globals(), "HEADER", HEADER.replace(text, changed))
     with pytest.raises(AssertionError):
-        test_constants_of_the_header_file("kKeepLabels", layout.FLAG_KEEP_LABELS)
-        test_words_of_the_header()
+        for name in NAMES:
+            test_constants_of_the_header_file(name)
         test_sections()

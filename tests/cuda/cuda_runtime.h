@@ -1,4 +1,4 @@
-// The few calls of the CUDA runtime that the operators make, on host memory, for kernels run by emulation.h.
+// The functions of the CUDA runtime that the operators call, implemented on host memory, for the emulation.
 #pragma once
 
 #include <cstddef>
@@ -33,8 +33,8 @@ inline cudaError_t cudaGetDevice(int* device) {
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t);  // of the last launch
-// Three blocks at a time, so that a batch of a few samples is shared by blocks at uneven places.
+const char* cudaGetErrorString(cudaError_t);  // the error of the last launch
+// Three multiprocessors, so that blocks divide a batch of a few samples unevenly.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const int major = std::getenv("EMULATED_OLD") ? 7 : 8;
   *value =

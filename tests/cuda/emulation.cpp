@@ -1,4 +1,4 @@
-// The threads behind emulation.h.
+// Scheduler of the emulated threads.
 #include "emulation.h"
 
 #include <ucontext.h>
@@ -15,12 +15,12 @@ struct Fiber {
   ucontext_t context;
   std::vector<char> stack;
   bool done;
-  int64_t barriers, shuffles, warp_barriers;  // that it has come to; the last are shuffles as well
+  int64_t barriers, shuffles, warp_barriers;  // reached so far; a warp barrier counts as a shuffle too
 };
 
 struct Warp {
-  int64_t arrived;        // lanes, over all shuffles so far
-  uint64_t value[2][32];  // of this shuffle and the one before
+  int64_t arrived;        // number of arrivals of lanes at shuffles so far
+  uint64_t value[2][32];  // values of the current shuffle and of the previous one
 };
 
 std::vector<Fiber> fibers;
@@ -28,7 +28,7 @@ std::vector<Warp> warps;
 ucontext_t scheduler;
 std::function<void()> body;
 std::vector<unsigned char> shared_bytes;
-int64_t at_barrier;  // threads, over all barriers so far
+int64_t arrived_at_barriers;  // number of arrivals of threads at barriers so far
 int count, current;
 
 void yield() {
@@ -42,25 +42,26 @@ void enter() {
   yield();
 }
 
-// Threads at barriers and lanes at shuffles so far.
+// Number of arrivals at barriers and shuffles so far.
 int64_t arrivals() {
-  int64_t sum = at_barrier;
+  int64_t sum = arrived_at_barriers;
   for (const Warp& warp : warps) sum += warp.arrived;
   return sum;
 }
 
-void run_from_here(int thread) {
+// Runs a thread until its next barrier, shuffle or end.
+void resume(int thread) {
   Fiber& fiber = fibers[thread];
   current = thread;
   position.thread.x = static_cast<unsigned>(thread);
-  races::go_on(thread, fiber.barriers, fiber.warp_barriers, fiber.stack.data(), fiber.stack.size());
+  races::resume(thread, fiber.barriers, fiber.warp_barriers, fiber.stack.data(), fiber.stack.size());
   swapcontext(&scheduler, &fiber.context);
 }
 
-// Runs one block; whether all its threads ended.
+// Runs one block. Returns false on a deadlock.
 bool run_block(int threads) {
   count = threads;
-  at_barrier = 0;
+  arrived_at_barriers = 0;
   if (static_cast<int>(fibers.size()) < threads) fibers.resize(threads);
   warps.assign((threads + 31) / 32, {});
   for (int i = 0; i < threads; ++i) {
@@ -77,14 +78,14 @@ bool run_block(int threads) {
   int left = threads;
   while (left > 0) {
     const int64_t before = arrivals();
-    const int had = left;
+    const int left_before = left;
     left = 0;
     for (int i = 0; i < threads; ++i) {
       if (fibers[i].done) continue;
-      run_from_here(i);
+      resume(i);
       left += !fibers[i].done;
     }
-    if (left == had && arrivals() == before) return false;
+    if (left == left_before && arrivals() == before) return false;
   }
   return true;
 }
@@ -93,10 +94,10 @@ bool run_block(int threads) {
 
 void barrier() {
   Fiber& fiber = fibers[current];
-  ++at_barrier;
+  ++arrived_at_barriers;
   ++fiber.barriers;
   do yield();
-  while (at_barrier < fiber.barriers * count);
+  while (arrived_at_barriers < fiber.barriers * count);
 }
 
 uint64_t exchange(uint64_t value, int mask) {
@@ -139,6 +140,6 @@ bool run(int64_t blocks, int threads, size_t shared, std::function<void()> kerne
 
 const char* cudaGetErrorString(cudaError_t) {
   const std::string& found = spurmix::cuda::races::message();
-  return found.empty() ? "threads of the emulated kernel wait for others that have ended or wait elsewhere"
+  return found.empty() ? "deadlock: threads wait at a barrier or shuffle that other threads do not reach"
                        : found.c_str();
 }

@@ -1,7 +1,7 @@
-// CUDA's thread model on a host, so that the kernels' own code runs in tests without a GPU: a block's threads are
-// fibers, run in turn from one barrier or shuffle to the next; blocks follow each other (emulation.cpp). Barriers that
-// not all threads of a block reach, and shuffles that not all lanes of a warp reach, end the launch with an error, and
-// so do two accesses to the same memory that nothing orders (races.cpp).
+// Emulates the CUDA thread model on the host, so that tests run the kernels without a GPU. The threads of a block are
+// fibers that run in turn, each from one barrier or shuffle to the next. Blocks run one after the other
+// (emulation.cpp). A launch fails on a deadlock, where some threads of a block do not reach a barrier or some lanes of
+// a warp do not reach a shuffle, and on a data race (races.cpp).
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __shared__ static thread_local  // so that races.cpp can tell it from the rest
+#define __shared__ static thread_local  // races.cpp recognizes shared memory by the TLS segment
 #define __launch_bounds__(...)
 #define UNWATCHED __attribute__((noinline, no_sanitize("thread")))
 
@@ -41,9 +41,9 @@ extern Position position;
 
 void barrier();
 void warp_barrier();
-// `value` of the lane whose number differs by `mask`.
+// Returns the `value` of lane (this lane ^ mask).
 uint64_t exchange(uint64_t value, int mask);
-// Runs a kernel, block by block; whether all its threads ended and nothing raced.
+// Runs a kernel. Returns false on a deadlock or a data race.
 bool run(int64_t blocks, int threads, size_t shared, std::function<void()> kernel);
 unsigned char* shared_memory();
 
@@ -69,7 +69,7 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 inline void __syncwarp() { spurmix::cuda::emulation::warp_barrier(); }
 template <class T>
 UNWATCHED T __ldg(const T* at) {
-  races::saw(at, sizeof(T), races::Kind::constant, __builtin_return_address(0));
+  races::record(at, sizeof(T), races::Kind::constant, __builtin_return_address(0));
   return *at;
 }
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
@@ -84,13 +84,13 @@ inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
 }
 template <class T>
 UNWATCHED T atomicAdd(T* at, T value) {
-  races::saw(at, sizeof(T), races::Kind::atomic, __builtin_return_address(0));
+  races::record(at, sizeof(T), races::Kind::atomic, __builtin_return_address(0));
   const T before = *at;
   *at += value;
   return before;
 }
 UNWATCHED inline uint32_t atomicOr(uint32_t* at, uint32_t bits) {
-  races::saw(at, sizeof(uint32_t), races::Kind::atomic, __builtin_return_address(0));
+  races::record(at, sizeof(uint32_t), races::Kind::atomic, __builtin_return_address(0));
   const uint32_t before = *at;
   *at |= bits;
   return before;

@@ -1,5 +1,5 @@
-"""The CUDA kernels' own code against the reference: run on the host by an emulation of CUDA's threads, and compiled by
-nvcc, where there is one, for three GPU generations."""
+"""CUDA kernels against the reference: an emulation of CUDA threads runs them on the host, and nvcc, if it is installed, compiles
+them for three GPU generations."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_draws_are_equal_bit_for_bit(
 
 
 def test_tables_beyond_shared_memory(rng: np.random.Generator) -> None:
-    """A period of thousands of slots, hundreds of groups: most sections are read from global memory."""
+    """With thousands of slots and hundreds of groups, most sections are in global memory only."""
     index = GroupIndex(rng.integers(0, 40, 4000), rng.integers(0, 20, 4000))
     policy = MixPolicy(
         weights=rng.random(index.num_groups) + 0.01, partner=rng.random((index.num_groups,) * 2), lam=Beta(1.0)
@@ -81,7 +81,7 @@ def test_tables_beyond_shared_memory(rng: np.random.Generator) -> None:
     assert all(torch.equal(a, b) for a, b in zip(actual, reference_draw.draw(*arguments), strict=True))
 
 
-# (height, width): whole vectors; whole vectors of whole planes; rows of words; nothing whole.
+# (height, width) whose images consist of whole 16-byte vectors; planes do too; rows consist of whole words; none of these.
 SIZES = [(16, 8), (8, 32), (6, 6), (7, 13)]
 
 
@@ -128,7 +128,9 @@ def test_mix_image_batch(
     for keep, kind, last in zip((False, True, False, True, False), kinds, (0, 1, 1, 0, 1), strict=True):
         labels = torch.from_numpy(rng.integers(0, 3, 60)).to(kind)
         groups = GroupIndex(labels.numpy().astype(np.int64), rng.integers(0, 2, 60))
-        weights = np.ones((groups.num_groups,) * 2) * (np.arange(groups.num_groups) != 1)[:, None]  # one group has none
+        weights = (
+            np.ones((groups.num_groups,) * 2) * (np.arange(groups.num_groups) != 1)[:, None]
+        )  # one group has no partners
         tables = draw_tables(groups, MixPolicy(partner=weights, lam=Beta(0.5), labels="keep" if keep else "mix"))
         augment = F.Augment(crop=True, flip=True, size=(6, 5)) if augmented else None
         for start, count in ((2**41, 9), (0, 1), (7, 0)):
@@ -146,7 +148,7 @@ def test_mix_image_batch(
             actual = F.mix_image_batch(store, labels, tables, **arguments, backend="cuda")
             for name, a, b in zip(expected._fields, actual, expected, strict=True):
                 if name == "input":
-                    # Crop boxes agree to 1e-3 pixel, not to the bit.
+                    # Crop boxes agree within 1e-3 pixel.
                     torch.testing.assert_close(a, b, atol=2e-2 if augmented else TOLERANCE[dtype]["atol"], rtol=1e-2)
                 else:
                     assert torch.equal(a, b), name
@@ -157,9 +159,9 @@ def test_mix_image_batch(
 def test_crops_of_several_strips(
     cuda: Any, dtype: torch.dtype, size: tuple[int, int], rng: np.random.Generator
 ) -> None:
-    """Enlarged and shrunk, up to and beyond the edges; one of the three samples has no partner."""
+    """Enlarging and shrinking crops, also beyond the edges of the image. One of the three samples has no partner."""
     lam = torch.tensor([1.0, 0.3, 0.0])
-    for height, width in ((12, 8), (40, 96), (1, 4), (7, 9)):  # rows of whole words, and not
+    for height, width in ((12, 8), (40, 96), (1, 4), (7, 9)):  # with and without rows of whole words
         store = torch.from_numpy(rng.integers(0, 256, (4, height, width, 3), dtype=np.uint8))
         corner = rng.uniform(-2, 5, (3, 2, 2))
         for scale in (0.4, 1.0, 1.7):
@@ -180,7 +182,7 @@ def test_crops_of_several_strips(
 def test_more_samples_than_a_block_draws_at_once(
     cuda: Any, size: tuple[int, int], crop: bool, rng: np.random.Generator
 ) -> None:
-    """Three blocks share 130 samples unevenly: more than 32 each, parts of some."""
+    """Three blocks share 130 samples: each has more than 32, and parts of some samples."""
     store = torch.from_numpy(rng.integers(0, 256, (60, *size, 3), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(0, 3, 60))
     groups = GroupIndex(labels.numpy(), rng.integers(0, 2, 60))
@@ -243,7 +245,7 @@ def test_loss_of_infinite_and_missing_logits(cuda: Any, classes: int, rng: np.ra
     logits[2, 3] = torch.nan
     logits[3] = -torch.inf
     logits[4, classes - 1] = torch.inf
-    logits[5] += 3000  # whose digits are kept
+    logits[5] += 3000  # must not lose precision
     label = torch.tensor([1, 2, 0, 0, 0, 1, 1])
     partner, lam = torch.tensor([0, 2, 0, 1, classes - 1, 2, 1]), torch.tensor([0.0, 0.5, 1, 1, 1, 0, 0.3])
     for smoothing in (0.0, 0.1):
@@ -290,7 +292,7 @@ def test_group_counts(cuda: Any, dtype: torch.dtype, rng: np.random.Generator) -
             assert torch.equal(F.group_counts(logits, label, chosen, groups, backend="cuda"), expected)
 
 
-def test_what_is_out_of_range_is_flagged_and_not_followed(cuda: ModuleType) -> None:
+def test_indices_out_of_range_are_reported_and_not_followed(cuda: ModuleType) -> None:
     lam = torch.ones(2)
     for bad, side in itertools.product((4, -1, 2**62), (8, 7)):
         store = torch.zeros(4, side, side, 3, dtype=torch.uint8)
@@ -314,7 +316,7 @@ def test_what_is_out_of_range_is_flagged_and_not_followed(cuda: ModuleType) -> N
         device_errors.raise_errors(device_errors.BAD_INDEX)
 
 
-def test_damaged_tables_are_flagged_and_not_followed(cuda: ModuleType, built: Any) -> None:
+def test_damaged_tables_are_reported_and_not_followed(cuda: ModuleType, built: Any) -> None:
     kernels = built[1]
     tables = draw_tables(GroupIndex([0, 1, 1]), MixPolicy())
     store, labels = torch.zeros(3, 4, 4, 3, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
@@ -368,7 +370,7 @@ def test_arguments_are_checked_on_the_host(
         ("EMULATED_CAPTURE", "a CUDA graph cannot capture; call an operator once before the capture"),
     ],
 )
-def test_devices_that_cannot_run_a_first_call(built: Any, state: str, message: str) -> None:
+def test_first_call_on_an_unsupported_device_or_in_a_capture(built: Any, state: str, message: str) -> None:
     script = """
 import torch, emulated
 module, kernels = emulated.load()
@@ -384,13 +386,13 @@ except RuntimeError as error:
 
 
 @pytest.mark.parametrize(("name", "arguments"), SAMPLES, ids=NAMES)
-def test_wrong_tensors_are_refused_or_harmless(name: str, arguments: tuple[Any, ...], built: Any) -> None:
-    """Past the checks of the public functions. `make sanitize` would tell of a kernel that reaches beyond a tensor."""
+def test_wrong_tensors_are_rejected_or_harmless(name: str, arguments: tuple[Any, ...], built: Any) -> None:
+    """Without the checks of the public functions. Under `make sanitize`, an access beyond a tensor fails this test."""
     call_with_wrong_tensors(built[1][name], arguments)
     built[0].take_flag(0)
 
 
-def test_where_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_backend_needs_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "COMPILED_CUDA", "missing")
     rows, index, lam = torch.zeros(2, 3), torch.tensor([0]), torch.ones(1)
     with pytest.raises(RuntimeError, match="backend='cuda': the compiled kernels are not available"):
@@ -403,7 +405,7 @@ GENERATIONS = (80, 90, 100)
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc on the PATH")
 def test_nvcc_compiles_without_spills_and_loads_vectors(tmp_path: Path) -> None:
-    """Registers are never spilled, nothing is on the stack, and the uncropped hot loops load 128 bits at a time."""
+    """No kernel spills registers or uses the stack, and the loops of uncropped images use 128-bit loads and stores."""
     targets = [f"-gencode=arch=compute_{g},code=sm_{g}" for g in GENERATIONS]
 
     def compiled(source: Path) -> tuple[Path, str]:
@@ -418,10 +420,10 @@ def test_nvcc_compiles_without_spills_and_loads_vectors(tmp_path: Path) -> None:
         entries = re.findall(r"for 'sm_(\d+)'\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores", report, re.S)
         assert {int(g) for g, _, _ in entries} == set(GENERATIONS)
         assert all((stack, spill) == ("0", "0") for _, stack, spill in entries), (name, report)
-    # Shared memory, the column taps of the widest output included, stays below what needs no permission.
-    report = results["images"][1]
+    # Shared memory, including the column taps of the widest output, fits in the 48 KB that need no opt-in.
+    report = results["mix_images"][1]
     used = re.findall(r"for 'sm_\d+'\n.*?PathE(\d).*?, (\d+) bytes smem", report, re.S)
-    widest = {"3": 2048, "4": 1024, "5": 2048}  # by path, see choose() in images.cu
+    widest = {"3": 2048, "4": 1024, "5": 2048}  # by path, see choose_path() in mix_images.cu
     assert {path for path, _ in used} == set("0123456")
     assert all(int(static) + 16 * widest.get(path, 0) <= 48 << 10 for path, static in used), used
     tools = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin"
@@ -432,14 +434,14 @@ def test_nvcc_compiles_without_spills_and_loads_vectors(tmp_path: Path) -> None:
             capture_output=True, text=True, check=True, env={"PATH": f"{tools}:/usr/bin:/bin"},
         ).stdout  # fmt: skip
         found = re.finditer(r"Function : (\S+)\n.*?(?=\n\t+Function :|\Z)", sass, re.S)
-        return {f"{m[1]} {k}": m[0] for k, m in enumerate(found)}  # a function once for each generation
+        return {f"{m[1]} {k}": m[0] for k, m in enumerate(found)}  # each function occurs once per generation
 
-    vectorised = [body for name, body in bodies_of("images").items() if re.search(r"PathE[012]", name)]
-    assert len(vectorised) >= 3 * 3 * 2  # paths, formats, given or drawn
-    assert all("LDG.E.128" in body and "STG.E.128" in body for body in vectorised)
+    vectorized = [body for name, body in bodies_of("mix_images").items() if re.search(r"PathE[012]", name)]
+    assert len(vectorized) >= 3 * 3 * 2  # paths, formats, mix_images and mix_image_batch
+    assert all("LDG.E.128" in body and "STG.E.128" in body for body in vectorized)
     for name, kernels in (
-        ("text", r"_kernelI\w*?FormatE\dELi[248]E"),
-        ("text_grad", r"rows_kernelI\w*?FormatE\dE[fd]Li[248]E"),
+        ("embeddings", r"_kernelI\w*?FormatE\dELi[248]E"),
+        ("embeddings_grad", r"rows_kernelI\w*?FormatE\dE[fd]Li[248]E"),
     ):
-        vectorised = [body for function, body in bodies_of(name).items() if re.search(kernels, function)]
-        assert len(vectorised) >= 3 * 4 and all("LDG.E.128" in body for body in vectorised)
+        vectorized = [body for function, body in bodies_of(name).items() if re.search(kernels, function)]
+        assert len(vectorized) >= 3 * 4 and all("LDG.E.128" in body for body in vectorized)

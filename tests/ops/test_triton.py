@@ -1,4 +1,4 @@
-"""Triton kernels in the interpreter against the reference, and compiled for three GPU generations without a GPU."""
+"""Triton kernels against the reference: interpreted on the CPU, and compiled for three GPU generations without a GPU."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_draws_are_equal_bit_for_bit(
 
 
 def some(*rows: Any) -> list[Any]:
-    """Every pair; those without the first value of either row are for the slow tests, as interpreting takes its time."""
+    """All pairs. Those without the first value of either list are slow tests, because the interpreter is slow."""
     pairs = itertools.product(*rows)
     return [pytest.param(*p, marks=[] if p[0] is rows[0][0] or p[1] is rows[1][0] else pytest.mark.slow) for p in pairs]
 
@@ -108,7 +108,7 @@ def test_mix_image_batch(dtype: torch.dtype, augmented: bool, keep: bool, rng: n
         actual = F.mix_image_batch(store, labels, tables, **arguments, channels_last=last, backend="triton")
         for name, a, b in zip(expected._fields, actual, expected, strict=True):
             if name == "input":
-                # Crop boxes agree to 1e-3 pixel, not to the bit.
+                # Crop boxes agree within 1e-3 pixel.
                 torch.testing.assert_close(a, b, atol=2e-2 if augmented else TOLERANCE[dtype]["atol"], rtol=1e-2)
             else:
                 assert torch.equal(a, b), name
@@ -117,7 +117,7 @@ def test_mix_image_batch(dtype: torch.dtype, augmented: bool, keep: bool, rng: n
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(64, 80), (61, 83), (1, 1)])
 def test_flat_passes_of_several_blocks(shape: tuple[int, int], channels: int, rng: np.random.Generator) -> None:
-    """Images of more than a program's share, with and without wide accesses."""
+    """Images that several programs share, with and without vectorized access."""
     store = torch.from_numpy(rng.integers(0, 256, (3, *shape, channels), dtype=np.uint8))
     index, partner, lam = pairs(rng, 3, 2)
     flips = torch.tensor([[True, False], [False, True]])
@@ -129,8 +129,8 @@ def test_flat_passes_of_several_blocks(shape: tuple[int, int], channels: int, rn
 
 
 @pytest.mark.parametrize("groups", [1, 2, 127, 128, 129, 130, 1000])
-def test_groups_are_found_by_lanes(groups: int, rng: np.random.Generator) -> None:
-    """The search of the image kernels, whose lanes look for one sample together."""
+def test_parallel_search_for_groups(groups: int, rng: np.random.Generator) -> None:
+    """In the image kernels, all lanes of a program search for the group of one sample."""
     label = torch.from_numpy(rng.permutation(np.concatenate([np.arange(groups), rng.integers(0, groups, 500)])))
     index = GroupIndex(label.numpy())
     weights = rng.random((groups, groups)) * (rng.random((groups, 1)) < 0.8)
@@ -151,7 +151,7 @@ def test_loss_with_gradient(dtype: torch.dtype, rng: np.random.Generator) -> Non
         close(b, a)
 
 
-def test_large_and_infinite_logits_keep_their_digits(rng: np.random.Generator) -> None:
+def test_loss_of_large_and_infinite_logits(rng: np.random.Generator) -> None:
     logits = torch.from_numpy(rng.standard_normal((6, 1500)).astype(np.float32))
     logits[0] += 1e4
     logits[1, :1100] = -torch.inf
@@ -247,7 +247,7 @@ def test_group_counts(dtype: torch.dtype, rng: np.random.Generator) -> None:
             assert torch.equal(F.group_counts(logits, label, chosen, groups, backend="triton"), expected)
 
 
-def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
+def test_indices_out_of_range_are_reported_and_not_followed() -> None:
     store, lam = torch.zeros(4, 2, 2, 3, dtype=torch.uint8), torch.ones(2)
     for bad in (4, -1, 2**62):
         index = torch.tensor([0, bad])
@@ -281,7 +281,7 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
             torch.float32, False,
         )  # fmt: skip
     images, labels, norm = torch.zeros(3, 2, 2, 3, dtype=torch.uint8), torch.zeros(3).long(), torch.ones(3)
-    for start, counter in ((0, -1), (2**63 - 4, 5)):  # sample numbers that do not exist
+    for start, counter in ((0, -1), (2**63 - 4, 5)):  # sample numbers out of range
         number = torch.tensor([counter])
         out = [torch.full((4,), 7), torch.full((4,), 7), torch.zeros(4), torch.full((4,), 7)]
         with pytest.raises(IndexError, match="out of range"):
@@ -299,7 +299,7 @@ def test_what_is_out_of_range_is_flagged_and_not_followed() -> None:
         assert mixed[0].isnan().all() and mixed[3].isnan().all()
 
 
-def test_where_triton_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_backend_needs_a_gpu_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, index, lam = torch.zeros(2, 3), torch.tensor([0]), torch.ones(1)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(library, "COMPILED_CUDA", "missing")
@@ -315,12 +315,12 @@ def test_where_triton_serves(monkeypatch: pytest.MonkeyPatch) -> None:
         F.mix_rows(rows, index, index, lam)
 
 
-def test_sizes_beyond_the_kernels_are_refused() -> None:
+def test_sizes_beyond_the_limits_are_rejected() -> None:
     store, lam = torch.zeros(1, 2, 2, 1, dtype=torch.uint8), torch.ones(1)
     zero, boxes = torch.tensor([0]), torch.zeros(1, 2, 4)
     with pytest.raises(ValueError, match="at most 32767"):
         F.mix_images(store, zero, zero, lam, boxes=boxes, size=(1, 32768), backend="triton")
-    # No memory: there are no images. A grid's second axis ends at 65535, and positions are 32-bit.
+    # An empty batch needs no memory. The limits are a grid axis of 65535 and 32-bit positions.
     launch = sys.modules["spurmix.kernels.launch"]
     for shape, size in (((20000, 10000, 3), (1, 1)), ((1, 1, 3), (20000, 10000))):
         with pytest.raises(ValueError, match="more than 536,862,720 values each"):
@@ -330,7 +330,7 @@ def test_sizes_beyond_the_kernels_are_refused() -> None:
 
 
 def compiled(*options: str) -> list[str]:
-    """Lines of compile_triton.py, in a process of its own: here the kernels are interpreted."""
+    """Output of compile_triton.py. It runs in another process, because this one interprets kernels."""
     script = Path(__file__).with_name("compile_triton.py")
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, str(script), *options], env=environment, capture_output=True, text=True)
@@ -347,7 +347,7 @@ def check_compiled(lines: list[str]) -> None:
     assert all(line.endswith("stack=0") for line in lines), lines
     flat = [line for line in lines if re.search(r"size=224 .*VECTOR=(8|16)", line)]
     assert len(flat) >= 8 and not any("stores=0" in line for line in flat), flat
-    assert not any("loads=0" in line for line in flat if "VECTOR=16" in line), flat  # 16 bytes a load
+    assert not any("loads=0" in line for line in flat if "VECTOR=16" in line), flat  # 16-byte loads
     rows = [line for line in lines if line.startswith(("mix_rows", "cross_entropy")) and "ALIGN=1 " not in line]
     assert len(rows) > 8 and not any("loads=0" in line for line in rows if "num_warps=4" in line), rows
 

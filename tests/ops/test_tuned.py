@@ -1,4 +1,4 @@
-"""How a kernel's configuration is chosen and kept; the GPU's part is played by stand-ins."""
+"""Choice and cache of a kernel's configuration, on a fake GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEVICE = torch.device("cuda", 0)
 
 
 class Kernel:
-    """Notes its launches; a larger BLOCK is faster."""
+    """Fake kernel that records its launches. A larger BLOCK is faster."""
 
     __name__ = "kernel"
     cache_key = "source"
@@ -52,7 +52,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
 
 def tune(gpu: SimpleNamespace, *keys: tuple[Any, ...]) -> list[int]:
-    """Blocks a new process would launch for `keys`, one call after the other."""
+    """BLOCK of each launch of a new process that calls the kernel once for each of `keys`."""
     gpu.kernel, gpu.measured = Kernel(), 0
     kernel = tuned.Tuned(gpu.kernel, [triton.Config({"BLOCK": b}) for b in (64, 256, 128)])
     for key in keys:
@@ -61,7 +61,7 @@ def tune(gpu: SimpleNamespace, *keys: tuple[Any, ...]) -> list[int]:
     return [block for _, block in gpu.kernel.launched]
 
 
-def test_the_fastest_is_kept_and_found_again(gpu: SimpleNamespace) -> None:
+def test_fastest_configuration_is_cached(gpu: SimpleNamespace) -> None:
     assert tune(gpu, (8, torch.bfloat16), (8, torch.bfloat16), (16, torch.bfloat16)) == [256] * 3
     assert gpu.measured == 6
     assert tune(gpu, (16, torch.bfloat16), (8, torch.bfloat16)) == [256] * 2 and gpu.measured == 0
@@ -70,7 +70,7 @@ def test_the_fastest_is_kept_and_found_again(gpu: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"8": 3}', '{"8": {"options": {"BLOCK": 7}, "milliseconds": 1.0}}'])
-def test_a_damaged_file_is_measured_anew(gpu: SimpleNamespace, damage: str) -> None:
+def test_damaged_cache_file_is_replaced(gpu: SimpleNamespace, damage: str) -> None:
     tune(gpu, (8,))
     (file,) = tuned.cache_folder().iterdir()
     file.write_text(damage)
@@ -78,7 +78,7 @@ def test_a_damaged_file_is_measured_anew(gpu: SimpleNamespace, damage: str) -> N
     assert json.loads(file.read_text())["8"]["options"]["BLOCK"] == 256
 
 
-def test_nothing_is_measured_inside_a_capture_or_where_memory_is_short(
+def test_default_is_used_inside_a_capture_and_without_memory(
     gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu.capturing = True
@@ -91,15 +91,13 @@ def test_nothing_is_measured_inside_a_capture_or_where_memory_is_short(
     assert not tuned.cache_folder().exists()
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(
-    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_cache_folder_may_be_read_only(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert tune(gpu, (8,), (8,)) == [256, 256] and gpu.measured == 3
 
 
-def test_compiling_ahead_needs_kernels_that_are_not_interpreted() -> None:
+def test_offline_rejects_the_interpreter() -> None:
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"), tuned.offline(90):
         pass
     with pytest.raises(RuntimeError, match="inside offline"):

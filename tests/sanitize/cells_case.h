@@ -1,4 +1,4 @@
-// The counting sort: included by driver.cpp, whose helpers it uses.
+// group_cells, the counting sort of group indices. Included by driver.cpp.
 
 template <class T>
 void put(char* at, int64_t value) {
@@ -31,7 +31,7 @@ void cells_case() {
     const host::Kind kind = static_cast<host::Kind>(rng.in(0, 7));
     const int64_t bytes = int64_t{1} << (static_cast<int>(kind) / 2);
     const bool has_sign = static_cast<int>(kind) % 2 == 0;
-    // Up to 2^20 values a column: three of them are beyond plain histograms and below 2^63.
+    // Up to 2^20 values per column: three columns exceed the size of plain histograms, but stay below 2^63.
     const int64_t span = rng.in(1, rng.one_in(2) ? 5 : bytes == 1 ? 100 : bytes == 2 ? 30000 : 1 << 20);
     const int64_t low = has_sign ? rng.in(-20, 7) : rng.in(0, 20);
     int64_t step = bytes * rng.in(1, 3) + (rng.one_in(4) ? rng.in(0, 3) : 0);  // fields of records are unaligned
@@ -53,10 +53,10 @@ void cells_case() {
   try {
     cells = host::group_cells<Member>(described, count, threads, members.data());
   } catch (const std::out_of_range&) {
-    expect(bad, "group_cells: no value was out of range");
+    expect(bad, "group_cells reports a value that is in range");
     return;
   }
-  expect(!bad, "group_cells: a value out of range was not noticed");
+  expect(!bad, "group_cells accepts a value out of range");
   std::vector<uint64_t> keys(count, 0);
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t k = 0; k < columns; ++k) {

@@ -1,4 +1,4 @@
-// The draw, and the tables it reads: included by driver.cpp, whose helpers it uses.
+// draw and view_tables. Included by driver.cpp.
 
 std::vector<int64_t> random_tables(int64_t* examples) {
   const int64_t strata = rng.in(1, 6);
@@ -27,7 +27,7 @@ std::vector<int64_t> random_tables(int64_t* examples) {
       if (sizes_of_groups[g] > 0 && !rng.one_in(3)) sum += rng.unit();
       running.push_back(sum);
     }
-    for (int64_t g = 0; g < groups && sum == 0; ++g) {  // nothing was chosen: the first group that has members
+    for (int64_t g = 0; g < groups && sum == 0; ++g) {  // no group was chosen: use the first one with members
       if (sizes_of_groups[g] == 0) continue;
       std::fill(running.begin() + g, running.end(), 1.0);
       break;
@@ -40,9 +40,9 @@ std::vector<int64_t> random_tables(int64_t* examples) {
   const std::vector<const std::vector<int64_t>*> sections = {&slots,   &share,  &first,     &size,
                                                              &offsets, &row_of, &threshold, &quantile};
   *examples = offsets.back();
-  std::vector<int64_t> packed = {kTablesMagic, 0, *examples, groups, strata, static_cast<int64_t>(slots.size()), rows,
-                                 rng.in(0, 3)};
-  int64_t at = kHeader;
+  std::vector<int64_t> packed = {kMagic, 0,           *examples, groups, strata, static_cast<int64_t>(slots.size()),
+                                 rows,   rng.in(0, 3)};
+  int64_t at = kHeaderWords;
   for (const auto* section : sections) {
     packed.push_back(at);
     at += static_cast<int64_t>(section->size());
@@ -54,8 +54,8 @@ std::vector<int64_t> random_tables(int64_t* examples) {
 
 void draw_case() {
   int64_t examples = 0;
-  const std::vector<int64_t> made = random_tables(&examples);
-  Array<int64_t> packed(static_cast<int64_t>(made.size()), [&](int64_t i) { return made[i]; });
+  const std::vector<int64_t> words = random_tables(&examples);
+  Array<int64_t> packed(static_cast<int64_t>(words.size()), [&](int64_t i) { return words[i]; });
   cpu::Draw args = {};
   expect(view_tables(packed.data(), packed.size(), &args.tables) == nullptr, "valid tables were rejected");
   const int64_t kind = examples < 100000 ? rng.in(0, 2) : 0;
@@ -82,27 +82,29 @@ void draw_case() {
     expect(args.flip_bits == nullptr || flip_bits[i] == d.flip_bits, "draw: flip bits differ");
     expect(0 <= d.index && d.index < examples && 0 <= d.partner && d.partner < examples, "draw: out of range");
   }
-  expect(cpu::first_outside(index.data(), count, examples) == -1, "first_outside: none is");
+  expect(cpu::first_outside(index.data(), count, examples) == -1, "first_outside: no value is out of range");
   if (count > 0) {
     const int64_t at = rng.in(0, count - 1);
     index[at] = rng.one_in(2) ? -1 : examples;
-    expect(cpu::first_outside(index.data(), count, examples) == at, "first_outside: one is");
+    expect(cpu::first_outside(index.data(), count, examples) == at,
+           "first_outside: the value out of range was not found");
   }
 }
 
 void tables_case() {
   int64_t examples = 0;
-  std::vector<int64_t> made = random_tables(&examples);
+  std::vector<int64_t> words = random_tables(&examples);
   const int64_t odd[] = {0, -1, 1, INT64_MAX, INT64_MIN, int64_t{1} << 31, (int64_t{1} << 31) + 1, int64_t{1} << 62};
   for (int64_t k = rng.in(1, 4); k > 0; --k) {
-    int64_t& word = made[rng.in(0, kHeader - 1)];
+    int64_t& word = words[rng.in(0, kHeaderWords - 1)];
     word = rng.one_in(2) ? odd[rng.in(0, 7)] : static_cast<int64_t>(static_cast<uint64_t>(word) + rng.in(-2, 2));
   }
-  if (rng.one_in(3)) made.resize(rng.in(0, static_cast<int64_t>(made.size())));
-  Array<int64_t> packed(static_cast<int64_t>(made.size()), [&](int64_t i) { return made[i]; });
+  if (rng.one_in(3)) words.resize(rng.in(0, static_cast<int64_t>(words.size())));
+  Array<int64_t> packed(static_cast<int64_t>(words.size()), [&](int64_t i) { return words[i]; });
   Tables t = {};
   if (view_tables(packed.data(), packed.size(), &t) != nullptr) return;
   const int64_t* end = packed.data() + packed.size();
   expect(t.quantile + kQuantiles == end, "view_tables: the sections do not fill the tables");
-  expect(packed.data() + kHeader + t.period == t.share && t.offsets + t.num_groups + 1 == t.row_of, "view_tables");
+  expect(packed.data() + kHeaderWords + t.period == t.share && t.offsets + t.num_groups + 1 == t.row_of,
+         "view_tables: sections are in the wrong place");
 }

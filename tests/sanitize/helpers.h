@@ -1,14 +1,14 @@
-// Made-up inputs: random numbers, memory that ends where it ends, numbers of a format. Included by driver.cpp.
+// Random inputs: numbers, memory of exact size, and arrays of a format. Included by driver.cpp.
 
-std::string place;  // the case that runs, for messages
+std::string current_case;  // for messages
 
-[[noreturn]] void fail(const std::string& what) {
-  std::fprintf(stderr, "sanitize: %s: %s\n", place.c_str(), what.c_str());
+[[noreturn]] void fail(const std::string& message) {
+  std::fprintf(stderr, "sanitize: %s: %s\n", current_case.c_str(), message.c_str());
   std::exit(1);
 }
 
-void expect(bool right, const char* what) {
-  if (!right) fail(what);
+void expect(bool condition, const char* message) {
+  if (!condition) fail(message);
 }
 
 struct Random {
@@ -29,7 +29,7 @@ struct Random {
 
 Random rng;
 
-// Memory of exactly `size` bytes: from malloc, or ending or beginning at a page without access.
+// Memory of exactly `size` bytes: from malloc, or adjacent to an inaccessible page at its begin or end.
 class Bytes {
  public:
   explicit Bytes(int64_t size) : size_(static_cast<size_t>(size)) {
@@ -84,7 +84,7 @@ class Array {
 
 int64_t width_of(Format format) { return format == Format::f64 ? 8 : format == Format::f32 ? 4 : 2; }
 
-// Numbers of a format.
+// An array of numbers of a format.
 struct Numbers {
   Format format;
   Bytes bytes;
@@ -109,8 +109,8 @@ struct Numbers {
       default: reinterpret_cast<uint16_t*>(bytes.data())[i] = to_bfloat16(f);
     }
   }
-  // Whether entry i is `expected`, up to the format's rounding and `noise` of the arithmetic.
-  bool near(int64_t i, double expected, double noise) {
+  // Whether entry i equals `expected` within the rounding of the format and `tolerance`.
+  bool near(int64_t i, double expected, double tolerance) {
     const double step = format == Format::f64   ? 1e-15
                         : format == Format::f32 ? 1e-6
                         : format == Format::f16 ? 1e-3
@@ -118,7 +118,7 @@ struct Numbers {
     const double got = get(i);
     if (std::isnan(expected)) return std::isnan(got);
     if (std::isinf(expected)) return got == expected;
-    return std::abs(got - expected) <= noise + step * std::abs(expected) + 1e-7;
+    return std::abs(got - expected) <= tolerance + step * std::abs(expected) + 1e-7;
   }
 };
 
@@ -129,7 +129,7 @@ float random_lam() {
   return rng.one_in(4) ? special[rng.in(0, 3)] : rng.unit();
 }
 
-// Runs kernel(args, begin, end) over [0, items) in up to three ranges, the later ones first.
+// Runs a kernel on [0, items) in three ranges, the last one first.
 template <class Args>
 void in_ranges(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t items) {
   const int64_t a = rng.in(0, items), b = rng.in(a, items);

@@ -1,6 +1,6 @@
-// Ragged texts into padded rows: included by driver.cpp, whose helpers it uses.
+// pair_lengths and pack_texts. Included by driver.cpp.
 
-void texts_case() {
+void tokens_case() {
   const int64_t count = rng.in(1, 40), batch = rng.in(0, 20), first = rng.in(0, 3);
   Array<int64_t> offsets(count + 1);
   offsets[0] = first;
@@ -13,7 +13,7 @@ void texts_case() {
   Array<int64_t> partner(batch, [&](int64_t) { return rng.in(0, count - 1); });
   int64_t width = 0;
   for (int64_t i = 0; i < batch; ++i) width = std::max(width, length(rows[i]));
-  // Each kind of damage must be found before it is followed.
+  // Every kind of damage must be detected before the damaged value is used.
   const int64_t damage = batch > 0 && rng.one_in(3) ? rng.in(0, 3) : -1, at = damage >= 0 ? rng.in(0, batch - 1) : 0;
   if (damage == 0) rows[at] = rng.one_in(2) ? count + rng.in(0, int64_t{1} << 40) : -rng.in(1, int64_t{1} << 40);
   if (damage == 1) offsets[rows[at]] = offsets[rows[at] + 1] + rng.in(1, int64_t{1} << 40);
@@ -30,9 +30,9 @@ void texts_case() {
       } else {
         host::pair_lengths(texts, rows.data(), partner.data(), batch, lengths.data());
       }
-      expect(damage < 0, "texts: damage was not noticed");
+      expect(damage < 0, "tokens: damage was not detected");
     } catch (const std::out_of_range&) {
-      expect(damage >= 0, "texts: nothing was out of range");
+      expect(damage >= 0, "tokens: a valid input was rejected");
     }
   }
   if (damage >= 0) return;
@@ -46,14 +46,14 @@ void texts_case() {
     }
   }
   if (batch > 0 && width > 0) {
-    bool noticed = false;
+    bool detected = false;
     int64_t longest = 0;
     for (int64_t i = 0; i < batch; ++i) longest = std::max(longest, length(rows[i]));
     try {
       host::pack_texts(texts, rows.data(), batch, longest - 1, 0, out.data(), mask.data());
     } catch (const std::out_of_range&) {
-      noticed = true;
+      detected = true;
     }
-    expect(noticed || longest == 0, "pack_texts: a text longer than the width was not noticed");
+    expect(detected || longest == 0, "pack_texts accepts a text longer than the width");
   }
 }

@@ -63,7 +63,8 @@ inline F16 load_bytes(const uint8_t* from) {
           _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
-// Byte shuffles: sixteen bytes picked out of windows of memory. Four groups of four, each from 16 bytes at its base.
+// Byte shuffles select sixteen bytes from windows of memory: four groups of four bytes, each from the 16 bytes at its
+// base.
 struct Window {
   __m256i low, high;
 };

@@ -1,4 +1,4 @@
-// F16 on AVX-512 with VBMI: one register. BF16 conversion in one instruction where the machine has it.
+// F16 on AVX-512 with VBMI: one register. Uses the bfloat16 conversion instruction if the machine has it.
 using F16 = __m512;
 
 constexpr int64_t kGroup = 16, kWindow = 64;
@@ -10,7 +10,7 @@ inline F16 mul(F16 a, F16 b) { return _mm512_mul_ps(a, b); }
 inline F16 sub(F16 a, F16 b) { return _mm512_sub_ps(a, b); }
 
 inline F16 add(F16 a, F16 b) { return _mm512_add_ps(a, b); }
-inline F16 max(F16 a, F16 b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+inline F16 max(F16 a, F16 b) { return _mm512_max_ps(a, b); }  // b if either is NaN
 inline F16 round(F16 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F16 scale_by_power(F16 a, F16 n) { return _mm512_scalef_ps(a, n); }  // a * 2^n
 inline F16 zero_below(F16 a, F16 x, float limit) {
@@ -29,7 +29,7 @@ inline F16 load_bytes(const uint8_t* from) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 
-// Byte shuffles: sixteen bytes picked out of a window of memory. One group of sixteen, from 64 bytes at its base.
+// Byte shuffles select sixteen bytes from a window of memory: one group of sixteen, from the 64 bytes at its base.
 using Window = __m512i;
 using Order = __m512i;
 
@@ -66,7 +66,7 @@ inline void store_half(uint16_t* to, F16 a) {
 template <bool kStream>
 inline void store_bfloat16(uint16_t* to, F16 a) {
 #if SPURMIX_SIMD >= 3
-  const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));  // results below 2^-126 become 0
+  const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));  // flushes results below 2^-126 to 0
 #else
   const __m512i bits = _mm512_castps_si512(a),
                 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

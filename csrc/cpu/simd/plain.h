@@ -1,9 +1,9 @@
-// F16 in plain C++: sixteen floats in loops that compilers vectorise for any machine.
+// F16 in portable C++: loops over sixteen floats, which compilers vectorize.
 struct F16 {
   float v[16];
 };
 
-// No byte shuffles: a window of 0 bytes never reaches a tap, so that what follows is never used.
+// There are no byte shuffles. A window of 0 bytes contains no tap, so the functions below are never called.
 constexpr int64_t kGroup = 16, kWindow = 0;
 struct Window {};
 struct Order {};
@@ -25,8 +25,8 @@ inline F16 madd(F16 a, F16 b, F16 c) { SPURMIX_EACH(a.v[i] * b.v[i] + c.v[i]); }
 inline F16 mul(F16 a, F16 b) { SPURMIX_EACH(a.v[i] * b.v[i]); }
 inline F16 sub(F16 a, F16 b) { SPURMIX_EACH(a.v[i] - b.v[i]); }
 inline F16 add(F16 a, F16 b) { SPURMIX_EACH(a.v[i] + b.v[i]); }
-inline F16 max(F16 a, F16 b) { SPURMIX_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }  // b where either is NaN
-inline F16 round(F16 a) { SPURMIX_EACH((a.v[i] + 12582912.0f) - 12582912.0f); }    // to integers, below 2^22
+inline F16 max(F16 a, F16 b) { SPURMIX_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }  // b if either is NaN
+inline F16 round(F16 a) { SPURMIX_EACH((a.v[i] + 12582912.0f) - 12582912.0f); }    // to nearest, for |a| < 2^22
 inline F16 scale_by_power(F16 a, F16 n) {                                          // a * 2^n, n in [-126, 127]
   SPURMIX_EACH(a.v[i] * bits_float((float_bits(n.v[i] + 12582912.0f) - 0x4b400000u + 127u) << 23));
 }

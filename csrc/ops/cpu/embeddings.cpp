@@ -1,6 +1,6 @@
 #include <vector>
 
-#include "../../cpu/text.h"
+#include "../../cpu/embeddings.h"
 #include "device.h"
 
 namespace spurmix {

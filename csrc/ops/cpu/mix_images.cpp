@@ -95,7 +95,7 @@ void device::mix_image_batch(const ImageArguments& images, const Tensor& labels,
   m.flips = crop.flip ? flips.data() : nullptr;
   run(m, count);
 
-  const bool keep_labels = s.tables.flags & kKeepLabels;
+  const bool keep_labels = s.tables.flags & kFlagKeepLabels;
   take_labels(labels, m.index, count, mutable_data<int64_t>(out.label), op);
   take_labels(labels, keep_labels ? m.index : m.partner, count, mutable_data<int64_t>(out.partner_label), op);
 }

@@ -24,7 +24,7 @@ cuda::MixEmbeddings word_arguments(const Tensor& weight, const TokenArguments& t
   m.columns = weight.size(1);
   m.table_format = format_of(weight, op, "weight");
   m.lookups = lookups_of(tokens);
-  m.flag = device.flag();
+  m.error_flag = device.flag();
   return m;
 }
 
@@ -71,7 +71,7 @@ struct SortedLookups {
     e.count = pairs ? 2 * lookups.tokens : lookups.tokens;
     e.rows = rows;
     e.padding_idx = padding_idx;
-    e.flag = device.flag();
+    e.error_flag = device.flag();
     e.wide = wide == ScalarType::Double;
     const Tensor unsorted = fresh(like, {e.count}, ScalarType::Int);
     e.key = mutable_data<int32_t>(unsorted);

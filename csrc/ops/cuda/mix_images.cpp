@@ -65,7 +65,7 @@ void device::mix_images(const ImageArguments& images, const PairArguments& pairs
   m.partner = data<int64_t>(pairs.partner);
   m.lam = data<float>(pairs.lam);
   crops.set(&m);
-  m.flag = device.flag();
+  m.error_flag = device.flag();
   device.check_launch(cuda::mix_images(m, device.stream()));
 }
 
@@ -77,7 +77,7 @@ void device::mix_image_batch(const ImageArguments& images, const Tensor& labels,
   m.crop = crop;
   m.labels = labels_of(labels, out, op);
   m.drawn = draw_outputs(out.drawn);
-  m.flag = device.flag();
+  m.error_flag = device.flag();
   device.check_launch(cuda::mix_image_batch(m, device.stream()));
 }
 

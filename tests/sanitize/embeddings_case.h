@@ -1,6 +1,6 @@
-// Kernels on token embeddings, compared with plain scalar formulas. Included by driver.cpp, whose helpers it uses.
+// The kernels on token embeddings. Included by driver.cpp.
 
-// Tokens of two texts, some of them masked out.
+// Token ids of pairs of texts, with optional masks.
 struct Tokens {
   int64_t rows, batch, length, count;
   bool masked, partner_masked;
@@ -29,11 +29,11 @@ struct Tokens {
             partner_masked ? partner_mask.data() : nullptr,
             length};
   }
-  double own(int64_t n) { return !masked || mask[n] ? lam[n / length] : 0.0; }
-  double other(int64_t n) { return !partner_masked || partner_mask[n] ? 1.0 - lam[n / length] : 0.0; }
+  double weight(int64_t n) { return !masked || mask[n] ? lam[n / length] : 0.0; }
+  double partner_weight(int64_t n) { return !partner_masked || partner_mask[n] ? 1.0 - lam[n / length] : 0.0; }
 };
 
-// A table [rows, columns] of small numbers whose rows lie `stride` apart.
+// A table [rows, columns] of small numbers with a row stride.
 std::unique_ptr<Numbers> random_table(Format format, int64_t rows, int64_t columns, int64_t stride) {
   auto table = std::make_unique<Numbers>(format, (rows - 1) * stride + columns);
   for (int64_t r = 0; r < rows; ++r) {
@@ -43,23 +43,24 @@ std::unique_ptr<Numbers> random_table(Format format, int64_t rows, int64_t colum
 }
 
 double mixed_words(Tokens* t, Numbers* table, int64_t stride, int64_t n, int64_t c) {
-  return t->own(n) * table->get(t->ids[n] * stride + c) + t->other(n) * table->get(t->partner_ids[n] * stride + c);
+  return t->weight(n) * table->get(t->ids[n] * stride + c) +
+         t->partner_weight(n) * table->get(t->partner_ids[n] * stride + c);
 }
 
-// Sums of the tokens' rows in two column ranges, against a table that is filled token by token.
+// sum_rows in two column ranges, compared with a table that is summed token by token.
 void sums_case(Tokens* t, int64_t columns) {
   const auto grad = random_table(kFormats[rng.in(0, 3)], std::max<int64_t>(1, t->count), columns, columns);
   const int64_t padding = rng.in(-1, t->rows - 1);
   cpu::Buckets buckets = cpu::sort_lookups(t->lookups(), t->count, t->rows, padding);
   std::vector<double> expected(t->rows * columns, 0.0);
   std::vector<bool> touched(t->rows, false);
-  const auto take = [&](int64_t row, int64_t n, double weight) {
+  const auto add = [&](int64_t row, int64_t n, double weight) {
     if (weight == 0 || row == padding) return;
     touched[row] = true;
     for (int64_t c = 0; c < columns; ++c) expected[row * columns + c] += weight * grad->get(n * columns + c);
   };
-  for (int64_t n = 0; n < t->count; ++n) take(t->ids[n], n, t->own(n));
-  for (int64_t n = 0; n < t->count; ++n) take(t->partner_ids[n], n, t->other(n));
+  for (int64_t n = 0; n < t->count; ++n) add(t->ids[n], n, t->weight(n));
+  for (int64_t n = 0; n < t->count; ++n) add(t->partner_ids[n], n, t->partner_weight(n));
   std::vector<int64_t> rows(t->rows);
   std::iota(rows.begin(), rows.end(), 0);
   if (rng.one_in(2)) {
@@ -82,14 +83,14 @@ void sums_case(Tokens* t, int64_t columns) {
                             range.second};
     int64_t done = 0;
     for (int64_t part = 0, parts = rng.in(1, 5); part < parts; ++part) {
-      expect(buckets.cut(part, parts) == done, "cuts leave a gap");
+      expect(buckets.cut(part, parts) == done, "cut: the parts have a gap");
       done = buckets.cut(part + 1, parts);
       cpu::sum_rows(m, buckets.cut(part, parts), done);
     }
-    expect(done == count, "cuts leave rows out");
+    expect(done == count, "cut: rows are missing");
   }
   for (int64_t k = 0; k < count; ++k) {
-    expect(count == t->rows || touched[rows[k]], "an empty row is kept");
+    expect(count == t->rows || touched[rows[k]], "drop_empty keeps an empty row");
     for (int64_t c = 0; c < columns; ++c) {
       expect(out.near(k * columns + c, expected[rows[k] * columns + c], 1e-4), "sum_rows differs");
     }
@@ -136,28 +137,29 @@ void bert_case(Tokens* t, Numbers* table, int64_t stride, int64_t columns) {
   std::vector<double> sums(partial.bytes.size() / static_cast<size_t>(width_of(partial.format)), 0.0);
   std::vector<double> x(columns);
   for (int64_t n = 0; n < t->count; ++n) {
-    double centre = 0, square = 0, total = 0, along = 0;
+    double mean_value = 0, variance = 0, u_mean = 0, uh_mean = 0;
     const double size = static_cast<double>(columns);
     for (int64_t c = 0; c < columns; ++c) {
       x[c] = mixed_words(t, table, stride, n, c) + position->get(position_ids[n] * columns + c);
       if (typed) x[c] += type->get((type_ids ? token_types[n] : 0) * columns + c);
-      centre += x[c] / size;
+      mean_value += x[c] / size;
     }
-    for (const double v : x) square += (v - centre) * (v - centre) / size;
-    const double by = 1 / std::sqrt(square + eps);
-    expect(mean.near(n, centre, 1e-5) && rstd.near(n, by, 1e-4), "bert_embeddings: moments");
+    for (const double v : x) variance += (v - mean_value) * (v - mean_value) / size;
+    const double rstd_value = 1 / std::sqrt(variance + eps);
+    expect(mean.near(n, mean_value, 1e-5) && rstd.near(n, rstd_value, 1e-4), "bert_embeddings: moments");
     for (int64_t c = 0; c < columns; ++c) {
-      x[c] = (x[c] - centre) * by;
+      x[c] = (x[c] - mean_value) * rstd_value;
       const double g = grad->get(n * columns + c);
       expect(out.near(n * columns + c, x[c] * scale->get(c) + shift->get(c), 1e-4), "bert_embeddings differs");
-      total += g * scale->get(c) / size;
-      along += g * scale->get(c) * x[c] / size;
+      u_mean += g * scale->get(c) / size;
+      uh_mean += g * scale->get(c) * x[c] / size;
       sums[(n / b.chunk * 2) * columns + c] += g * x[c];
       sums[(n / b.chunk * 2 + 1) * columns + c] += g;
     }
     for (int64_t c = 0; c < columns; ++c) {
       const double u = grad->get(n * columns + c) * scale->get(c);
-      expect(grad_mixed.near(n * columns + c, by * (u - total - x[c] * along), 2e-3), "bert_backward differs");
+      expect(grad_mixed.near(n * columns + c, rstd_value * (u - u_mean - x[c] * uh_mean), 2e-3),
+             "bert_backward differs");
     }
   }
   for (size_t k = 0; k < sums.size(); ++k) {
@@ -165,7 +167,7 @@ void bert_case(Tokens* t, Numbers* table, int64_t stride, int64_t columns) {
   }
 }
 
-void text_case() {
+void embeddings_case() {
   const int64_t columns = rng.one_in(3) ? rng.in(1, 4) * 16 : rng.in(1, 90), stride = columns + rng.in(0, 1) * 7;
   Tokens t(rng.in(1, 12), rng.in(0, 4), rng.in(1, 9));
   const auto table = random_table(kFormats[rng.in(0, 3)], t.rows, columns, stride);

@@ -1,5 +1,5 @@
-"""The CUDA kernels of token embeddings where `test_embeddings.py` and `test_bert_embeddings.py` do not look: vectors and single
-values, rows that many tokens share, long rows, gradients of ids out of range."""
+"""CUDA kernels of token embeddings, in cases beyond `test_embeddings.py` and `test_bert_embeddings.py`: vectorized and scalar
+access, rows that many tokens share, long rows, and gradients of ids out of range."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ WIDE = [*FLOATS, torch.float64]
 
 
 @pytest.mark.parametrize("kind", WIDE, ids=str)
-def test_embeddings_by_vectors_and_one_by_one(cuda: Any, kind: torch.dtype, rng: np.random.Generator) -> None:
+def test_mix_embeddings_with_and_without_vectorized_access(
+    cuda: Any, kind: torch.dtype, rng: np.random.Generator
+) -> None:
     table = torch.from_numpy(rng.standard_normal((18, 64))).to(kind)
     ids, partner = (torch.from_numpy(rng.integers(0, 9, (3, 5))) for _ in range(2))
     masks = [torch.from_numpy(rng.random(ids.shape) < 0.7) for _ in range(2)]
-    # Strided whole runs; rows that do not begin on 16 bytes; a width that is no whole run.
+    # Rows of whole 16-byte vectors with a stride; rows that are not aligned; a width that is not a multiple of a vector.
     for weight, out in itertools.product((table[::2, :48], table[::2, 1:49], table[::2, :47]), WIDE):
         given = (weight, ids, partner, pairs(rng, 9, 3)[2], *masks)
         expected = F.mix_embeddings(*given, dtype=out, backend="reference")
@@ -42,7 +44,7 @@ def test_embeddings_by_vectors_and_one_by_one(cuda: Any, kind: torch.dtype, rng:
 def test_rows_that_many_tokens_share(
     cuda: Any, built: Any, dtype: torch.dtype, columns: int, rng: np.random.Generator
 ) -> None:
-    """Their entries are added up by pieces, some of which lie across rows: each begins and ends at odd places."""
+    """Entries are summed in pieces, some of which span several rows. Rows begin and end inside pieces."""
     rows = 7
     ids = torch.from_numpy(rng.choice(rows, (6, 50), p=[0.7, 0.2, 0.0, 0.04, 0.03, 0.03, 0.0]))
     masks = [torch.from_numpy(rng.random(ids.shape) < 0.9) for _ in range(2)]
@@ -60,8 +62,8 @@ def test_rows_that_many_tokens_share(
         assert torch.equal(actual, built[1][names[0]](*given)) and torch.equal(actual[row], found)
 
 
-def test_long_rows_of_berts_block(cuda: Any, built: Any, rng: np.random.Generator) -> None:
-    """Wider than what the threads keep: by a warp, by a block, and beyond its registers; by vectors and one by one."""
+def test_long_rows_of_bert_embeddings(cuda: Any, built: Any, rng: np.random.Generator) -> None:
+    """Rows that a block processes, within its registers and beyond them, with and without vectorized access."""
     for dtype, columns in itertools.product((torch.float32, torch.float64, torch.bfloat16), (1032, 2051, 2056)):
         shapes = ((9, columns), (4, columns), (2, columns), (columns,), (columns,))
         weight, *tables = (torch.from_numpy(rng.standard_normal(shape)).to(dtype) for shape in shapes)
@@ -81,7 +83,7 @@ def test_long_rows_of_berts_block(cuda: Any, built: Any, rng: np.random.Generato
             )
 
 
-def test_ids_of_gradients_out_of_range_are_flagged_and_not_followed(cuda: ModuleType, built: Any) -> None:
+def test_gradients_report_ids_out_of_range_and_do_not_follow_them(cuda: ModuleType, built: Any) -> None:
     grad, lam = torch.ones(1, 2, 3), torch.ones(1)
     ids = torch.tensor([[0, 1]])
     for bad in (4, -1, 2**62):

@@ -5,7 +5,7 @@
 #include "isa.h"
 #include "kernels.h"
 
-#define SPURMIX_BODY "loss.inc"
+#define SPURMIX_BODY "cross_entropy.inc"
 #include "each_isa.h"
 
 namespace spurmix::cpu {
@@ -21,7 +21,5 @@ void cross_entropy_backward(const CrossEntropyBackward& args, int64_t begin, int
 void cross_entropy_with_grad(const CrossEntropyWithGrad& args, int64_t begin, int64_t end) {
   SPURMIX_DISPATCH(cross_entropy_with_grad(args, begin, end))
 }
-
-void argmax(const Argmax& args, int64_t begin, int64_t end) { SPURMIX_DISPATCH(argmax(args, begin, end)) }
 
 }  // namespace spurmix::cpu

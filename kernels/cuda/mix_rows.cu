@@ -1,4 +1,4 @@
-// mix_rows and mix_labels: a thread takes a run of neighbouring columns.
+// mix_rows and mix_labels: grid-stride loops; a thread processes a vector of adjacent columns.
 #include "device.cuh"
 
 namespace spurmix::cuda {
@@ -11,27 +11,27 @@ __device__ __forceinline__ T not_a_number() {
   return static_cast<T>(nan_value());
 }
 
-// kWidth columns a thread: 16 bytes of the input, or one.
+// kWidth: columns per thread, 16 bytes of the input or one.
 template <Format kIn, Format kOut, int kWidth>
 __global__ void __launch_bounds__(kThreads) mix_rows_kernel(MixRows m) {
   using In = TypeOf<kIn>;
   using Out = TypeOf<kOut>;
   using Wide = typename Element<kIn>::Wide;
-  struct alignas(kWidth == 1 ? sizeof(In) : 16) Run {
+  struct alignas(kWidth == 1 ? sizeof(In) : 16) Vector {
     In v[kWidth];
   };
-  const int64_t units = m.columns / kWidth, total = m.batch * units;
+  const int64_t vectors = m.columns / kWidth, total = m.batch * vectors;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total; i += int64_t{gridDim.x} * kThreads) {
-    const int64_t b = i / units, column = (i - b * units) * kWidth;
-    const int64_t own = m.index[b], other = m.partner[b];
+    const int64_t b = i / vectors, column = (i - b * vectors) * kWidth;
+    const int64_t index = m.index[b], partner = m.partner[b];
     const Wide lam = m.lam[b];
-    const bool known = own >= 0 && own < m.total && other >= 0 && other < m.total;
-    if (!known && column == 0) raise(m.flag, kBadIndex);
-    Run p = {}, q = {};
-    if (known) {
+    const bool valid = index >= 0 && index < m.total && partner >= 0 && partner < m.total;
+    if (!valid && column == 0) set_error(m.error_flag, kBadIndex);
+    Vector p = {}, q = {};
+    if (valid) {
       const In* rows = static_cast<const In*>(m.rows);
-      p = *reinterpret_cast<const Run*>(rows + own * m.row_stride + column);
-      q = *reinterpret_cast<const Run*>(rows + other * m.row_stride + column);
+      p = *reinterpret_cast<const Vector*>(rows + index * m.row_stride + column);
+      q = *reinterpret_cast<const Vector*>(rows + partner * m.row_stride + column);
     }
     struct alignas(kWidth == 1 || sizeof(Out) * kWidth < 16 ? sizeof(Out) : 16) Result {
       Out v[kWidth];
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) mix_rows_kernel(MixRows m) {
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
       const Wide mixed = lam * Element<kIn>::load(p.v[k]) + (1 - lam) * Element<kIn>::load(q.v[k]);
-      result.v[k] = Element<kOut>::store(known ? mixed : not_a_number<Wide>());
+      result.v[k] = Element<kOut>::store(valid ? mixed : not_a_number<Wide>());
     }
     *reinterpret_cast<Result*>(static_cast<Out*>(m.out) + b * m.columns + column) = result;
   }
@@ -73,12 +73,12 @@ __global__ void __launch_bounds__(kThreads) mix_labels_kernel(MixLabels m) {
   const int64_t total = m.batch * m.classes;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total; i += int64_t{gridDim.x} * kThreads) {
     const int64_t b = i / m.classes, column = i - b * m.classes;
-    const int64_t own = m.label[b], other = m.partner_label[b];
+    const int64_t label = m.label[b], partner_label = m.partner_label[b];
     const Wide lam = m.lam[b];
-    const bool known = own >= 0 && own < m.classes && other >= 0 && other < m.classes;
-    if (!known && column == 0) raise(m.flag, kBadIndex);
-    const Wide target = (column == own ? lam : Wide{0}) + (column == other ? 1 - lam : Wide{0});
-    static_cast<TypeOf<kOut>*>(m.out)[i] = Element<kOut>::store(known ? target : not_a_number<Wide>());
+    const bool valid = label >= 0 && label < m.classes && partner_label >= 0 && partner_label < m.classes;
+    if (!valid && column == 0) set_error(m.error_flag, kBadIndex);
+    const Wide target = (column == label ? lam : Wide{0}) + (column == partner_label ? 1 - lam : Wide{0});
+    static_cast<TypeOf<kOut>*>(m.out)[i] = Element<kOut>::store(valid ? target : not_a_number<Wide>());
   }
 }
 

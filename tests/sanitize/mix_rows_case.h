@@ -1,6 +1,6 @@
-// Rows and labels: included by driver.cpp, whose helpers it uses.
+// mix_rows and mix_labels. Included by driver.cpp.
 
-void rows_case() {
+void mix_rows_case() {
   cpu::MixRows m = {};
   m.columns = rng.one_in(4) ? rng.in(400, 1100) : rng.one_in(3) ? 16 * rng.in(1, 12) : rng.in(0, 100);
   m.rows_format = kFormats[rng.in(0, 3)];
@@ -29,7 +29,7 @@ void rows_case() {
   }
 }
 
-void labels_case() {
+void mix_labels_case() {
   cpu::MixLabels m = {};
   m.classes = rng.in(1, rng.one_in(3) ? 1100 : 40);
   m.format = kFormats[rng.in(0, 3)];

@@ -1,25 +1,25 @@
-// The loss and the largest logit: included by driver.cpp, whose helpers it uses.
+// The cross entropy kernels, and argmax. Included by driver.cpp.
 
-void loss_case() {
+void cross_entropy_case() {
   cpu::CrossEntropy m = {};
   m.classes = rng.one_in(6) ? rng.in(100, 1100) : rng.in(1, rng.one_in(2) ? 5 : 70);
   m.format = kFormats[rng.in(0, 3)];
   m.row_stride = m.classes + (rng.one_in(3) ? rng.in(1, 9) : 0);
   const int64_t batch = rng.in(0, rng.one_in(3) ? 70 : 6),
                 entries = std::max<int64_t>(0, (batch - 1) * m.row_stride + m.classes);
-  // Ordinary logits are compared with a formula; wild ones only must not break anything.
-  const bool wild = rng.one_in(4), wide = m.format == Format::f64;
+  // The results for ordinary logits are compared with a formula. Extreme logits must only not cause invalid accesses.
+  const bool extreme = rng.one_in(4), wide = m.format == Format::f64;
   const double infinity = std::numeric_limits<double>::infinity();
-  const double odd[] = {infinity, -infinity, NAN, 6e4, -6e4, 0.0, 3e38, -3e38};
+  const double special[] = {infinity, -infinity, NAN, 6e4, -6e4, 0.0, 3e38, -3e38};
   Numbers logits(m.format, batch > 0 ? entries : 0);
   for (int64_t i = 0; i < (batch > 0 ? entries : 0); ++i) {
-    logits.set(i, wild && rng.one_in(3) ? odd[rng.in(0, 7)] : rng.between(-9.0f, 9.0f));
+    logits.set(i, extreme && rng.one_in(3) ? special[rng.in(0, 7)] : rng.between(-9.0f, 9.0f));
   }
   Array<int64_t> label(batch, [&](int64_t) { return rng.in(0, m.classes - 1); });
   Array<int64_t> partner(batch, [&](int64_t i) { return rng.one_in(3) ? label[i] : rng.in(0, m.classes - 1); });
   Array<float> lam(batch, [](int64_t) { return random_lam(); });
   const Format result = wide ? Format::f64 : Format::f32;
-  Numbers loss(result, batch), logsumexp(result, batch), loss2(result, batch);
+  Numbers loss(result, batch), logsumexp(result, batch), direct_loss(result, batch);
   m.logits = logits.data();
   m.label = label.data();
   m.partner_label = partner.data();
@@ -47,18 +47,18 @@ void loss_case() {
   b.grad_logits = grad_logits.data();
   in_ranges(cpu::cross_entropy_backward, b, batch);
 
-  const bool direct = m.format == Format::f32 || wide;
-  Numbers own_grad(m.format, direct ? batch * m.classes : 0);
-  if (direct) {
-    cpu::CrossEntropyWithGrad g = {m, b.factor, own_grad.data()};
-    g.forward.loss = loss2.data();
+  const bool has_with_grad = m.format == Format::f32 || wide;
+  Numbers direct_grad(m.format, has_with_grad ? batch * m.classes : 0);
+  if (has_with_grad) {
+    cpu::CrossEntropyWithGrad g = {m, b.factor, direct_grad.data()};
+    g.forward.loss = direct_loss.data();
     g.forward.logsumexp = nullptr;
     in_ranges(cpu::cross_entropy_with_grad, g, batch);
   }
 
   Array<int64_t> best(batch);
-  const cpu::Argmax largest = {m.logits, m.row_stride, m.classes, m.format, best.data()};
-  in_ranges(cpu::argmax, largest, batch);
+  const cpu::Argmax a = {m.logits, m.row_stride, m.classes, m.format, best.data()};
+  in_ranges(cpu::argmax, a, batch);
   for (int64_t n = 0; n < batch; ++n) {
     const auto logit = [&](int64_t c) { return logits.get(n * m.row_stride + c); };
     int64_t expected = 0;
@@ -67,19 +67,19 @@ void loss_case() {
       if (!std::isnan(top) && (std::isnan(v) || v > top)) expected = c;
     }
     expect(best[n] == expected, "argmax differs");
-    if (wild) continue;
+    if (extreme) continue;
     double sum = 0, smooth = 0;
     for (int64_t c = 0; c < m.classes; ++c) sum += std::exp(logit(c));
     const double lse = std::log(sum), w = lam[n], s = m.label_smoothing, share = s / static_cast<double>(m.classes);
     for (int64_t c = 0; c < m.classes; ++c) smooth += share * (lse - logit(c));
     const double value = (1 - s) * (w * (lse - logit(label[n])) + (1 - w) * (lse - logit(partner[n]))) + smooth;
     expect(loss.near(n, value, 2e-4) && logsumexp.near(n, lse, 1e-4), "cross_entropy differs");
-    expect(!direct || loss2.near(n, value, 2e-4), "cross_entropy_with_grad: the loss differs");
+    expect(!has_with_grad || direct_loss.near(n, value, 2e-4), "cross_entropy_with_grad: the loss differs");
     for (int64_t c = 0; c < m.classes; ++c) {
       const double target = (1 - s) * (w * (c == label[n]) + (1 - w) * (c == partner[n])) + share;
-      const double slope = (std::exp(logit(c) - lse) - target) * b.factor;
-      expect(grad_logits.near(n * m.classes + c, slope * grad.get(n * b.grad_stride), 2e-4), "backward differs");
-      expect(!direct || own_grad.near(n * m.classes + c, slope, 2e-4), "cross_entropy_with_grad differs");
+      const double gradient = (std::exp(logit(c) - lse) - target) * b.factor;
+      expect(grad_logits.near(n * m.classes + c, gradient * grad.get(n * b.grad_stride), 2e-4), "backward differs");
+      expect(!has_with_grad || direct_grad.near(n * m.classes + c, gradient, 2e-4), "cross_entropy_with_grad differs");
     }
   }
 }

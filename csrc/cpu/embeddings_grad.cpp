@@ -1,24 +1,15 @@
-#include "text.h"
-
 #include <algorithm>
 #include <cmath>
 
+#include "embeddings.h"
 #include "isa.h"
 
-#define SPURMIX_BODY "text.inc"
+#define SPURMIX_BODY "embeddings_grad.inc"
 #include "each_isa.h"
 
 namespace spurmix::cpu {
 
-void mix_embeddings(const MixEmbeddings& args, int64_t begin, int64_t end) {
-  SPURMIX_DISPATCH(mix_embeddings(args, begin, end))
-}
-
 void sum_rows(const SumRows& args, int64_t begin, int64_t end) { SPURMIX_DISPATCH(sum_rows(args, begin, end)) }
-
-void bert_embeddings(const BertEmbeddings& args, int64_t begin, int64_t end) {
-  SPURMIX_DISPATCH(bert_embeddings(args, begin, end))
-}
 
 void bert_backward(const BertBackward& args, int64_t begin, int64_t end) {
   SPURMIX_DISPATCH(bert_backward(args, begin, end))
@@ -26,38 +17,38 @@ void bert_backward(const BertBackward& args, int64_t begin, int64_t end) {
 
 namespace {
 
-// A counting sort: `each` calls its argument with (row, entry) for all entries, the same way each time.
-template <class Each>
-Buckets counting_sort(int64_t rows, const Each& each) {
+// Counting sort. `for_each` calls its argument with (row, entry) for all entries, in the same order each time.
+template <class ForEach>
+Buckets counting_sort(int64_t rows, const ForEach& for_each) {
   Buckets b;
   b.offsets.assign(static_cast<size_t>(rows) + 2, 0);
   int64_t* next = b.offsets.data() + 1;
-  each([&](int64_t row, const Entry&) { ++next[row + 1]; });
+  for_each([&](int64_t row, const Entry&) { ++next[row + 1]; });
   for (int64_t r = 0; r < rows; ++r) next[r + 1] += next[r];
   b.entries.resize(static_cast<size_t>(next[rows]));
-  each([&](int64_t row, const Entry& entry) { b.entries[static_cast<size_t>(next[row]++)] = entry; });
-  b.offsets.pop_back();  // next[row] now ends row, so that offsets[row] begins it
+  for_each([&](int64_t row, const Entry& entry) { b.entries[static_cast<size_t>(next[row]++)] = entry; });
+  b.offsets.pop_back();  // next[row] is now the end of the row, so offsets[row] is its begin
   return b;
 }
 
 }  // namespace
 
 Buckets sort_lookups(const Lookups& lookups, int64_t tokens, int64_t rows, int64_t padding) {
-  return counting_sort(rows, [&](const auto& take) {
+  return counting_sort(rows, [&](const auto& visit) {
     for (int64_t n = 0; n < tokens; ++n) {
-      const double weight = lookups.own<double>(n);
-      if (weight != 0 && lookups.ids[n] != padding) take(lookups.ids[n], Entry{n, weight});
+      const double weight = lookups.weight<double>(n);
+      if (weight != 0 && lookups.ids[n] != padding) visit(lookups.ids[n], Entry{n, weight});
     }
     for (int64_t n = 0; n < tokens; ++n) {
-      const double weight = lookups.other<double>(n);
-      if (weight != 0 && lookups.partner_ids[n] != padding) take(lookups.partner_ids[n], Entry{n, weight});
+      const double weight = lookups.partner_weight<double>(n);
+      if (weight != 0 && lookups.partner_ids[n] != padding) visit(lookups.partner_ids[n], Entry{n, weight});
     }
   });
 }
 
 Buckets sort_tokens(const int64_t* ids, int64_t tokens, int64_t rows) {
-  return counting_sort(rows, [&](const auto& take) {
-    for (int64_t n = 0; n < tokens; ++n) take(ids == nullptr ? 0 : ids[n], Entry{n, 1.0});
+  return counting_sort(rows, [&](const auto& visit) {
+    for (int64_t n = 0; n < tokens; ++n) visit(ids == nullptr ? 0 : ids[n], Entry{n, 1.0});
   });
 }
 
@@ -73,13 +64,13 @@ std::vector<int64_t> drop_empty(Buckets* buckets) {
   return kept;
 }
 
-// A row costs as much as an entry.
+// The work of a row counts like that of an entry.
 int64_t Buckets::cut(int64_t part, int64_t parts) const {
-  const int64_t wanted = (rows() + offsets.back()) / parts * part + (rows() + offsets.back()) % parts * part / parts;
+  const int64_t work = rows() + offsets.back(), target = work / parts * part + work % parts * part / parts;
   int64_t low = 0, high = rows();
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;
-    if (offsets[middle] + middle < wanted) {
+    if (offsets[middle] + middle < target) {
       low = middle + 1;
     } else {
       high = middle;
