@@ -44,7 +44,7 @@ def cross_entropy_kernel(  # noqa: DOC107
         GRAD: whether to write the gradient instead of logsumexp.
         BLOCK: classes per iteration.
     """
-    # Tells the compiler about the alignment, which allows vectorized loads.
+    # Makes the alignment visible to the compiler, which allows vectorized loads.
     row_stride, classes = row_stride // ALIGN * ALIGN, classes // ALIGN * ALIGN
     sample = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + sample * row_stride
@@ -120,7 +120,7 @@ def cross_entropy_backward_kernel(  # noqa: DOC107
         ALIGN: power of two that divides `row_stride` and `classes`.
         BLOCK: classes per program.
     """
-    # Tells the compiler about the alignment, which allows vectorized loads.
+    # Makes the alignment visible to the compiler, which allows vectorized loads.
     row_stride, classes = row_stride // ALIGN * ALIGN, classes // ALIGN * ALIGN
     sample = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

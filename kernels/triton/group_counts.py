@@ -31,7 +31,7 @@ def group_counts_kernel(  # noqa: DOC107
         BLOCK: classes per iteration.
         GROUP_BLOCK: groups per iteration.
     """
-    # Tells the compiler about the alignment, which allows vectorized loads.
+    # Makes the alignment visible to the compiler, which allows vectorized loads.
     row_stride, classes = row_stride // ALIGN * ALIGN, classes // ALIGN * ALIGN
     sample = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + sample * row_stride

@@ -30,7 +30,7 @@ def mix_rows_kernel(  # noqa: DOC107
         ALIGN: power of two that divides `row_stride` and `columns`.
         BLOCK: columns per program.
     """
-    # Tells the compiler about the alignment, which allows vectorized loads.
+    # Makes the alignment visible to the compiler, which allows vectorized loads.
     row_stride, columns = row_stride // ALIGN * ALIGN, columns // ALIGN * ALIGN
     sample = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -64,7 +64,7 @@ def mix_labels_kernel(  # noqa: DOC107
         ALIGN: power of two that divides `classes`.
         BLOCK: classes per program.
     """
-    classes = classes // ALIGN * ALIGN  # tells the compiler about the alignment
+    classes = classes // ALIGN * ALIGN  # makes the alignment visible to the compiler
     sample = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     label, partner_label = tl.load(label_ptr + sample), tl.load(partner_label_ptr + sample)
