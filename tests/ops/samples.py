@@ -1,4 +1,4 @@
-"""Arguments of every operator, as the schemas name them; and what stands in for them in calls that are wrong."""
+"""Valid arguments of every operator, and invalid tensors to replace them."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ SAMPLES: list[tuple[str, tuple[Any, ...]]] = [
 
 
 NAMES = [f"{k}-{name}" for k, (name, _) in enumerate(SAMPLES)]
-"""Of the samples, for tests' parameters."""
+"""Names of the samples, as ids of parametrized tests."""
 
 
 def damages(value: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Other tensors in the place of one: one smaller along each dimension, with gaps, of another dtype."""
+    """Invalid variants of a tensor: one element shorter in a dimension, not contiguous, another rank or dtype."""
     value = value.detach()
     for dim in range(value.dim()):
         yield value.narrow(dim, 0, value.shape[dim] - 1).clone()
@@ -84,7 +84,7 @@ def damages(value: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def call_with_wrong_tensors(kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Every tensor damaged in every way, in turn: refused, or harmless to a kernel that looks after itself."""
+    """Replace each tensor by each invalid variant. The kernel must raise an error or do no harm."""
     for place, value in enumerate(arguments):
         for damaged in damages(value) if isinstance(value, torch.Tensor) else ():
             given = [v.detach().clone() if isinstance(v, torch.Tensor) else v for v in arguments]

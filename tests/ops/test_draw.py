@@ -1,4 +1,4 @@
-"""The draw: known answers, and the consequences the specification promises."""
+"""The draw: known answers, and properties that follow from the specification."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_permutations(vectors: dict[str, Any]) -> None:
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 2**40))
-def test_permute_is_a_permutation_on_both_codes(m: int, seed: int, cycle: int) -> None:
+def test_permute_is_a_permutation_in_python_and_cpp(m: int, seed: int, cycle: int) -> None:
     p = torch.arange(m)
     key = reference_draw.cycle_key(torch.full_like(p, 3), torch.full_like(p, cycle), seed)
     out = reference_draw.permute(p, torch.full_like(p, m), key)
@@ -122,7 +122,7 @@ def test_backends_agree_bit_for_bit(
     partner = rng.random((groups.num_groups, groups.num_groups)) * (rng.random((groups.num_groups, 1)) < 0.7)
     policy = MixPolicy(strata, partner=partner if partners else None, lam=Beta(0.3, 1.1), replacement=replacement)
     tables = draw_tables(groups, policy)
-    # Members of either width, and none: positions themselves.
+    # Members of 32 and 64 bits, and no members: positions are example numbers.
     for members in (tables.members, tables.members.to(torch.int64), torch.empty(0, dtype=torch.int32)):
         expected = reference_draw.draw_samples(tables.packed, members, seed, start, count)
         actual = torch.ops.spurmix.draw(tables.packed, members, seed, start, count)
@@ -257,7 +257,7 @@ def test_bad_input(backend: str) -> None:
         spurmix.draw(groups, erm, seed=0, start=0, count=1, backend="gpu")
 
 
-def test_damaged_tables_are_rejected_unread() -> None:
+def test_damaged_tables_are_rejected() -> None:
     tables = draw_tables(GroupIndex([0, 1, 1]), policies.erm())
     for damage in (lambda t: t[:8], lambda t: t[:-1], lambda t: torch.cat([t, t[:1]]), lambda t: t + 1):
         with pytest.raises((RuntimeError, ValueError), match="tables"):

@@ -1,4 +1,4 @@
-"""Ops on token embeddings: every backend against an independent float64 model, gradients in every form, bad input."""
+"""Operators on token embeddings: every backend is compared with a float64 model. Gradients in every form, invalid input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOLERANCE: dict[torch.dtype, Any] = {
 }
 SHAPES = [(1, 1, 1, 1), (7, 3, 5, 17), (9, 2, 3, 700), (3, 2, 0, 8), (5, 1, 1, 16), (40, 4, 6, 64), (3, 0, 4, 8),
           (300, 9, 33, 48)]  # fmt: skip
-# rows, batch, length, columns; the interpreter of Triton and the emulation of CUDA take seconds for the others.
+# rows, batch, length, columns. The others take seconds in the interpreter of Triton and the emulation of CUDA.
 FEWER = {"triton": 4, "cuda": 7}
 CASES = [(b, s) for b in ("reference", "cpu", "cuda", "triton") for s in SHAPES[: FEWER.get(b)]]
 EACH = pytest.mark.parametrize(("backend", "shape"), CASES, ids=lambda value: str(value))
@@ -37,7 +37,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def tokens(rng: np.random.Generator, rows: int, batch: int, length: int, masked: bool) -> dict[str, Any]:
-    """Lookups of both examples: texts of different lengths, with lam 0 and 1 among the weights."""
+    """Lookups of both examples: texts of different lengths. Some weights are 0 and 1."""
     ids, partner_ids = (torch.from_numpy(rng.integers(0, rows, (batch, length))) for _ in range(2))
     lam = torch.from_numpy(rng.random(batch).astype(np.float32))
     lam[1::4], lam[2::4] = 1.0, 0.0
@@ -52,7 +52,7 @@ def tokens(rng: np.random.Generator, rows: int, batch: int, length: int, masked:
 def mixed(
     weight: torch.Tensor, ids: Any, partner_ids: Any, lam: Any, mask: Any = None, partner_mask: Any = None
 ) -> Any:
-    """The contract's formula, differentiable, in the dtype of `weight`."""
+    """The formula of the documentation, differentiable, in the dtype of `weight`."""
     own = lam.to(weight.dtype)[:, None] * (1 if mask is None else mask)
     other = (1 - lam.to(weight.dtype)[:, None]) * (1 if partner_mask is None else partner_mask)
     return own[..., None] * weight[ids] + other[..., None] * weight[partner_ids]
@@ -107,7 +107,7 @@ def test_gradients(
         if weight.grad.is_sparse:
             row = weight.grad._indices()[0]
             assert bool((row[1:] > row[:-1]).all())
-        # Up to all the tokens add up in one row, in float32.
+        # Up to all tokens are added in one row, in float32.
         limits = {**TOLERANCE[dtype], "atol": 1e-4}
         torch.testing.assert_close(weight.grad.to_dense(), exact.grad.to(dtype), **limits)
 
@@ -123,7 +123,7 @@ def test_gradcheck(backend: str, rng: np.random.Generator) -> None:
     assert torch.autograd.gradgradcheck(lambda w: mix(w).pow(2), (weight,))
 
 
-def test_a_weight_of_zero_reads_nothing(backend: str) -> None:
+def test_weight_of_zero_reads_nothing(backend: str) -> None:
     weight = torch.tensor([[1.0, 2.0], [torch.nan, torch.inf]], requires_grad=True)
     ids, partner = torch.tensor([[0, 1]]), torch.tensor([[1, 1]])
     mask = torch.tensor([[True, False]])
@@ -133,21 +133,21 @@ def test_a_weight_of_zero_reads_nothing(backend: str) -> None:
     assert weight.grad is not None and weight.grad.tolist() == [[3.0, 4.0], [0.0, 0.0]]
 
 
-def test_lam_of_one_gives_the_embeddings_to_the_bit(backend: str, rng: np.random.Generator) -> None:
+def test_lam_of_one_gives_the_embeddings_exactly(backend: str, rng: np.random.Generator) -> None:
     weight = torch.from_numpy(rng.standard_normal((50, 33))).float()
     ids, partner = torch.from_numpy(rng.integers(0, 50, (2, 4, 9)))
     out = F.mix_embeddings(weight, ids, partner, torch.ones(4), backend=backend)
     assert torch.equal(out, torch.nn.functional.embedding(ids, weight))
 
 
-def test_a_frozen_table_keeps_nothing(backend: str, rng: np.random.Generator) -> None:
+def test_frozen_table_saves_no_tensors(backend: str, rng: np.random.Generator) -> None:
     weight = torch.from_numpy(rng.standard_normal((5, 4))).float()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: pytest.fail("saved"), lambda t: t):
         out = F.mix_embeddings(weight, **tokens(rng, 5, 2, 3, True), backend=backend)
     assert not out.requires_grad
 
 
-def test_the_table_is_not_kept_for_the_backward_pass(rng: np.random.Generator) -> None:
+def test_table_is_not_saved_for_the_backward_pass(rng: np.random.Generator) -> None:
     weight, kept = torch.nn.Parameter(torch.randn(5, 4)), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape), lambda t: t):
         F.mix_embeddings(weight, **tokens(rng, 5, 2, 3, True))
@@ -170,7 +170,7 @@ def test_threads_do_not_change_the_gradient(rng: np.random.Generator) -> None:
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
-def test_gradient_buffers_are_used_again_only_when_nothing_refers_to_them(rng: np.random.Generator) -> None:
+def test_gradient_buffer_is_reused_if_nothing_refers_to_it(rng: np.random.Generator) -> None:
     weight = torch.nn.Parameter(torch.zeros(300, 2048))
     buffer = F.GradientBuffer()
     lookups = tokens(rng, 300, 2, 3, False)
@@ -230,7 +230,7 @@ def test_transforms_and_forward_mode(rng: np.random.Generator) -> None:
     torch.testing.assert_close(torch.func.jvp(total, (weight,), (direction,))[1], (expected * direction).sum())
 
 
-def test_optimizers_take_every_form(rng: np.random.Generator) -> None:
+def test_optimizers_accept_every_form(rng: np.random.Generator) -> None:
     lookups = tokens(rng, 40, 3, 5, True)
     found = []
     for form in ({}, dict(grad_buffer=F.GradientBuffer()), dict(sparse=True)):

@@ -1,4 +1,4 @@
-"""mixed_cross_entropy and group_counts against torch's own dense computation."""
+"""mixed_cross_entropy and group_counts, compared with dense computations in torch."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_backward_twice() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_gradient_penalty_counts(dtype: torch.dtype, reduction: str, rng: np.random.Generator) -> None:
+def test_gradient_penalty(dtype: torch.dtype, reduction: str, rng: np.random.Generator) -> None:
     logits, *rest = batch(rng, 6, 4, dtype)
     found = []
     for backend in ("reference", "cpu", "triton"):
@@ -241,14 +241,14 @@ def test_a_gradient_penalty_counts(dtype: torch.dtype, reduction: str, rng: np.r
         torch.testing.assert_close(other, found[0])
 
 
-def test_labels_on_another_device_are_named() -> None:
+def test_error_names_labels_on_another_device() -> None:
     x, y, lam = torch.randn(2, 3, requires_grad=True), torch.tensor([0, 1]), torch.rand(2)
     for inputs in ((y.to("meta"), y, lam), (y, y.to("meta"), lam), (y, y, lam.to("meta"))):
         with pytest.raises(ValueError, match="meta"):
             F.mixed_cross_entropy(x, *inputs)
 
 
-def test_smoothing_keeps_its_digits_beside_large_logits(backend: str, rng: np.random.Generator) -> None:
+def test_smoothing_is_precise_with_large_logits(backend: str, rng: np.random.Generator) -> None:
     logits = torch.from_numpy(rng.integers(-4, 5, (20, 40)).astype(np.float32))
     for classes in (5, 40):
         x, y = logits[:, :classes].contiguous(), torch.zeros(20, dtype=torch.int64)
@@ -259,7 +259,7 @@ def test_smoothing_keeps_its_digits_beside_large_logits(backend: str, rng: np.ra
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS[: INSTRUCTION_SETS.index(_C.isa()) + 1])
-def test_an_infinite_logit_on_every_instruction_set(isa: str) -> None:
+def test_infinite_logit_on_every_instruction_set(isa: str) -> None:
     code = """
 import torch
 from spurmix import functional as F
@@ -277,7 +277,7 @@ for dtype in (torch.float32, torch.bfloat16):
 
 
 def test_transforms_and_forward_mode(rng: np.random.Generator) -> None:
-    """torch.func and forward-mode AD, which kernels have no rules for, get the reference: never a silent zero."""
+    """torch.func and forward-mode AD use the reference, because kernels do not support them."""
     logits, *rest = batch(rng, 5, 4, torch.float64)
     tangent = torch.from_numpy(rng.standard_normal((5, 4)))
 

@@ -1,4 +1,4 @@
-"""Mixing ops: every backend against an independent float64 model on odd shapes, views, dtypes and layouts."""
+"""Mixing operators: every backend is compared with an independent float64 model. Odd shapes, views, dtypes and layouts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pair(rng: np.random.Generator, n: int, batch: int) -> tuple[torch.Tensor, to
 
 
 def model(images: np.ndarray, index: Any, partner: Any, lam: Any, boxes: Any, flips: Any, size: Any) -> np.ndarray:
-    """The mix in float64 from the contract's formulas: out[b, c, y, x]."""
+    """The mix in float64, by the formulas of the documentation: `[B, C, h, w]`."""
     n, height, width, channels = images.shape
     out = np.zeros((len(index), channels, *size))
     for b in range(len(index)):
@@ -172,7 +172,7 @@ def test_mix_image_batch_is_its_parts(backend: str, labels: Any, augment: Any, r
         images, drawn.index, drawn.partner, drawn.lam, mean=MEAN[:3], std=STD[:3], boxes=boxes, flips=flips,
         size=(9, 11) if boxes is not None else None, backend="reference",
     )  # fmt: skip
-    # Boxes of two backends may differ by 1e-3 pixel, which is at most that share of a step between neighbours.
+    # Boxes may differ by 1e-3 pixel between backends, which changes a value by at most 1e-3 of the difference of two neighbors.
     torch.testing.assert_close(batch.input, expected, rtol=0, atol=1e-2 if boxes is not None else 4e-6)
 
 
@@ -298,8 +298,8 @@ def test_bad_input_of_the_batch_op(backend: str) -> None:
             F.Augment(**bad)  # type: ignore[arg-type]
 
 
-def test_outputs_over_what_is_read(backend: str) -> None:
-    """Memory that an op reads is not written into, wherever in it the output begins; beside it is as good as elsewhere."""
+def test_outputs_must_not_overlap_inputs(backend: str) -> None:
+    """An output at any position in the memory of an input is an error."""
     pool = torch.zeros(4000)
     rows, lam, index = pool[:60].view(10, 6), pool[60:68], torch.arange(8)
     single, classes = pool[:10].double().view(10, 1), index % 3
@@ -340,7 +340,7 @@ def test_outputs_over_what_is_read(backend: str) -> None:
     F.mix_rows(rows, index[:0], index[:0], lam[:0], out=pool[:0].view(0, 6), **options)
 
 
-def test_outputs_beside_what_is_read(rng: np.random.Generator) -> None:
+def test_outputs_next_to_inputs_are_accepted(rng: np.random.Generator) -> None:
     rows = torch.from_numpy(rng.standard_normal((4, 3)).astype(np.float32))
     index, lam = torch.tensor([1, 0]), torch.tensor([0.5, 0.25])
     with pytest.raises(ValueError, match="out must be contiguous, got strides"):

@@ -1,4 +1,4 @@
-"""opcheck for every op, torch.compile without recompiles, version counters, backends, and life without a build."""
+"""Registration: opcheck of every operator, torch.compile, version counters, backends, and operators without a build."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_opcheck(name: str, arguments: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize(("name", "arguments"), SAMPLES, ids=NAMES)
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_wrong_tensors_are_refused_or_harmless(backend: str, name: str, arguments: tuple[Any, ...]) -> None:
-    """Past the checks of the public functions. Triton kernels that reach beyond a tensor are told (watched.py)."""
+    """Calls that skip the public functions raise an error or do no harm. `watched.py` reports accesses outside a tensor."""
     if backend == "triton":
         launch = pytest.importorskip("spurmix.kernels.launch")
         text = pytest.importorskip("spurmix.kernels.launch_embeddings")
@@ -61,7 +61,7 @@ def test_compiles_whole_and_once(compiler: str) -> None:
             loss.backward()
             assert weight.grad is not None
             losses.append((loss.detach(), weight.grad.clone()))
-    # The first step specialises on 0, the next generalises; from then on one graph serves the sequence.
+    # The first step is specialized to 0, the second one is general. One graph then serves all steps.
     assert graphs["stats"]["unique_graphs"] <= 3
     for k, (loss, grad) in enumerate(losses):
         weight.grad = None
@@ -71,7 +71,7 @@ def test_compiles_whole_and_once(compiler: str) -> None:
         torch.testing.assert_close(grad, weight.grad)
 
 
-def test_writing_ops_bump_the_version_so_that_autograd_notices() -> None:
+def test_out_operators_increment_the_version_counter() -> None:
     out = torch.zeros(3, 4)
     weight = torch.ones(4, requires_grad=True)
     loss = (out * weight).sum()
@@ -112,7 +112,7 @@ else:
 
 
 @pytest.mark.parametrize("word", ["missing", "stale"])
-def test_without_a_sound_build_the_reference_runs_and_says_how_to_build(word: str) -> None:
+def test_without_a_valid_build_the_reference_runs_with_a_warning(word: str) -> None:
     setup = {
         "missing": "import importlib.util as u; f = u.find_spec\n"
         "u.find_spec = lambda n, *a: None if n in ('spurmix._C', 'spurmix._host') else f(n, *a)\n"
@@ -162,8 +162,8 @@ def test_every_instruction_set_gives_the_same_results(isa: str) -> None:
         assert "this machine supports at most" in done.stderr
 
 
-def test_an_instruction_set_that_there_is_not() -> None:
-    """Every call says so, like a backend that there is not; the reference, which needs none, goes on."""
+def test_unknown_instruction_set() -> None:
+    """Calls of compiled kernels raise an error. The reference still works."""
     script = """
 import torch
 from spurmix import functional as F
