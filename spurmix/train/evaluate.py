@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from spurmix.core import checks
@@ -92,17 +91,18 @@ class _Counter:
     """Counts predictions on the device of the logits, without waiting for it."""
 
     def __init__(self, groups: GroupIndex, pairs: LabelPairs, cells: Cells | None) -> None:
-        self._groups, self._pairs, self._cells = groups, pairs, cells
-        self._group_ids = groups.group_ids()
+        self._groups, self._pairs, self._cells = groups, torch.from_numpy(pairs.pairs), cells
+        self._row = torch.from_numpy(pairs.row)
         self._ready = False
 
     def _allocate(self, classes: int, device: torch.device) -> None:
         """Allocate one buffer for all counts, so that processes sum them in one call."""
-        groups, rows = self._groups.num_groups, len(self._pairs.pairs)
+        groups, rows = self._groups.num_groups, len(self._pairs)
         cells = self._cells.members.shape[1] if self._cells is not None else 0
         self._counts = torch.zeros(2 * (groups + cells) + rows * classes, dtype=torch.int64, device=device)
         of_groups, of_cells, self._predictions = self._counts.split([2 * groups, 2 * cells, rows * classes])
         self._of_groups, self._of_cells = of_groups.view(groups, 2), of_cells.view(cells, 2)
+        self._group_of_row, self._label_of_row = self._pairs.to(device).T.contiguous()
         self._first_invalid = torch.tensor(self._groups.num_examples, device=device)
         self._ready = True
 
@@ -128,15 +128,14 @@ class _Counter:
         if not len(index):
             return
 
-        def of_batch(values: NDArray[np.generic]) -> Tensor:
-            return torch.from_numpy(values[index.numpy()]).to(device)
-
-        label = of_batch(self._groups.labels).long()
-        functional.group_counts(logits, label, of_batch(self._group_ids).long(), out=self._of_groups)
+        row = self._row[index].to(device)
+        label = self._label_of_row[row]
+        functional.group_counts(logits, label, self._group_of_row[row], out=self._of_groups)
         if self._cells is not None:
-            functional.group_counts(logits, label, of_batch(self._cells.members), out=self._of_cells)
+            members = torch.from_numpy(self._cells.members[index.numpy()]).to(device)
+            functional.group_counts(logits, label, members, out=self._of_cells)
         largest, predicted = logits.max(dim=1)
-        entry = of_batch(self._pairs.row) * classes + predicted
+        entry = row * classes + predicted
         self._predictions.index_add_(0, entry, torch.ones_like(entry))
         finite = largest.isfinite() & logits.amin(dim=1).isfinite()
         invalid = torch.where(finite, self._groups.num_examples, index.to(device))
@@ -160,7 +159,7 @@ class _Counter:
         first_invalid = int(self._first_invalid)
         if first_invalid < self._groups.num_examples:
             raise ValueError(f"logits of example {first_invalid} are not finite")
-        predictions = self._predictions.view(len(self._pairs.pairs), -1)
+        predictions = self._predictions.view(len(self._pairs), -1)
         return Counts(*(counts.cpu().numpy() for counts in (self._of_groups, self._of_cells, predictions)))
 
 
