@@ -258,7 +258,7 @@ def banned_phrases() -> list[str]:
     return found
 
 
-MAX_ANY = 136
+MAX_ANY = 84
 
 
 def any_count() -> int:

@@ -30,7 +30,7 @@ except IndexError as error:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("mebibytes", [6, 30])
 def test_groups_are_sorted_if_not_all_threads_start(mebibytes: int) -> None:
-    """There is memory for the stacks of no further thread, or of three, each 8 MiB. Errors are raised as usual."""
+    """The memory limit leaves room for the stacks of 0 or 3 further threads of 8 MiB. Errors are still raised."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(mebibytes)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "column 0, row 0: the value is outside the range of the column\n"

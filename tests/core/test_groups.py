@@ -1,4 +1,4 @@
-"""GroupIndex: order of groups, members, names, custom partitions, and every rejected input."""
+"""GroupIndex: order of groups, members, names, custom groups, and rejected input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_groups_are_the_cells_in_lexicographic_order_unknown_first() -> None:
     assert groups.group_ids().tolist() == [3, 0, 2, 1, 0]
 
 
-def test_sorted_input_needs_no_member_table() -> None:
+def test_sorted_input_has_no_members_array() -> None:
     groups = GroupIndex([0, 0, 1], [0, 1, 0])
     assert groups.members is None
     assert groups.examples(1).tolist() == [1]
@@ -50,7 +50,7 @@ def test_tensors_lists_and_bools() -> None:
     st.integers(1, 3),
     st.randoms(use_true_random=False),
 )
-def test_members_are_a_stable_sort_and_both_builds_agree(labels: np.ndarray, columns: int, random: object) -> None:
+def test_members_are_a_stable_sort_compiled_and_in_numpy(labels: np.ndarray, columns: int, random: object) -> None:
     n = labels.size
     attributes = np.array([[random.randint(-1, 2) for _ in range(columns)] for _ in range(n)])  # type: ignore[attr-defined]
     groups = GroupIndex(labels, attributes)
@@ -70,7 +70,7 @@ def test_members_are_a_stable_sort_and_both_builds_agree(labels: np.ndarray, col
     assert identity == (own.members is None)
 
 
-def test_wide_ranges_of_values_cost_no_table() -> None:
+def test_wide_ranges_of_values_need_little_memory() -> None:
     labels = np.array([2**31 - 1, 5, 2**31 - 1, 0])
     attributes = np.array([[10**6, 3], [7, 2**30], [10**6, 3], [-1, -1]])
     groups = GroupIndex(labels, attributes)
@@ -78,7 +78,7 @@ def test_wide_ranges_of_values_cost_no_table() -> None:
     assert groups.group_labels.tolist() == [0, 5, 2**31 - 1]
 
 
-def test_custom_partition_may_have_empty_and_mixed_groups() -> None:
+def test_custom_groups_may_be_empty_or_mixed() -> None:
     groups = GroupIndex([0, 1, 1, 0], [0, 0, 1, -1], groups=[2, 0, 0, 2])
     assert groups.sizes.tolist() == [2, 0, 2]
     assert groups.group_labels.tolist() == [1, MIXED, 0]
@@ -96,7 +96,7 @@ def test_table_and_names() -> None:
     assert groups.group_name(2) == "dog, unknown"
 
 
-def test_fingerprint_tells_groupings_apart() -> None:
+def test_fingerprint_depends_on_the_grouping() -> None:
     a = GroupIndex([0, 1, 1, 0], [0, 0, 1, 1])
     assert a.fingerprint() == GroupIndex(torch.tensor([0, 1, 1, 0]), np.array([0, 0, 1, 1], np.int8)).fingerprint()
     assert a.fingerprint() != GroupIndex([0, 1, 1, 0], [0, 1, 0, 1]).fingerprint()
@@ -131,7 +131,7 @@ def test_bad_input(arguments: dict, error: type, text: str) -> None:
         GroupIndex(**arguments)
 
 
-def test_ten_million_labels_take_one_array() -> None:
+def test_ten_million_labels_allocate_one_array() -> None:
     labels = np.zeros(10_000_000, dtype=np.uint8)
     labels[1::2] = 1
     groups = GroupIndex(labels)
@@ -140,7 +140,7 @@ def test_ten_million_labels_take_one_array() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, memory.HUGE_PAGE - 1, memory.HUGE_PAGE, 2 * memory.HUGE_PAGE + 12])
-def test_large_arrays_have_pages_of_their_own(size: int) -> None:
+def test_large_arrays_have_aligned_pages(size: int) -> None:
     array = memory.pages(size)
     assert array.shape == (size,) and array.flags.writeable and not array.any()
     assert array.ctypes.data % (memory.HUGE_PAGE if size >= memory.HUGE_PAGE else 4096) == 0 or size == 0

@@ -30,7 +30,7 @@ def test_moments_of_uniform_and_fixed() -> None:
     assert moments(quantile_table(Fixed(0.3))) == pytest.approx((0.3, 0.09), abs=1e-6)
 
 
-def test_folded_is_the_larger_part() -> None:
+def test_folded_is_the_larger_weight() -> None:
     assert quantile_table(Uniform().folded()) == pytest.approx(quantile_table(Uniform(0.5, 1)), abs=ONE * 1e-5)
     assert moments(quantile_table(Fixed(0.2).folded()))[0] == pytest.approx(0.8, abs=1e-6)
     rng = np.random.default_rng(0)

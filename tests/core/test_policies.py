@@ -59,23 +59,23 @@ def simulate(groups: GroupIndex, policy: MixPolicy, soft_a: np.ndarray, count: i
 
 
 @pytest.mark.parametrize(("classes", "attributes", "unknown"), [(2, 2, 0.0), (3, 4, 0.0), (2, 2, 0.5), (3, 4, 0.3)])
-def test_audit_against_simulation(classes: int, attributes: int, unknown: float, rng: np.random.Generator) -> None:
+def test_audit_agrees_with_simulation(classes: int, attributes: int, unknown: float, rng: np.random.Generator) -> None:
     y, a = dataset(rng, 4000, classes, attributes, unknown)
     groups = GroupIndex(y, a)
     known = np.array([[np.mean(a[(y == c) & (a >= 0)] == k) for k in range(attributes)] for c in range(classes)])
-    # Unknown attributes are drawn once from the class's shares: the audit's missing-at-random assumption.
+    # Draw unknown attributes from the shares of the class. The audit assumes that they are missing at random.
     filled = np.where(a >= 0, a, [rng.choice(attributes, p=known[c]) for c in y])
     for name, policy in everything(groups).items():
         audit = policy.audit(groups)
         residual, joint = simulate(groups, policy, np.eye(attributes)[filled], 1_000_000)
-        # A sampled filling differs from its expectation by its own standard error.
+        # The drawn attributes differ from their expectation by a standard error.
         slack = 0.005 if unknown == 0 else 0.03
         assert audit.residual == pytest.approx(residual, abs=slack), name
         np.testing.assert_allclose(audit.joint, joint, atol=slack, err_msg=name)
         assert audit.joint.sum() == pytest.approx(1)
 
 
-def test_audit_of_a_partition_that_is_not_cells(rng: np.random.Generator) -> None:
+def test_audit_of_custom_groups(rng: np.random.Generator) -> None:
     y, a = dataset(rng, 3000, 3, 4, 0.0)
     partition = rng.integers(0, 3, 3000) + 2 * (y == a)
     groups = GroupIndex(y, a, groups=partition)
@@ -133,7 +133,7 @@ def test_lam_above_the_bound_is_scaled_with_a_note() -> None:
     assert "note" not in repr(policies.balance_attributes().resolve(GroupIndex([0, 0, 1, 1], [0, 1, 0, 1])))
 
 
-def test_a_class_without_donors_borrows_and_the_audit_says_what_it_costs() -> None:
+def test_class_without_donors_borrows_and_the_audit_reports_the_residual() -> None:
     groups = GroupIndex([0] * 10 + [1] * 5 + [1] * 5, [0] * 10 + [0] * 5 + [1] * 5)
     assert policies.balance_attributes(labels="keep").audit(groups).residual == pytest.approx(0, abs=1e-9)
     assert policies.balance_attributes(labels="mix").audit(groups).residual > 0.05
@@ -159,15 +159,15 @@ def test_mixpro_draws_source_and_mixes_target_of_the_class() -> None:
     assert parts.partner.any(axis=1).tolist() == [True, False, True, False, False]
 
 
-def test_the_audit_warns_of_overused_groups() -> None:
+def test_audit_warns_about_overused_groups() -> None:
     groups = GroupIndex([0] * 1000 + [1] * 10)
     (warning,) = policies.group_balanced().audit(groups).warnings
     assert "100 times" in warning
     assert "warning: each of the 10 examples" in str(policies.group_balanced().audit(groups))
 
 
-def test_least_squares_forgets_the_spurious_coordinate() -> None:
-    """One core and one spurious Gaussian coordinate: the weight on the latter goes to 0 under balance_attributes."""
+def test_least_squares_ignores_the_spurious_coordinate() -> None:
+    """Of a core and a spurious Gaussian coordinate, the latter gets weight 0 under balance_attributes."""
     rng = np.random.default_rng(0)
     n = 4000
     y = rng.integers(0, 2, n)
@@ -240,7 +240,7 @@ def test_bad_arguments(make: Any, error: type, text: str) -> None:
     assert text in str(caught.value)
 
 
-def test_empty_groups_cannot_be_drawn_or_give() -> None:
+def test_empty_groups_cannot_be_index_or_partner() -> None:
     groups = GroupIndex([0, 1], groups=[0, 2])
     with pytest.raises(ValueError, match="stratum 1 has a positive weight but no examples"):
         build_tables(groups, policies.group_balanced())
