@@ -296,5 +296,14 @@ def test_transforms_and_forward_mode(rng: np.random.Generator) -> None:
     assert torch.func.hessian(loss)(logits).shape == (5, 4, 5, 4)
     stacked = torch.stack([logits, logits + 1])
     torch.testing.assert_close(torch.vmap(loss)(stacked), torch.stack([loss(s) for s in stacked]))
+    # A kernel would silently drop the tangents of lam, and of logits that also require grad.
+    index, lam = (torch.tensor([0, 3]), torch.tensor([2, 2])), torch.tensor([0.25, 0.5])
+    slope_of_lam = torch.func.jvp(lambda w: F.mix_rows(logits, *index, w), (lam,), (torch.ones(2),))[1]
+    torch.testing.assert_close(slope_of_lam, logits[index[0]] - logits[index[1]])
+    with torch.autograd.forward_ad.dual_level():
+        rows = F.mix_rows(logits, *index, torch.autograd.forward_ad.make_dual(lam, torch.ones(2)))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(rows).tangent, slope_of_lam)
+        dual = loss(torch.autograd.forward_ad.make_dual(logits.clone().requires_grad_(), tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, slope)
     rows = torch.func.grad(lambda r: F.mix_rows(r, rest[0][:2], rest[1][:2], rest[2][:2]).sum())(logits)
     assert float(rows.sum()) == pytest.approx(8.0)
