@@ -258,7 +258,7 @@ def banned_phrases() -> list[str]:
     return found
 
 
-MAX_ANY = 84
+MAX_ANY = 58
 
 
 def any_count() -> int:
