@@ -86,7 +86,7 @@ def write_contact_sheet(part: PackedDataset, groups: GroupIndex, path: Path, col
     ids, array = groups.group_ids(), part.array
     for g in range(groups.num_groups):
         top = g * (side + head)
-        pen.text((4, top + 3), f"{groups.group_name(g)}: {int(groups.sizes[g]):,}", fill="black")
+        pen.text((4, top + 3), f"{groups.group_name(g)}: {int(groups.sizes[g]):,} images", fill="black")
         for k, row in enumerate((ids == g).nonzero()[0][:columns]):
             canvas.paste(library.fromarray(array[row]).resize((side, side)), (k * side, top + head))
     temporary = path.with_name(f".{path.name}.part")

@@ -18,7 +18,9 @@ def warmup(
     classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 1000,
     crop: Annotated[bool, typer.Option(help="Apply random resized crops to images.")] = False,
     flip: Annotated[bool, typer.Option(help="Flip images at random.")] = False,
-    channels_last: Annotated[bool, typer.Option(help="Memory format of the model's input.")] = True,
+    channels_last: Annotated[
+        bool, typer.Option(help="Use the channels-last memory format for the model's input.")
+    ] = True,
     capability: Annotated[
         int | None,
         typer.Option(

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ class Shapes:
                 raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)}")
 
 
-def calls(shapes: Shapes, device: torch.device | str) -> Iterator[tuple[str, Callable[[], Any]]]:
+def calls(shapes: Shapes, device: torch.device | str) -> Iterator[tuple[str, Callable[[], object]]]:
     """Create a call of the Triton kernel of every operator.
 
     Args:
@@ -86,7 +85,7 @@ def calls(shapes: Shapes, device: torch.device | str) -> Iterator[tuple[str, Cal
     logits, soft = zeros(count, shapes.classes, dtype=dtype), (index, index, lam, 1, 0.0)
     losses = torch.zeros(count, device=device)
     rows = zeros(total, shapes.columns, dtype=dtype)
-    arguments: dict[str, Sequence[Any]] = {
+    arguments: dict[str, Sequence[object]] = {
         "draw": (packed, members, 0, 0, count),
         "mix_images": (images, index, index, lam, mean, std, boxes, flips, *output),
         "mix_image_batch": (*batch, count, *output),
@@ -103,7 +102,7 @@ def calls(shapes: Shapes, device: torch.device | str) -> Iterator[tuple[str, Cal
         yield name, lambda kernel=kernel, values=values: kernel(*values)  # type: ignore[misc]
 
 
-def _text(shapes: Shapes, zeros: Callable[..., Tensor], vocabulary: int = 512) -> dict[str, Sequence[Any]]:
+def _text(shapes: Shapes, zeros: Callable[..., Tensor], vocabulary: int = 512) -> dict[str, Sequence[object]]:
     """Return the arguments of the operators on token embeddings, for texts of 128 tokens."""
     count, dtype = shapes.batch, shapes.dtype
     ids, mask, lam = zeros(count, 128), zeros(count, 128, dtype=torch.bool), zeros(count, dtype=torch.float32)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from spurmix.train.metrics import Evaluation
+    from spurmix.train.runs.files import EvaluationRow
 
 GRAY, BLUE = "#9aa5b1", "#2563eb"
 
@@ -114,13 +115,13 @@ def draw_audit(out: Path, residuals: Mapping[str, float], raw: float, attribute:
     return _save(figure, out / "audit.png")
 
 
-def draw_curves(out: Path, losses: Sequence[float], evaluations: Sequence[Mapping[str, float]], kept_step: int) -> Path:
+def draw_curves(out: Path, losses: Sequence[float], evaluations: Sequence[EvaluationRow], kept_step: int) -> Path:
     """Draw the training loss and the accuracy on the validation split over the batches.
 
     Args:
         out: Folder for curves.png.
         losses: Loss of every batch.
-        evaluations: Evaluations on the validation split, with the keys step, worst_group and average.
+        evaluations: Evaluations on the validation split.
         kept_step: Number of batches after which the kept weights were saved.
 
     Returns:
@@ -139,9 +140,10 @@ def draw_curves(out: Path, losses: Sequence[float], evaluations: Sequence[Mappin
     if evaluations:
         right = axes.twinx()
         steps = [row["step"] for row in evaluations]
-        for key, style in (("average", "--"), ("worst_group", "-")):
-            values = [row[key] for row in evaluations]
-            right.plot(steps, values, style, color=BLUE, marker=".", label=key.replace("_", " "))
+        average = [row["average"] for row in evaluations]
+        worst = [row["worst_group"] for row in evaluations]
+        right.plot(steps, average, "--", color=BLUE, marker=".", label="average")
+        right.plot(steps, worst, "-", color=BLUE, marker=".", label="worst group")
         right.axvline(kept_step, color="#444444", linewidth=0.8, linestyle=":", label="kept weights")
         right.set_ylim(0, 1.05)
         right.set_ylabel("accuracy on the validation split")
