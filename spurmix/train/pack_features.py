@@ -24,7 +24,7 @@ from spurmix.train.head import extract_features
 from spurmix.train.models import head_layer
 
 BATCHES = 16
-"""Number of batches after which results are saved. A kill loses at most these."""
+"""Number of batches after which results are saved. An interruption loses at most these."""
 DTYPES = ("float32", "float16")
 
 

@@ -51,7 +51,7 @@ def allocate(
     channels_last: bool = False,
     device: torch.device = _CPU,
 ) -> Tensor:
-    """Allocate an uninitialized tensor. Reusable tensors on the CPU are worth huge pages."""
+    """Allocate an uninitialized tensor. Reusable tensors on the CPU use huge pages."""
     if reusable and device.type == "cpu":
         return host_tensor(shape, dtype, channels_last, pin_memory)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -131,7 +131,7 @@ def narrowed(batch: Batch, width: int) -> Batch:
 def poison(batch: Batch) -> None:
     """Overwrite an expired batch with NaN, the smallest integers and True, which makes later use of it visible.
 
-    On the CPU by NumPy in the calling thread, because the threads of torch do not exist after a fork.
+    On the CPU, NumPy writes in the calling thread, because the threads of torch do not exist after a fork.
     """
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     for tensor in batch.tensors():

@@ -67,7 +67,7 @@ def packed_bytes(count: int, augment: Augment) -> int:
 
 
 def unpack(values: Tensor, packed: Tensor, count: int, augment: Augment) -> GatheredBatch:
-    """Build a gathered batch from its input and its packed tensors, which are laid out by falling alignment."""
+    """Build a gathered batch from its input and its packed tensors, in order of decreasing alignment."""
     fields = batch_fields(packed, count)
     offset = count * FIELD_BYTES + 4 * (count % 2)  # int64 after float32: align to 8 bytes
     (place,) = views(packed, [(torch.int64, (2, count))], offset)

@@ -40,7 +40,7 @@ class MixLoader:
 
     Batches are made ahead in a background thread, which uses `torch.get_num_threads()` threads as set when iteration
     starts and releases the GIL. To share the cores with other CPU work, call `torch.set_num_threads` first. A forked
-    process must iterate over the loader anew, and needs `torch.set_num_threads(1)` for its own computations.
+    process must iterate over the loader again, and needs `torch.set_num_threads(1)` for its own computations.
 
     Batches use recycled memory unless `copy=True`. A batch stays valid until `prefetch` further batches were requested
     (with `prefetch=0`, until the next one). Autograd reports use of a recycled batch in backward. Set SPURMIX_DEBUG_RING=1

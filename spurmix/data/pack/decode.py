@@ -83,7 +83,7 @@ def decode(data: bytes, size: tuple[int, int], fit: str = "crop") -> NDArray[np.
 
 
 def decode_image(data: bytes, size: tuple[int, int], fit: str = "crop") -> Image:
-    """Decode an image file to an RGB image of Pillow's.
+    """Decode an image file to an RGB Pillow image.
 
     EXIF orientation is applied. Palettes, gray and CMYK become RGB. 16-bit values keep their upper 8 bits. An alpha
     channel is dropped.

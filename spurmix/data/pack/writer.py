@@ -87,7 +87,7 @@ class DirectWriter:
                 yield WriteRange(block, begin, rows, self._row_bytes)
 
     def submit(self, filled: WriteRange, on_written: Callable[[], None]) -> None:
-        """Hand over a filled range. Its block is written when all ranges are filled; then `on_written` is called."""
+        """Submit a filled range. Its block is written when all ranges are filled; then `on_written` is called."""
         block = filled.block
         with self._guard:
             block.filled.append((filled, on_written))

@@ -104,7 +104,7 @@ class CivilComments:
         """Return the overlapping cells to evaluate.
 
         Returns:
-            bool `[N, 2 K]`. Cell 2 k + y holds the comments of label y that mention identity k. A comment is in one cell
+            bool `[N, 2 K]`. Cell 2 k + y contains the comments of label y that mention identity k. A comment is in one cell
             for each identity that it mentions, or in none.
         """
         by_label = self.labels[:, None] == np.arange(2, dtype=np.uint8)
@@ -240,7 +240,7 @@ class _Table:
 
 
 def _read_header(file: Path, columns: Iterable[str]) -> list[str]:
-    """Return the names of all columns. Each of `columns` must be there once."""
+    """Return the names of all columns. Each of `columns` must occur once."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             header = next(csv.reader(stream), [])
