@@ -8,6 +8,8 @@ import torch
 
 from spurmix.ops import library
 
+_OPS = torch.ops.spurmix
+
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 
 
@@ -41,7 +43,7 @@ def implementation(name: str, backend: str, device: torch.device) -> library.Ker
     """
     chosen = requested(backend)
     if chosen == "auto":
-        return getattr(torch.ops.spurmix, name).default
+        return getattr(_OPS, name).default
     if chosen == "reference":
         return library.OPERATORS[name].reference
     if chosen == "triton":
@@ -54,7 +56,7 @@ def implementation(name: str, backend: str, device: torch.device) -> library.Ker
         raise ValueError(f"backend='cpu' requires tensors on the CPU, got {device}")
     if chosen == "cuda" and device.type != "cuda":
         raise ValueError(f"backend='cuda' requires tensors on a CUDA GPU, got {device}")
-    return getattr(torch.ops.spurmix, name).default
+    return getattr(_OPS, name).default
 
 
 def serving(device: str = "cpu", backend: str = "auto") -> str:

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd.forward_ad import unpack_dual
+from torch.func import debug_unwrap
 
 from spurmix.ops.device_errors import check_after_call
 
@@ -42,7 +43,7 @@ def is_transformed(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
-        if torch.func.debug_unwrap(tensor) is not tensor or forward_ad.unpack_dual(tensor).tangent is not None:
+        if debug_unwrap(tensor) is not tensor or unpack_dual(tensor).tangent is not None:
             return True
     return False
 
