@@ -1,4 +1,4 @@
-"""Runs of row numbers."""
+"""Ranges of row numbers."""
 
 from __future__ import annotations
 

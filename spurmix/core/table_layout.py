@@ -25,7 +25,7 @@ WORD_NUM_ROWS = 6
 """Number of distinct rows of partner thresholds."""
 WORD_FLAGS = 7
 WORD_STARTS = 8
-"""First of eight words: where each section starts."""
+"""First of eight words: the first word of each section."""
 
 FLAG_REPLACEMENT = 1
 """Examples are drawn with replacement."""

@@ -1,1 +1,1 @@
-"""The fused operators: schemas, plain-PyTorch reference, registration, and the validated public calls."""
+"""The fused operators: schemas, reference, gradients, registration, backends and public functions."""

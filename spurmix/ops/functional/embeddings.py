@@ -41,11 +41,11 @@ def mix_embeddings(
 
     Args:
         weight: Embedding table, float32, float16, bfloat16 or float64 `[V, D]`. Each row is contiguous.
-        ids: Tokens of the first examples, int64 `[B, S]` in [0, V), also where they are masked out.
-        partner_ids: Tokens of the second examples, int64 `[B, S]` in [0, V), also where they are masked out.
+        ids: Tokens of the first examples, int64 `[B, S]` in [0, V), also if they are masked out.
+        partner_ids: Tokens of the second examples, int64 `[B, S]` in [0, V), also if they are masked out.
         lam: Weights of `ids`, float32 `[B]` in [0, 1].
-        mask: Where the first example has a token, bool `[B, S]`. Default: everywhere.
-        partner_mask: Where the second example has a token, bool `[B, S]`. Default: everywhere.
+        mask: Where the first example has a token, bool `[B, S]`. Default: all positions.
+        partner_mask: Where the second example has a token, bool `[B, S]`. Default: all positions.
         padding_idx: Row that gets no gradient, in [-V, V). Default: none.
         dtype: Data type of the result: float32, float16, bfloat16 or float64. Default: that of `weight`.
         sparse: Whether the gradient is a coalesced sparse tensor of the rows that were looked up, for SparseAdam and SGD.
@@ -126,11 +126,11 @@ def mix_bert_embeddings(
         type_weight: Table of token types `[T, D]`, in the dtype of `weight`. None for models without types, as DistilBERT.
         norm_weight: Weight of LayerNorm `[D]`, in the dtype of `weight`.
         norm_bias: Bias of LayerNorm `[D]`, in the dtype of `weight`.
-        ids: Tokens of the first examples, int64 `[B, S]` in [0, V), also where they are masked out.
-        partner_ids: Tokens of the second examples, int64 `[B, S]` in [0, V), also where they are masked out.
+        ids: Tokens of the first examples, int64 `[B, S]` in [0, V), also if they are masked out.
+        partner_ids: Tokens of the second examples, int64 `[B, S]` in [0, V), also if they are masked out.
         lam: Weights of `ids`, float32 `[B]` in [0, 1].
-        mask: Where the first example has a token, bool `[B, S]`. Default: everywhere.
-        partner_mask: Where the second example has a token, bool `[B, S]`. Default: everywhere.
+        mask: Where the first example has a token, bool `[B, S]`. Default: all positions.
+        partner_mask: Where the second example has a token, bool `[B, S]`. Default: all positions.
         position_ids: Positions, int64 `[S]` or `[B, S]` in [0, P). Default: 0 to S - 1.
         token_type_ids: Token types, int64 `[B, S]` in [0, T). Default: 0.
         eps: Epsilon of LayerNorm, 0 or more.
