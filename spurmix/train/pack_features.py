@@ -51,7 +51,7 @@ def pack_features(
         target: Folder to create, as for `pack_images`.
         name: Name of the model, stored in the dataset.
         batch_size: Examples of a batch.
-        device: Device of the model. Default: where it is.
+        device: Device of the model. Default: its current device.
         dtype: "float32" or "float16".
         shard: (i, n) computes the i-th of n parts.
         progress: Whether to show a progress bar. Default: only on a terminal.

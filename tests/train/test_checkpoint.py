@@ -73,10 +73,10 @@ def test_any_corrupt_byte_is_detected_or_harmless(tmp_path: Path) -> None:
         file.write_bytes(
             data[:at] if cut else data[:at] + bytes([data[at] ^ int(RNG.integers(1, 256))]) + data[at + 1 :]
         )
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             step = step_of(checkpoint.load_latest(tmp_path, RUN))
-        assert bool(told) == (step == 4)
+        assert bool(caught) == (step == 4)
         outcomes[step] += 1
         file.write_bytes(data)
     assert outcomes[4] > 190  # a change of a space between two values of the manifest is harmless

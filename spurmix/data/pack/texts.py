@@ -207,6 +207,6 @@ def complete_tokens(job: PackJob, lengths: NDArray[np.int64]) -> None:
     offsets = job.create_array("token_offsets.npy", (lengths.size + 1,), "int64")
     np.cumsum(lengths, out=offsets[1:])
     header = array_header((int(offsets[-1]),), "<i4")
-    assert len(header) == HEADER_BYTES  # NumPy pads the header, whatever the count
+    assert len(header) == HEADER_BYTES  # NumPy pads the header, so its size does not depend on the count
     with (job.folder / "tokens.npy").open("r+b") as file:
         file.write(header)
