@@ -1,5 +1,5 @@
 // The draw: sample number -> index, partner, group, lam. Integer arithmetic only, so all backends give the same bits.
-// docs/draw-specification.md is the specification, and spurmix/ops/reference_draw.py the same in PyTorch.
+// docs/draw-specification.md is the specification, spurmix/ops/reference/draw.py implements it in PyTorch.
 #pragma once
 
 #include "philox.h"

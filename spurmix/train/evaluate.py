@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -128,16 +129,15 @@ class _Counter:
         if not len(index):
             return
 
-        row = self._row[index].to(device)
-        label = self._label_of_row[row]
-        functional.group_counts(logits, label, self._group_of_row[row], out=self._of_groups)
+        row = self._row.index_select(0, index).to(device)
+        label, group = self._label_of_row.index_select(0, row), self._group_of_row.index_select(0, row)
+        functional.group_counts(logits, label, group, out=self._of_groups)
         if self._cells is not None:
             members = torch.from_numpy(self._cells.members[index.numpy()]).to(device)
             functional.group_counts(logits, label, members, out=self._of_cells)
-        largest, predicted = logits.max(dim=1)
-        entry = row * classes + predicted
+        entry = row * classes + logits.argmax(dim=1)
         self._predictions.index_add_(0, entry, torch.ones_like(entry))
-        finite = largest.isfinite() & logits.amin(dim=1).isfinite()
+        finite = (logits.amin(dim=1) > -math.inf) & (logits.amax(dim=1) < math.inf)  # False for NaN
         invalid = torch.where(finite, self._groups.num_examples, index.to(device))
         self._first_invalid = torch.minimum(self._first_invalid, invalid.min())
 
