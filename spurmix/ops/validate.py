@@ -29,19 +29,26 @@ def tensor(value: object, name: str, dtypes: Sequence[torch.dtype], shape: Seque
 
     Raises TypeError if `value` is not a tensor of one of the dtypes, and ValueError if it has another shape.
     """
+    if isinstance(value, Tensor) and value.dtype in dtypes:
+        sizes = value.shape
+        if len(sizes) == len(shape):
+            for size, expected in zip(sizes, shape):  # noqa: B905  # strict=True takes as long as the rest of the loop
+                # Compare with str, not int: inside torch.compile, sizes are symbols.
+                if not isinstance(expected, str) and size != expected:
+                    break
+            else:
+                return value
+    raise _tensor_error(value, name, dtypes, shape)
+
+
+def _tensor_error(
+    value: object, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | str]
+) -> TypeError | ValueError:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        return TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name} must have dtype {_names(dtypes)}, got {_names([value.dtype])}")
-    fits = value.dim() == len(shape)
-    if fits:
-        for size, expected in zip(value.shape, shape, strict=True):
-            # Compare with str, not int: inside torch.compile, sizes are symbols.
-            if not isinstance(expected, str) and size != expected:
-                fits = False
-    if not fits:
-        raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], got {list(value.shape)}")
-    return value
+        return TypeError(f"{name} must have dtype {_names(dtypes)}, got {_names([value.dtype])}")
+    return ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], got {list(value.shape)}")
 
 
 def output(
