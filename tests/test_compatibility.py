@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -50,7 +49,8 @@ def test_packed_datasets_give_the_same_batches(kind: str) -> None:
     if kind == "tokens":
         assert [values.tolist() for values in batch.input.tensors()] == expected["ids"]
     else:
-        assert hashlib.sha256(batch.input.numpy().tobytes()).hexdigest() == expected["input_sha256"]
+        # Instruction sets and backends may round differently.
+        torch.testing.assert_close(batch.input, torch.from_numpy(np.load(FIXTURES / f"{kind}_input.npy")))
 
 
 def test_checkpoint_resumes(tmp_path: Path) -> None:

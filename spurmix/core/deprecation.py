@@ -69,7 +69,7 @@ def renamed_argument(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]
 
 
 class renamed_attribute:
-    """Descriptor: a deprecated name of an attribute, property or method, with a `DeprecationWarning`.
+    """Descriptor: a deprecated name of an attribute, property, method or classmethod, with a `DeprecationWarning`.
 
     Args:
         new: The name to use instead.
@@ -90,10 +90,13 @@ class renamed_attribute:
         self._owner, self._old = owner.__name__, name
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
+        source = instance
         if instance is None:
-            return self
+            if not isinstance(inspect.getattr_static(owner, self._new, None), classmethod):
+                return self
+            source = owner
         warn_renamed(self._owner, self._old, self._new)
-        return getattr(instance, self._new)
+        return getattr(source, self._new)
 
     def __set__(self, instance: object, value: object) -> None:
         warn_renamed(self._owner, self._old, self._new)

@@ -127,6 +127,7 @@ class MixPolicy:
             quantile=quantile_table(lam),
             labels=policy.labels,
             replacement=policy.replacement,
+            notes=policy.notes,
             attribute_shares=policy.attribute_shares,
         )
 

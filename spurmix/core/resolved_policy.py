@@ -32,6 +32,7 @@ class ResolvedPolicy:
         quantile: int64 `[1025]`. The quantile table of lam.
         labels: "mix" or "keep".
         replacement: Whether examples are drawn with replacement.
+        notes: What was adapted to the groups.
         attribute_shares: float64 `[C, A]`. The given attribute shares of examples whose attribute is unknown, or None.
     """
 
@@ -41,6 +42,7 @@ class ResolvedPolicy:
     quantile: Int64Array
     labels: Labels
     replacement: bool
+    notes: tuple[str, ...] = ()
     attribute_shares: FloatArray | None = None
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spurmix.core.deprecation import renamed_attribute
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -139,6 +141,8 @@ class Batch:
     def detached(self) -> Batch:
         """Return new tensors on the same memory. `requires_grad_` and `.grad` then do not affect the buffers."""
         return self.each(Tensor.detach)
+
+    handles = renamed_attribute("detached")
 
     def clone(self) -> Batch:
         """Copy the batch to new memory, which the loader does not reuse."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spurmix.core import checks
+from spurmix.core.deprecation import warn_renamed
 from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE
 from spurmix.deploy.tokenizer import TextInput
 
@@ -18,6 +19,13 @@ PredictorInput: TypeAlias = ArrayLike | Sequence[str] | Mapping[str, ArrayLike]
 """Images or features, strings, or token ids and attention mask by name."""
 
 LogitArray = NDArray[np.float32]
+
+
+def __getattr__(name: str) -> str:
+    if name != "FILE":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warn_renamed(__name__, "FILE", "TOKENIZER_FILE")
+    return TOKENIZER_FILE
 
 
 class Predictor:

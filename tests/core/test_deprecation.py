@@ -29,6 +29,12 @@ class Config:
 
     describes = renamed_attribute("describe")
 
+    @classmethod
+    def create(cls) -> Config:
+        return cls("head")
+
+    make = renamed_attribute("create")
+
 
 def test_old_argument_works_and_warns_with_the_callers_line() -> None:
     with pytest.warns(DeprecationWarning, match=r"^configure: where is deprecated, use mix_at$") as caught:
@@ -84,6 +90,13 @@ def test_old_attribute_reads_and_writes_the_new_one() -> None:
 def test_old_method_name_calls_the_new_method() -> None:
     with pytest.warns(DeprecationWarning, match="use describe"):
         assert Config().describes() == "mixes at input"
+
+
+def test_old_classmethod_name_works_on_the_class_and_on_instances() -> None:
+    for owner in (Config, Config()):
+        with pytest.warns(DeprecationWarning, match=r"^Config: make is deprecated, use create$") as caught:
+            assert owner.make().mix_at == "head"
+        assert Path(caught[0].filename).name == Path(__file__).name
 
 
 def test_old_attribute_is_documented_on_the_class() -> None:

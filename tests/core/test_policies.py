@@ -130,6 +130,8 @@ def test_lam_above_the_bound_is_scaled_with_a_note() -> None:
     groups = GroupIndex([0] * 9 + [1] + [0] + [1] * 9, [0] * 10 + [1] * 10)
     policy = policies.balance_attributes(lam=Fixed(0.9)).resolve(groups)
     assert "note: lam Fixed(0.9) (mean 0.9) scaled by" in repr(policy)
+    with pytest.deprecated_call(match="MixPolicy: parts is deprecated, use resolve_arrays"):
+        assert policy.parts(groups).notes == policy.notes != ()
     assert "note" not in repr(policies.balance_attributes().resolve(GroupIndex([0, 0, 1, 1], [0, 1, 0, 1])))
 
 

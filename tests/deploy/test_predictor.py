@@ -11,6 +11,7 @@ import pytest
 from export_samples import IMAGE_GROUPS, IMAGES, ImageModel
 
 from spurmix import Predictor, export_onnx
+from spurmix.deploy import predictor as predictor_module
 
 
 def run_script(script: str) -> str:
@@ -70,3 +71,9 @@ def test_text_inputs(exported_text_model: Path) -> None:
     ):
         with pytest.raises(error, match=text):
             predictor.predict(invalid)
+
+
+def test_deprecated_name_of_the_tokenizer_file_still_works() -> None:
+    with pytest.deprecated_call(match="FILE is deprecated, use TOKENIZER_FILE"):
+        assert predictor_module.FILE == predictor_module.TOKENIZER_FILE
+    assert not hasattr(predictor_module, "OTHER_FILE")

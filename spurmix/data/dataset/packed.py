@@ -88,6 +88,9 @@ class PackedDataset:
         return len(self.metadata)
 
     made = renamed_attribute("provenance")
+    mapped = renamed_attribute("memory_map")
+    others = renamed_attribute("extra_files")
+    unfinished = renamed_attribute("open_incomplete")
 
     @property
     def splits(self) -> dict[str, int]:

@@ -35,6 +35,13 @@ def collect(batches: Any) -> list[torch.Tensor]:
     return [torch.cat(parts) for parts in zip(*(b.tensors() for b in made), strict=True)]
 
 
+def test_deprecated_name_of_detached_still_works() -> None:
+    batch = loader().batch(0)
+    with pytest.deprecated_call(match="Batch: handles is deprecated, use detached"):
+        views = batch.handles()
+    assert views.label is not batch.label and views.label.data_ptr() == batch.label.data_ptr()
+
+
 @pytest.mark.parametrize("source", [IMAGES, FEATURES], ids=["images", "features"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
