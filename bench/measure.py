@@ -56,7 +56,7 @@ def gate(contender: Contender, expected: ArrayLike | None, tolerance: float) -> 
         if found is None or (found[0].isdigit() and float(found) <= tolerance):
             return ""
         return f"gate: differs from ours by {found}"
-    except Exception as error:
+    except Exception as error:  # other libraries raise errors of any type
         first_line = (str(error).strip().splitlines() or [""])[0]
         return f"failed: {type(error).__name__}: {first_line[:120]}"
 

@@ -75,7 +75,7 @@ class Work:
         """Drop the gradients, run forward and backward, and make an optimizer step. Returns the word table's gradient."""
         for parameter in (self.weight, *self.others):
             parameter.grad = None
-        output().backward(self.upstream)  # type: ignore[no-untyped-call]
+        output().backward(self.upstream)
         if optimizer is not None:
             optimizer.step()
         assert self.weight.grad is not None

@@ -84,7 +84,7 @@ def _case(dtype: torch.dtype) -> Case:
 def _data_loader(name: str, data: Dataset[Any], normalize: bool) -> Contender:
     """Return a contender that runs epochs of 8 batches on one DataLoader with persistent workers."""
     count = 8
-    sampler = WeightedRandomSampler(torch.ones(STORE), BATCH * count)  # type: ignore[arg-type]
+    sampler = WeightedRandomSampler([1.0] * STORE, BATCH * count)
     batches = DataLoader(data, BATCH, sampler=sampler, num_workers=2, persistent_workers=True)
 
     def run() -> None:

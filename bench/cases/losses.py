@@ -53,7 +53,7 @@ def _case(batch: int, classes: int, repeats: int) -> Case:
     def stepping(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def step() -> Tensor:
             logits.grad = None
-            loss().backward()  # type: ignore[no-untyped-call]
+            loss().backward()
             assert logits.grad is not None
             return logits.grad
 

@@ -17,6 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 from bench.context import Context
 from bench.registry import Case, Contender, case
 from spurmix import GroupIndex, MixLoader, TokenSource, policies
+from spurmix.data.batch import TokenPairs
 from spurmix.data.dataset import tokenize
 
 COMMENTS, VOCABULARY, MAX_LENGTH = 100_000, 30_522, 300
@@ -116,7 +117,7 @@ def _data_loader(rows: list[list[int]], labels: list[int], workers: int) -> Cont
     # Mixing needs two texts per sample, so each batch has twice the size and is split in halves.
     collate = DataCollatorWithPadding(_tokenizer(), pad_to_multiple_of=8)
     timed = BATCHES // 10
-    sampler = WeightedRandomSampler(torch.ones(len(rows)), 2 * BATCH * timed)  # type: ignore[arg-type]
+    sampler = WeightedRandomSampler([1.0] * len(rows), 2 * BATCH * timed)
     batches = DataLoader(
         _Examples(rows, labels), 2 * BATCH, sampler=sampler, collate_fn=collate, num_workers=workers,
         persistent_workers=workers > 0,
@@ -146,8 +147,9 @@ def text_loader(context: Context) -> Case:
         loader = MixLoader(source, groups, policy, BATCH, steps=10**6, bucket=bucket)
         stream: list[Iterator[Any]] = []
         sample = [loader.batch(k) for k in range(BATCHES)]
-        tokens = sum(int(b.input.mask.sum() + b.input.partner_mask.sum()) for b in sample)  # type: ignore[union-attr]
-        positions = sum(2 * b.input.ids.numel() for b in sample)  # type: ignore[union-attr]
+        pairs = [b.input for b in sample if isinstance(b.input, TokenPairs)]
+        tokens = sum(int(p.mask.sum() + p.partner_mask.sum()) for p in pairs)
+        positions = sum(2 * p.ids.numel() for p in pairs)
 
         def run() -> None:
             if not stream:
@@ -169,8 +171,9 @@ def text_loader(context: Context) -> Case:
     def packing() -> None:
         for batch in drawn:
             pairs = batch.input
-            source.pack(batch.index, pairs.ids, pairs.mask)  # type: ignore[union-attr]
-            source.pack(batch.partner, pairs.partner_ids, pairs.partner_mask)  # type: ignore[union-attr]
+            assert isinstance(pairs, TokenPairs)
+            source.pack(batch.index, pairs.ids, pairs.mask)
+            source.pack(batch.partner, pairs.partner_ids, pairs.partner_mask)
 
     return Case(
         [

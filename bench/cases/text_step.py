@@ -51,7 +51,7 @@ def bert_base_step(context: Context) -> Case:
         def step() -> Tensor:
             optimizer.zero_grad()
             logits = forward()
-            loss(logits).backward()  # type: ignore[no-untyped-call]
+            loss(logits).backward()
             optimizer.step()
             return logits.detach()
 

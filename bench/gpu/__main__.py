@@ -81,7 +81,7 @@ def header(dry_run: bool) -> dict[str, Any]:
     for name in ("triton", "torchvision", "timm", "kornia"):
         try:
             found[name] = __import__(name).__version__
-        except Exception:
+        except Exception:  # an incompatible package can fail in any way at import
             found[name] = "absent"
     if torch.cuda.is_available() and not dry_run:
         device = torch.cuda.get_device_properties(0)

@@ -88,7 +88,7 @@ def survived(step: str, case: str, contender: str = "") -> Iterator[None]:
     """Record an error of the block as a row and continue after the block."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # one failed case must not end the run
         emit(Row(case, contender, step=step, error=short(error)))
         if not dry():
             torch.cuda.empty_cache()

@@ -166,7 +166,7 @@ def losses(batch: int, classes: int, dtype: torch.dtype, bandwidth: float) -> No
     def stepping(loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         def step() -> Tensor:
             logits.grad = None
-            loss(logits).backward()  # type: ignore[no-untyped-call]
+            loss(logits).backward()
             assert logits.grad is not None
             return logits.grad
 
@@ -247,7 +247,7 @@ def _embedding_cases(batch: int, length: int, words: int) -> dict[str, SmallCase
     def gradient(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def step() -> Tensor:
             table.grad = None
-            make().sum().backward()  # type: ignore[no-untyped-call]
+            make().sum().backward()
             assert table.grad is not None
             return table.grad
 

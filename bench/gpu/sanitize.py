@@ -30,7 +30,7 @@ def calls() -> None:
         logits = torch.randn(4, 39, device=device()).requires_grad_()
         many = torch.randn(2, 39 if dry() else 5003, device=device()).requires_grad_()  # each row takes a block
         label, weight = index[:2].clamp(max=38), lam[:2]
-        F.mixed_cross_entropy(many, label, label.flip(0), weight, backend=backend).backward()  # type: ignore[no-untyped-call]
+        F.mixed_cross_entropy(many, label, label.flip(0), weight, backend=backend).backward()
         F.group_counts(many.detach(), label, label * 0, 4, backend=backend)
         for chosen in (index[:2], index):
             weight = lam[: len(chosen)]
@@ -40,7 +40,7 @@ def calls() -> None:
                 F.mix_labels(chosen, chosen, weight, 40, backend=backend)
                 own = chosen.clamp(0, 38) if len(chosen) == 2 else chosen
                 loss = F.mixed_cross_entropy(logits[: len(own)], own, own, weight, backend=backend)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 F.group_counts(logits[: len(own)].detach(), own, own.clamp(-1, 3), 4, backend=backend)
                 F.check(device())
             except IndexError as error:
@@ -69,7 +69,7 @@ def batches(backend: str) -> None:
     F.draw(stores[16].tables, seed=1, start=2**40, count=300, backend=backend)
     ids, lam = torch.tensor([[0, 39], [3, 3]], device=device()), torch.rand(2, device=device())
     table = torch.randn(40, 33, device=device()).requires_grad_()
-    F.mix_embeddings(table, ids, ids.flip(1), lam, backend="triton").sum().backward()  # type: ignore[no-untyped-call]
+    F.mix_embeddings(table, ids, ids.flip(1), lam, backend="triton").sum().backward()
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ class ImageSteps:
         side, self.batch, classes = (32, 4, 2) if dry() else (224, 256, 2)
         self.pictures = data.Pictures(64 if dry() else 8192, side, self.batch)
         model = ResNet((1, 1), 8, classes) if dry() else ResNet(classes=classes)
-        self.model = model.to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
         self.update = sgd_update(self.model)
 
     def synthetic(self) -> Step:

@@ -50,7 +50,7 @@ def in_turns(case: str, steps: dict[str, Step], notes: dict[str, str], spare_s: 
         """Measure a step once, or record its error and remove it."""
         try:
             return [_seconds(steps[name], count) * 1e3]
-        except Exception as error:
+        except Exception as error:  # the other steps are still measured
             emit(Row(case, name, step=STEP, error=short(error)))
             del steps[name]
             return []
@@ -77,7 +77,7 @@ def sgd_update(model: nn.Module) -> Update:
     def update(loss: Callable[[], Tensor]) -> None:
         with torch.autocast(device().type, torch.bfloat16):
             value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -133,7 +133,7 @@ def worker_batches(
         Endless batches of examples and labels on the device, and the number of workers.
     """
     workers, depth = _workers(batch * examples[0].numel() * examples.element_size(), most)
-    sampler = WeightedRandomSampler(torch.ones(len(labels)), 10**7 if not dry() else 40)  # type: ignore[arg-type]
+    sampler = WeightedRandomSampler([1.0] * len(labels), 10**7 if not dry() else 40)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:

@@ -8,10 +8,10 @@ import typer
 
 
 def warmup(
-    batch: Annotated[list[int], typer.Option(help="Batch size. Repeatable.", min=1)] = [256],  # noqa: B006
+    batch: Annotated[list[int], typer.Option(help="Batch size. Repeatable.", min=1)] = [256],  # noqa: B006  # not modified
     dtype: Annotated[
         list[str], typer.Option(help="Data type of inputs and logits: float32, float16 or bfloat16. Repeatable.")
-    ] = ["bfloat16"],  # noqa: B006
+    ] = ["bfloat16"],  # noqa: B006  # not modified
     size: Annotated[int, typer.Option(help="Height and width of the model's input, in pixels.", min=1)] = 224,
     channels: Annotated[int, typer.Option(help="Channels of the images.", min=1)] = 3,
     columns: Annotated[int, typer.Option(help="Columns of the features or embeddings.", min=1)] = 2048,

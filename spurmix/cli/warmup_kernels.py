@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,7 @@ def calls(shapes: Shapes, device: torch.device | str) -> Iterator[tuple[str, Cal
     }
     for name, values in arguments.items():
         kernel = launch_embeddings.KERNELS.get(name) or launch.KERNELS[name]
-        yield name, lambda kernel=kernel, values=values: kernel(*values)  # type: ignore[misc]
+        yield name, functools.partial(kernel, *values)
 
 
 def _text(shapes: Shapes, zeros: Callable[..., Tensor], vocabulary: int = 512) -> dict[str, Sequence[object]]:
@@ -133,7 +134,7 @@ def warm_up(shapes: Sequence[Shapes], capability: int | None) -> None:
     if capability is None and not torch.cuda.is_available():
         raise RuntimeError("no CUDA GPU is available; use --capability (90 for an H100) to compile for another machine")
     try:
-        from spurmix.kernels import tuned  # noqa: F401
+        from spurmix.kernels import tuned  # noqa: F401  # check that Triton is installed
     except ModuleNotFoundError as error:
         raise RuntimeError(f"warmup needs the package {error.name!r}: pip install {error.name}") from None
     if capability is None:

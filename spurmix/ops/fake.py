@@ -47,6 +47,7 @@ def mix_images(
 
 def mix_image_batch(images: Tensor, labels: Tensor, *rest: object, counter: Tensor | None = None) -> tuple[Tensor, ...]:
     """input, label, partner_label, lam, index, partner, group."""
+    # The schema of the operator checks the types of `rest`.
     count, height, width, dtype, channels_last = rest[12:17]
     mixed = _empty(labels, (count, images.shape[3], height, width), dtype, channels_last)  # type: ignore[arg-type]
     dtypes = (torch.int64, torch.int64, torch.float32, torch.int64, torch.int64, torch.int64)

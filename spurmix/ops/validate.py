@@ -5,7 +5,7 @@ Each function returns its first argument, converted to the right type if necessa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -182,6 +182,7 @@ def device(value: object, name: str = "device") -> torch.device:
     Raises TypeError if `value` has another type, and ValueError if there is no such device.
     """
     try:
+        # torch.device raises TypeError for other types.
         return value if isinstance(value, torch.device) else torch.device(value)  # type: ignore[call-overload]
     except (RuntimeError, TypeError, ValueError):
         kind = ValueError if isinstance(value, (str, int)) else TypeError
@@ -239,8 +240,10 @@ def normalization(value: object, name: str, channels: int, device: torch.device)
         tensor(value, name, (torch.float32,), (channels,))
         same_device(device, **{name: value})
         return value
-    is_sequence = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
-    numbers = [checks.number(v, name) for v in (value if is_sequence else [value] * channels)]  # type: ignore[attr-defined]
+    values: Iterable[object] = [value] * channels
+    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)):
+        values = value
+    numbers = [checks.number(v, name) for v in values]
     if len(numbers) != channels:
         raise ValueError(f"{name} must have one value for each of the {channels} channels, got {len(numbers)}")
     if name == "std" and not all(v > 0 for v in numbers):

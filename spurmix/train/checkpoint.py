@@ -216,7 +216,7 @@ def load_latest(
 def _apply(path: Path, apply: Callable[[dict[str, object]], object], state: dict[str, object]) -> None:
     try:
         apply(state)
-    except Exception as error:
+    except Exception as error:  # load_state_dict of a model or optimizer raises errors of any type
         raise CheckpointError(
             f"{path} is corrupt: its state does not fit the run: {type(error).__name__}: {error}"
         ) from None

@@ -97,6 +97,7 @@ class LossLog:
                 checksum = _extend_checksum(checksum, loss)
             recorded = len(losses)
         else:
+            # Another type than a dict raises TypeError.
             recorded, checksum = (int(state[key]) for key in ("count", "crc32"))  # type: ignore[index]
             losses = read_losses(self._path, recorded) if self._path is not None else []
         if recorded != count:

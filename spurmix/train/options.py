@@ -96,6 +96,7 @@ class FinetuneOptions:
         >>> result = finetune(model, loader, options=options, warmup=0.1)
     """
 
+    # RUF009: `setting` returns a field of a dataclass.
     optimizer: str | OptimizerFactory = setting("adamw", "Optimizer to train with.", ("adamw", "sgd"))  # noqa: RUF009
     learning_rate: float = setting(1e-3, "Maximum learning rate.", low=0)
     weight_decay: float = setting(1e-2, "Weight decay coefficient.", low=0)
@@ -143,7 +144,7 @@ class FinetuneOptions:
                 similar = difflib.get_close_matches(name, [*names, *others])
                 hint = f"did you mean {' or '.join(similar)}?" if similar else f"options are {', '.join(names)}"
                 raise TypeError(f"{name} is not an option of finetune; {hint}")
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # the constructor checks the types
 
 
 class FinetuneOverrides(TypedDict, total=False):

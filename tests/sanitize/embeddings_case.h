@@ -97,68 +97,114 @@ void sums_case(Tokens* t, int64_t columns) {
   }
 }
 
-void bert_case(Tokens* t, Numbers* table, int64_t stride, int64_t columns) {
-  const Format format = table->format;
-  const bool wide = format == Format::f64, typed = rng.one_in(2), type_ids = typed && rng.one_in(2);
-  const int64_t positions = rng.in(1, 9), types = rng.in(1, 3);
-  const auto position = random_table(format, positions, columns, columns);
-  const auto type = random_table(format, types, columns, columns);
-  const auto scale = random_table(format, 1, columns, columns), shift = random_table(format, 1, columns, columns);
-  Array<int64_t> position_ids(t->count, [&](int64_t) { return rng.in(0, positions - 1); });
-  Array<int64_t> token_types(t->count, [&](int64_t) { return rng.in(0, types - 1); });
-  Numbers out(kFormats[rng.in(0, 3)], t->count * columns);
-  Numbers mean(wide ? Format::f64 : Format::f32, t->count), rstd(mean.format, t->count);
-  const double eps = 1e-2;
-  const cpu::BertEmbeddings m = {table->data(),
-                                 stride,
-                                 columns,
-                                 position->data(),
-                                 typed ? type->data() : nullptr,
-                                 scale->data(),
-                                 shift->data(),
-                                 format,
-                                 t->lookups(),
-                                 position_ids.data(),
-                                 type_ids ? token_types.data() : nullptr,
-                                 eps,
-                                 out.data(),
-                                 out.format,
-                                 rng.one_in(2),
-                                 mean.data(),
-                                 rstd.data()};
-  in_ranges(cpu::bert_embeddings, m, t->count);
-  const auto grad = random_table(kFormats[rng.in(0, 3)], std::max<int64_t>(1, t->count), columns, columns);
-  cpu::BertBackward b = {m, t->count, rng.in(1, 7), grad->data(), grad->format, nullptr, nullptr};
-  const int64_t chunks = (t->count + b.chunk - 1) / b.chunk;
-  Numbers grad_mixed(mean.format, t->count * columns), partial(mean.format, chunks * 2 * columns);
+// BERT's embedding block on random tables.
+struct BertData {
+  Tokens* tokens;
+  Numbers* words;
+  int64_t stride, columns, positions, types;
+  bool typed, type_ids;
+  std::unique_ptr<Numbers> position, type, scale, shift;
+  Array<int64_t> position_ids, token_types;
+  Numbers out, mean, rstd;
+  double eps = 1e-2;
+
+  BertData(Tokens* t, Numbers* table, int64_t stride, int64_t columns)
+      : tokens(t),
+        words(table),
+        stride(stride),
+        columns(columns),
+        positions(rng.in(1, 9)),
+        types(rng.in(1, 3)),
+        typed(rng.one_in(2)),
+        type_ids(typed && rng.one_in(2)),
+        position(random_table(table->format, positions, columns, columns)),
+        type(random_table(table->format, types, columns, columns)),
+        scale(random_table(table->format, 1, columns, columns)),
+        shift(random_table(table->format, 1, columns, columns)),
+        position_ids(t->count, [&](int64_t) { return rng.in(0, positions - 1); }),
+        token_types(t->count, [&](int64_t) { return rng.in(0, types - 1); }),
+        out(kFormats[rng.in(0, 3)], t->count * columns),
+        mean(table->format == Format::f64 ? Format::f64 : Format::f32, t->count),
+        rstd(mean.format, t->count) {}
+
+  cpu::BertEmbeddings forward() {
+    return {words->data(),
+            stride,
+            columns,
+            position->data(),
+            typed ? type->data() : nullptr,
+            scale->data(),
+            shift->data(),
+            words->format,
+            tokens->lookups(),
+            position_ids.data(),
+            type_ids ? token_types.data() : nullptr,
+            eps,
+            out.data(),
+            out.format,
+            rng.one_in(2),
+            mean.data(),
+            rstd.data()};
+  }
+};
+
+// One token before the scale and shift, in double precision.
+struct NormalizedToken {
+  double mean = 0, rstd = 0;
+  std::vector<double> values;
+
+  NormalizedToken(BertData* d, int64_t n) : values(d->columns) {
+    const double size = static_cast<double>(d->columns);
+    for (int64_t c = 0; c < d->columns; ++c) {
+      double& x = values[c];
+      x = mixed_words(d->tokens, d->words, d->stride, n, c) + d->position->get(d->position_ids[n] * d->columns + c);
+      if (d->typed) x += d->type->get((d->type_ids ? d->token_types[n] : 0) * d->columns + c);
+      mean += x / size;
+    }
+    double variance = 0;
+    for (const double v : values) variance += (v - mean) * (v - mean) / size;
+    rstd = 1 / std::sqrt(variance + d->eps);
+    for (double& v : values) v = (v - mean) * rstd;
+  }
+};
+
+void bert_forward_case(BertData* d, const std::vector<NormalizedToken>& expected) {
+  in_ranges(cpu::bert_embeddings, d->forward(), d->tokens->count);
+  for (int64_t n = 0; n < d->tokens->count; ++n) {
+    const NormalizedToken& token = expected[n];
+    expect(d->mean.near(n, token.mean, 1e-5) && d->rstd.near(n, token.rstd, 1e-4), "bert_embeddings: moments");
+    for (int64_t c = 0; c < d->columns; ++c) {
+      const double value = token.values[c] * d->scale->get(c) + d->shift->get(c);
+      expect(d->out.near(n * d->columns + c, value, 1e-4), "bert_embeddings differs");
+    }
+  }
+}
+
+// The gradients of the normalization, and the sums over tokens for those of scale and shift. After `bert_forward_case`.
+void bert_backward_case(BertData* d, const std::vector<NormalizedToken>& expected) {
+  const int64_t count = d->tokens->count, columns = d->columns;
+  const auto grad = random_table(kFormats[rng.in(0, 3)], std::max<int64_t>(1, count), columns, columns);
+  cpu::BertBackward b = {d->forward(), count, rng.in(1, 7), grad->data(), grad->format, nullptr, nullptr};
+  const int64_t chunks = (count + b.chunk - 1) / b.chunk;
+  Numbers grad_mixed(d->mean.format, count * columns), partial(d->mean.format, chunks * 2 * columns);
   b.grad_mixed = grad_mixed.data();
   b.partial = partial.data();
   in_ranges(cpu::bert_backward, b, chunks);
-  std::vector<double> sums(partial.bytes.size() / static_cast<size_t>(width_of(partial.format)), 0.0);
-  std::vector<double> x(columns);
-  for (int64_t n = 0; n < t->count; ++n) {
-    double mean_value = 0, variance = 0, u_mean = 0, uh_mean = 0;
+  std::vector<double> sums(chunks * 2 * columns, 0.0);
+  for (int64_t n = 0; n < count; ++n) {
+    const NormalizedToken& token = expected[n];
     const double size = static_cast<double>(columns);
+    double u_mean = 0, uh_mean = 0;
     for (int64_t c = 0; c < columns; ++c) {
-      x[c] = mixed_words(t, table, stride, n, c) + position->get(position_ids[n] * columns + c);
-      if (typed) x[c] += type->get((type_ids ? token_types[n] : 0) * columns + c);
-      mean_value += x[c] / size;
-    }
-    for (const double v : x) variance += (v - mean_value) * (v - mean_value) / size;
-    const double rstd_value = 1 / std::sqrt(variance + eps);
-    expect(mean.near(n, mean_value, 1e-5) && rstd.near(n, rstd_value, 1e-4), "bert_embeddings: moments");
-    for (int64_t c = 0; c < columns; ++c) {
-      x[c] = (x[c] - mean_value) * rstd_value;
-      const double g = grad->get(n * columns + c);
-      expect(out.near(n * columns + c, x[c] * scale->get(c) + shift->get(c), 1e-4), "bert_embeddings differs");
-      u_mean += g * scale->get(c) / size;
-      uh_mean += g * scale->get(c) * x[c] / size;
-      sums[(n / b.chunk * 2) * columns + c] += g * x[c];
+      const double g = grad->get(n * columns + c), u = g * d->scale->get(c);
+      u_mean += u / size;
+      uh_mean += u * token.values[c] / size;
+      sums[(n / b.chunk * 2) * columns + c] += g * token.values[c];
       sums[(n / b.chunk * 2 + 1) * columns + c] += g;
     }
     for (int64_t c = 0; c < columns; ++c) {
-      const double u = grad->get(n * columns + c) * scale->get(c);
-      expect(grad_mixed.near(n * columns + c, rstd_value * (u - u_mean - x[c] * uh_mean), 2e-3),
+      const double u = grad->get(n * columns + c) * d->scale->get(c);
+      expect(grad_mixed.near(n * columns + c, token.rstd * (u - u_mean - token.values[c] * uh_mean), 2e-3),
              "bert_backward differs");
     }
   }
@@ -181,5 +227,9 @@ void embeddings_case() {
     }
   }
   sums_case(&t, columns);
-  bert_case(&t, table.get(), stride, columns);
+  BertData bert(&t, table.get(), stride, columns);
+  std::vector<NormalizedToken> normalized;
+  for (int64_t n = 0; n < t.count; ++n) normalized.emplace_back(&bert, n);
+  bert_forward_case(&bert, normalized);
+  bert_backward_case(&bert, normalized);
 }

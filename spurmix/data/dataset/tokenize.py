@@ -178,7 +178,7 @@ def name_invalid_text(texts: Sequence[str], start: int = 0) -> Iterator[None]:
     """Replace a tokenizer's error about `texts` by one that names the row, counted from `start`."""
     try:
         yield
-    except Exception:
+    except Exception:  # the error type depends on the tokenizer
         for n, text in enumerate(texts):
             if (reason := encoding_error(text)) is not None:
                 raise ValueError(f"texts[{start + n}] {reason}; repair or remove the text") from None

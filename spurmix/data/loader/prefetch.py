@@ -45,7 +45,7 @@ def _produce(shared: _Shared) -> None:
             return
         try:
             shared.ready.put((shared.make_batch(step, buffers), buffers))
-        except BaseException as error:
+        except BaseException as error:  # the consumer raises it; otherwise it would wait forever
             shared.ready.put(error)
             return
 
@@ -145,7 +145,7 @@ class Prefetcher(Iterator[Batch]):
     def _make_now(self, buffers: Batch | None) -> Batch:
         try:
             return self._shared.make_batch(self._shared.steps[self._position], buffers)
-        except BaseException:
+        except BaseException:  # after Ctrl-C too, the buffers are incomplete
             self.close(_FAILED)
             raise
 

@@ -230,7 +230,7 @@ class _Decoder:
                 rows.set_row(k, image)
                 if image is not None:
                     readable.append(rows.first + k)
-        except BaseException as error:
+        except BaseException as error:  # the writer must stop after Ctrl-C too
             writer.abort(error)
             raise
 

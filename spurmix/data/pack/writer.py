@@ -108,7 +108,7 @@ class DirectWriter:
             for filled, on_written in block.filled:
                 self._written.update(filled.chunk_checksums())
                 on_written()
-        except BaseException as error:
+        except BaseException as error:  # raised by `ranges`, because this is a thread of a pool
             self.abort(error)
         finally:
             self._free.put(block.memory)

@@ -56,5 +56,5 @@ class ExportInput(ABC):
         """Open the exported file before it has its final name."""
         return Predictor(path)
 
-    def write_files(self) -> None:  # noqa: B027
+    def write_files(self) -> None:  # noqa: B027  # optional, not abstract
         """Write the files that belong next to the model."""

@@ -122,6 +122,7 @@ class ExportedTokenizer:
 
 def _checked_vocabulary_size(tokenizer: TokenizerLike, source: TokenSource, model: nn.Module) -> int:
     size = tokenize.vocabulary_size(tokenizer)
+    # nn.Module declares every attribute as a tensor or module, which mypy does not let us call.
     rows: int = getattr(model, "get_input_embeddings")().weight.shape[0]  # noqa: B009
     if not source.vocab_size <= size <= rows:
         raise ValueError(

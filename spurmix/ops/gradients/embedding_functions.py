@@ -81,7 +81,7 @@ class MixBertEmbeddings(torch.autograd.Function):
         assert isinstance(weight, Tensor)
         ctx.options, ctx.rows = options, weight.shape[0]
         output = backends.implementation("mix_bert_embeddings", options.backend, weight.device)(*inputs)
-        bert_setup_context(ctx, inputs, output)  # type: ignore[arg-type]
+        bert_setup_context(ctx, inputs, output)  # type: ignore[arg-type]  # `inputs` is a tuple of the kernel's arguments
         return output
 
     @staticmethod

@@ -96,6 +96,7 @@ def bert_backward(ctx: BertContext, grad: Tensor, *_: Tensor) -> Gradients:
 
 def differentiable_bert_gradients(ctx: BertContext, grad: Tensor, needed: Sequence[bool]) -> Gradients:
     """Gradients of the five tables by the reference. They can be differentiated again."""
+    # mypy does not know the length of a slice.
     inputs: BertInputs = (*ctx.saved_tensors[:12], ctx.eps, ctx.padding_idx, ctx.dtype)  # type: ignore[assignment]
     tables = [table for table, need in zip(ctx.saved_tensors[:5], needed, strict=True) if need]
     output = mix_bert_embeddings(*inputs)[0]

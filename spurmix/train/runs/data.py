@@ -76,7 +76,7 @@ def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
             raise ValueError(f"{key} requires images, the dataset has {dataset.kind}")
     if dataset.kind != "tokens" and config.mix_at != "embeddings":
         raise ValueError(f"mix_at requires texts, the dataset has {dataset.kind}")
-    return dataclasses.replace(config, **filled)  # type: ignore[arg-type]
+    return dataclasses.replace(config, **filled)  # type: ignore[arg-type]  # every key is a string field
 
 
 def read_split(
@@ -100,9 +100,10 @@ def read_split(
     part = dataset.split(split)
     memory = int(config.memory * 2**30) or available() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     source = part.source(tier=config.tier if device is not None else "auto", device=device, memory=memory)
-    mean = getattr(getattr(model, "config", None), "image_mean", None)
-    if isinstance(source, ImageSource) and mean is not None:
-        source = source.normalized(mean, model.config.image_std)  # type: ignore[union-attr, arg-type]
+    model_config = getattr(model, "config", None)
+    mean = getattr(model_config, "image_mean", None)
+    if isinstance(source, ImageSource) and model_config is not None and mean is not None:
+        source = source.normalized(mean, model_config.image_std)
     cells = part.cells() if config.cells else None
     if config.cells and cells is None:
         raise ValueError(f"cells: {dataset.path} defines no overlapping cells; remove the setting")

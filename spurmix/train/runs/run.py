@@ -134,7 +134,7 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
         )  # fmt: skip
     loader = _loader(config, train_data, policy, processes)
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs of PyTorch
     about = _about(config, dataset, train_data.groups, model)
     lock = None
     if processes.main:
