@@ -22,7 +22,7 @@ PartnerWeights: TypeAlias = ArrayLike | Mapping[Any, Mapping[Any, float]]
 
 @dataclass(frozen=True)
 class ResolvedPolicy:
-    """The four parts of a policy as checked arrays.
+    """The arguments of a policy as checked arrays.
 
     Attributes:
         first_group: int64 `[S + 1]`. Stratum s consists of the groups first_group[s] to first_group[s + 1] - 1.
