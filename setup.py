@@ -124,6 +124,7 @@ class NinjaBuild(build_ext):
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # running processes keep the old file
             self.copy_file(f"{BUILD}/{extension.name}.so", target)
 
     def run(self) -> None:
