@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 import torch
 import triton
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 
 from spurmix import Beta, GroupIndex, MixPolicy
 from spurmix.ops import device_errors, library
@@ -33,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import emulated
 from emulated import built_fixture, cuda_fixture  # noqa: F401
 from samples import NAMES, SAMPLES, call_with_wrong_tensors
-from test_triton import FLOATS, TOLERANCE, close, pairs
+from test_triton import FLOATS, TOLERANCE, close, pairs, random_draws, random_tables
 
 WIDE = [*FLOATS, torch.float64]
 
@@ -43,29 +42,16 @@ def test_every_op_has_a_cuda_kernel(built: Any) -> None:
 
 
 @settings(max_examples=15)
-@given(
-    st.integers(1, 3000),
-    st.integers(1, 6),
-    st.integers(0, 2**63 - 1),
-    st.integers(0, 2**62),
-    st.integers(0, 300),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from(["groups", "classes", "all"]),
-)
+@random_draws
 def test_draws_are_equal_bit_for_bit(
-    n: int, groups: int, seed: int, start: int, count: int, replacement: bool, partners: bool, strata: Any
+    n: int, labels: int, seed: int, start: int, count: int, replacement: bool, partners: bool, strata: Any
 ) -> None:
     draw = emulated.load()[1]["draw"]
-    rng = np.random.default_rng(n)
-    index = GroupIndex(rng.integers(0, groups, n), rng.integers(0, 3, n))
-    weights = rng.random((index.num_groups,) * 2) * (rng.random((index.num_groups, 1)) < 0.7)
-    policy = MixPolicy(strata, partner=weights if partners else None, lam=Beta(0.4), replacement=replacement)
-    tables = draw_tables(index, policy)
+    tables = random_tables(n, labels, replacement, partners, strata)
     for members in (tables.members, tables.members.long(), torch.empty(0, dtype=torch.int32)):
-        expected = reference_draw.draw(tables.packed, members, seed, start, count, torch.tensor([3]))
-        actual = draw(tables.packed, members, seed, start, count, torch.tensor([3]))
-        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+        arguments = (tables.packed, members, seed, start, count, torch.tensor([3]))
+        for a, b in zip(draw(*arguments), reference_draw.draw(*arguments), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_tables_beyond_shared_memory(rng: np.random.Generator) -> None:

@@ -20,7 +20,7 @@ from spurmix import Beta, GroupIndex, MixPolicy
 from spurmix.ops import backends, library
 from spurmix.ops import functional as F
 from spurmix.ops.reference import draw as reference_draw
-from spurmix.ops.tables import draw_tables
+from spurmix.ops.tables import DrawTables, draw_tables
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 BOTH = ["reference", "triton"]
@@ -44,8 +44,7 @@ def pairs(rng: np.random.Generator, n: int, batch: int) -> tuple[torch.Tensor, t
     return index, partner, lam
 
 
-@settings(max_examples=12)
-@given(
+random_draws = given(
     st.integers(1, 3000),
     st.integers(1, 6),
     st.integers(0, 2**63 - 1),
@@ -55,18 +54,27 @@ def pairs(rng: np.random.Generator, n: int, batch: int) -> tuple[torch.Tensor, t
     st.booleans(),
     st.sampled_from(["groups", "classes", "all"]),
 )
-def test_draws_are_equal_bit_for_bit(
-    n: int, groups: int, seed: int, start: int, count: int, replacement: bool, partners: bool, strata: Any
-) -> None:
+"""Number of examples, number of labels, seed, start, count, replacement, whether there are partners, strata."""
+
+
+def random_tables(n: int, labels: int, replacement: bool, partners: bool, strata: Any) -> DrawTables:
     rng = np.random.default_rng(n)
-    index = GroupIndex(rng.integers(0, groups, n), rng.integers(0, 3, n))
-    weights = rng.random((index.num_groups,) * 2) * (rng.random((index.num_groups, 1)) < 0.7)
+    groups = GroupIndex(rng.integers(0, labels, n), rng.integers(0, 3, n))
+    weights = rng.random((groups.num_groups,) * 2) * (rng.random((groups.num_groups, 1)) < 0.7)
     policy = MixPolicy(strata, partner=weights if partners else None, lam=Beta(0.4), replacement=replacement)
-    tables = draw_tables(index, policy)
+    return draw_tables(groups, policy)
+
+
+@settings(max_examples=12)
+@random_draws
+def test_draws_are_equal_bit_for_bit(
+    n: int, labels: int, seed: int, start: int, count: int, replacement: bool, partners: bool, strata: Any
+) -> None:
+    tables = random_tables(n, labels, replacement, partners, strata)
+    kernel = backends.implementation("draw", "triton", tables.packed.device)
     for members in (tables.members, torch.empty(0, dtype=torch.int32)):
-        expected = reference_draw.draw(tables.packed, members, seed, start, count, torch.tensor([3]))
-        kernel = backends.implementation("draw", "triton", tables.packed.device)
-        for a, b in zip(kernel(tables.packed, members, seed, start, count, torch.tensor([3])), expected, strict=True):
+        arguments = (tables.packed, members, seed, start, count, torch.tensor([3]))
+        for a, b in zip(kernel(*arguments), reference_draw.draw(*arguments), strict=True):
             assert torch.equal(a, b)
 
 

@@ -11,21 +11,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from small_network import ATTRIBUTES, FEATURES, GROUPS, LABELS, network
 from torch import nn
 
 from spurmix import GroupIndex, evaluate
 from spurmix.train import metrics
 from spurmix.train.evaluate import predict
-
-RNG = np.random.default_rng(8)
-LABELS, ATTRIBUTES = RNG.integers(0, 2, 120), RNG.integers(0, 2, 120)
-FEATURES = (RNG.standard_normal((120, 6)) + 2 * LABELS[:, None]).astype(np.float32)
-GROUPS = GroupIndex(LABELS, ATTRIBUTES)
-
-
-def network(dropout: float = 0.5) -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 2))
 
 
 def test_evaluation_against_a_count_by_hand() -> None:

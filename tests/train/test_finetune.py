@@ -12,22 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_network import FEATURES, GROUPS, network
 from torch import nn
 
-from spurmix import GroupIndex, MixLoader, evaluate, finetune, models, policies
+from spurmix import MixLoader, evaluate, finetune, models, policies
 from spurmix.train.loss_log import read_losses
 from spurmix.train.options import FinetuneOptions, FinetuneOverrides
 from spurmix.train.schedule import factor
-
-RNG = np.random.default_rng(8)
-LABELS, ATTRIBUTES = RNG.integers(0, 2, 120), RNG.integers(0, 2, 120)
-FEATURES = (RNG.standard_normal((120, 6)) + 2 * LABELS[:, None]).astype(np.float32)
-GROUPS = GroupIndex(LABELS, ATTRIBUTES)
-
-
-def network(dropout: float = 0.5) -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 2))
 
 
 def loader(**options: Any) -> MixLoader:
@@ -113,7 +104,7 @@ def test_incomplete_accumulation_is_scaled_by_its_size() -> None:
 def test_freeze_trains_the_head_only() -> None:
     model = models.small_resnet(2, width=4)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    images = RNG.integers(0, 256, (120, 16, 16, 3), dtype=np.uint8)
+    images = np.random.default_rng(8).integers(0, 256, (120, 16, 16, 3), dtype=np.uint8)
     finetune(model, MixLoader(images, GROUPS, policies.erm(), 24, steps=3), freeze="backbone")
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed
