@@ -28,7 +28,7 @@ struct Draw {
 };
 void draw(const Draw& args, int64_t begin, int64_t end);
 
-// Items: sample * parts + part. A part is a range of pixels or of output rows of its sample.
+// Item i is part i % parts of sample i / parts. A part is a range of pixels or of output rows of its sample.
 struct MixImages {
   const uint8_t* images;
   int64_t image_stride;  // bytes

@@ -18,7 +18,8 @@ struct Column {
 };
 
 struct Cells {
-  std::vector<uint64_t> keys;  // mixed radix of (value - low), first column most significant; ascending, no empty cells
+  // Ascending, without empty cells. The digits of a key are value - low of each column, the first one most significant.
+  std::vector<uint64_t> keys;
   std::vector<int64_t> counts;
   bool identity;  // rows are already in cell order
 };

@@ -15,7 +15,8 @@ struct RowFile {
 
 // Computes the position in memory of each of `rows`, which ascend. Returns the number of bytes of all of them. The
 // memory is aligned to pages. Rows that are consecutive in the file are consecutive in memory. Without `direct`, all
-// rows are. With it, a run of rows occupies whole pages and has the same offset in its first page as in the file.
+// rows are contiguous in memory. With it, a run of rows occupies whole pages and has the same offset in its first page
+// as in the file.
 int64_t place_rows(const RowFile& file, const int64_t* rows, int64_t count, int64_t* places);
 
 // Reads rows[k] to out + places[k], consecutive rows at once. Rows in the page cache are copied from it, others are

@@ -11,7 +11,7 @@ namespace spurmix {
 
 // ---- draw
 
-// Samples of a sequence from `start`, or `start` + `counter`, on.
+// Samples of a sequence, starting at `start`, or at `start` + `counter`.
 struct SequenceArguments {
   const Tensor &tables, &members;
   int64_t seed, start;
@@ -56,8 +56,8 @@ struct DrawOutputs {
 
 // ---- images
 
-// Images uint8 [N, H, W, C], each contiguous, and their normalization by channel. The images themselves may be in other
-// memory than the module's device, so the device checks where they are.
+// Images uint8 [N, H, W, C], each contiguous, and their normalization by channel. The images may be in pinned host
+// memory, so the device code checks their device.
 struct ImageArguments {
   const Tensor &images, &mean, &std;
 

@@ -1,6 +1,7 @@
-// Device code of the operators: cpu/ and cuda/ implement each of these functions. The files of this folder check what
-// all devices check alike, allocate the outputs and register the operators. A function here checks what depends on the
-// device, such as the range of an index, and runs the kernel. `op` is the operator's name in errors.
+// Device code of the operators: cpu/ and cuda/ implement each of these functions. The files of this folder do the
+// checks that are the same on all devices, allocate the outputs and register the operators. A function here does the
+// checks that depend on the device, such as the range of an index, and runs the kernel. `op` is the operator's name in
+// errors.
 #pragma once
 
 #include <tuple>

@@ -23,8 +23,7 @@ struct LaneCrop {
     return reinterpret_cast<const uint32_t*>(image + row + (column[j] & ~3));
   }
 
-  // Loads the words of six bytes. The third word contains some of them only if they begin in the last byte of the
-  // first.
+  // Loads the words of six bytes. A third word is needed only if the six bytes start at byte 3 of a word.
   __device__ __forceinline__ void load(int row, int j, uint32_t (&word)[3]) const {
     const uint32_t* from = words(row, j);
     word[0] = __ldg(from);
@@ -76,10 +75,10 @@ struct LaneCrop {
 };
 
 // Mixes output rows [begin, end) of crops of three channels. The size of image rows must be a multiple of a word. A
-// warp processes a strip of kStripWidth columns from top to bottom: it loads and interpolates an image row once for all
-// output rows next to it, and the loads of the next image row overlap with the arithmetic. `column` and `row` are the
-// taps, as for mix_pairs. `stage` is shared memory [2, kWarps, 3 * kStripWidth], which turns channels-last output into
-// 16-byte stores.
+// warp processes a strip of kStripWidth columns from top to bottom. Each image row is loaded and interpolated once, and
+// reused by all output rows that need it. The loads of the next image row overlap with the arithmetic. `column` and
+// `row` are the taps, as for mix_pairs. `stage` is shared memory [2, kWarps, 3 * kStripWidth], which turns
+// channels-last output into 16-byte stores.
 template <Format kFormat>
 __device__ __forceinline__ void mix_crops(const MixImages& m, const Sample& s, int64_t at, int begin, int end,
                                           const ColumnTap* column, const RowTap* row, TypeOf<kFormat>* stage) {

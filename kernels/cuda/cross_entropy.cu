@@ -11,8 +11,8 @@ __device__ __forceinline__ double exponential(double x) { return exp(x); }
 __device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ double logarithm(double x) { return log(x); }
 
-// Online softmax: the maximum so far, the sum of exponentials relative to it, and the sum of values relative to an
-// origin.
+// Online softmax: the maximum so far (`top`), the sum of exp(x - top), and the sum of (x - origin), for label smoothing
+// (`total`).
 template <class T>
 struct Running {
   T top, sum, total;

@@ -146,8 +146,8 @@ bool bert_is_vectorizable(const BertEmbeddings& m) {
                          m.type_weight, m.norm_weight, m.norm_bias, m.words.out);
 }
 
-// How many bytes, and how many vectors, of a row a thread keeps in registers. The remaining columns are looked up again
-// in each pass.
+// Bytes and vectors of a row that each thread keeps in registers. The remaining columns are looked up again in each
+// pass.
 template <int kLanes>
 constexpr int kRegisterBytes = kLanes == kWarp ? 128 : 32;
 template <int kLanes, class Wide, int kWidth>

@@ -1,6 +1,5 @@
-// Gradients of token embeddings. Table gradients: keys to sort by, and sums of the entries of each row, without
-// atomics. A thread processes an entry, or a vector of adjacent columns. The backward pass of BERT's embedding block: a
-// block per chunk of tokens.
+// Gradients of token embeddings. The gradient of a table sums the entries of each row in sorted order, without atomics.
+// The backward pass of BERT's embedding block uses a thread block per chunk of tokens.
 #include "embeddings.cuh"
 
 namespace spurmix::cuda {

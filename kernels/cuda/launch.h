@@ -1,6 +1,7 @@
 // Launchers of the CUDA kernels, independent of torch. They take raw device pointers and a stream, and return a
-// cudaError_t as int. The caller checks shapes and layouts. The kernels check data: an index out of range or a damaged
-// table is not followed, the sample becomes NaN, and a bit of the `error_flag` of the device is set.
+// cudaError_t as int. The caller checks shapes and layouts. The kernels check data. They read nothing at an index out
+// of range or through damaged tables. They set a bit of the device's `error_flag`, and the sample becomes NaN (draws:
+// lam is NaN, index and partner are 0). group_counts and the gradients of tables skip the entry.
 #pragma once
 
 #include "../../csrc/draw.h"
@@ -99,7 +100,7 @@ struct CrossEntropy {
 };
 int cross_entropy(const CrossEntropy& args, void* stream);
 
-// Writes the sum of the losses [batch] times `factor`. The order of the sum is fixed, so the result is deterministic.
+// Writes factor * sum(loss), for losses [batch]. The order of the sum is fixed, so the result is deterministic.
 int reduce_loss(const void* loss, int64_t batch, double factor, Format format, void* out, void* stream);
 
 // Writes (softmax - target) * grad[b * grad_stride] * factor.
@@ -112,7 +113,7 @@ struct CrossEntropyBackward {
 };
 int cross_entropy_backward(const CrossEntropyBackward& args, void* stream);
 
-// Adds (prediction is correct, 1) to counts[g] of the group of each sample, or of all its groups.
+// For each group g of a sample, adds 1 to counts[g][1], and 1 to counts[g][0] if the prediction is correct.
 struct GroupCounts {
   const void* logits;
   int64_t row_stride, batch, classes;
@@ -174,8 +175,8 @@ struct BertBackward {
 int bert_backward(const BertBackward& args, void* stream);
 
 // The gradient of a table is computed in four steps: entry_keys, a stable sort of the keys, arrange_entries, sum_rows.
-// An entry is a lookup of a token: by ids, followed by those by partner_ids. If partner_ids is null, there are only
-// entries by ids, and their weight is 1.
+// An entry is one lookup. The lookups by ids come first, then those by partner_ids. If partner_ids is null, there are
+// only lookups by ids, and their weight is 1.
 struct Entries {
   Lookups lookups;
   int64_t count, rows, padding_idx;

@@ -11,8 +11,8 @@ enum class Path { vectors3, vectors4, planes, pairs, crops, unaligned_crops, byt
 template <Path kPath>
 constexpr bool kHasTaps = kPath == Path::pairs || kPath == Path::crops || kPath == Path::unaligned_crops;
 
-// Computes the taps of output rows [begin, end) and, if `columns`, those of all columns. All threads must call this; a
-// barrier must follow.
+// Computes the taps of output rows [begin, end) and, if `columns`, those of all columns. All threads must call this
+// function, and then synchronize.
 __device__ __forceinline__ void set_taps(const MixImages& m, const Sample& s, int begin, int end, Path path,
                                          bool columns, ColumnTap* column, RowTap* row) {
   const bool crops = path != Path::pairs;

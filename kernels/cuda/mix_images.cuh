@@ -5,7 +5,8 @@
 
 namespace spurmix::cuda {
 
-constexpr int kThreads = 192;      // a multiple of 96, so that all vectors of a thread begin with the same channel
+// A multiple of the 32 lanes of a warp, and of 3: all vectors of a thread then start with the same of three channels.
+constexpr int kThreads = 192;
 constexpr int kTapRows = 128;      // output rows whose taps are in shared memory at the same time
 constexpr int kBlockSamples = 32;  // samples that a block draws or reads at the same time, one per lane
 
@@ -89,8 +90,8 @@ __device__ __forceinline__ void draw_samples(const MixImages& m, int64_t first, 
   s->flip[1] = m.crop.flip && (drawn.flip_bits & 2);
 }
 
-// Writes labels, lam, index, partner and group of samples [first, first + count). If `skip_first`, the block that mixes
-// the begin of the first sample writes its values. Only the last warp writes, so that no other warp waits for the
+// Writes labels, lam, index, partner and group of samples [first, first + count). If `skip_first`, another block mixes
+// the start of the first sample and writes its values. Only the last warp writes, so that no other warp waits for the
 // labels.
 __device__ __forceinline__ void write_samples(const MixImages& m, int64_t first, int count, bool skip_first,
                                               const Shared& shared) {

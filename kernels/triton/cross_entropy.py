@@ -22,8 +22,8 @@ def cross_entropy_kernel(  # noqa: DOC107
     """Compute the loss of each row, and its logsumexp or its gradient. Grid: (B,).
 
     One pass over the row: each lane keeps a running maximum and the sum of exponentials relative to it, which takes one
-    exponential per element. All sums are relative to the maximum, so that large logits do not lose digits. A class of
-    weight 0 contributes nothing, even if its logit is infinite.
+    exponential per element. For label smoothing, it also keeps the sum of the logits relative to the logit of `label`, so
+    that large logits do not lose digits. A class of weight 0 contributes nothing, even if its logit is infinite.
 
     Args:
         logits_ptr: float `[B, classes]`, contiguous along classes.
@@ -56,7 +56,7 @@ def cross_entropy_kernel(  # noqa: DOC107
         tl.store(error_ptr, 1)
     a = tl.load(row_ptr + label, mask=valid, other=0).to(COMPUTE)
     b = tl.load(row_ptr + partner_label, mask=valid, other=0).to(COMPUTE)
-    # The logits are summed relative to one of them, so that their sum does not lose digits.
+    # The logits are summed relative to that of `label`, or to 0 if it is not finite.
     pivot = tl.where((a > float("-inf")) & (a < float("inf")), a, 0.0)
     lane_max = tl.full([BLOCK], float("-inf"), COMPUTE)
     lane_exp_sum, lane_sum = tl.zeros([BLOCK], COMPUTE), tl.zeros([BLOCK], COMPUTE)

@@ -124,7 +124,7 @@ def _count_at_most(values_ptr, count, x, mask):
 
 @triton.jit
 def _count_at_most_parallel(values_ptr, count, x, LANES: tl.constexpr):
-    """`_count_at_most` for a single `x`, a block of one: LANES probes per step hide the memory latency."""
+    """Searches one `x`, a block of one, with LANES probes per step, to hide memory latency."""
     low, remaining, value = tl.sum(x, 0) * 0, tl.sum(x, 0) * 0 + count, tl.sum(x, 0)
     lane = tl.arange(0, LANES).to(tl.int64)
     while remaining > 0:

@@ -12,7 +12,9 @@ def group_counts_kernel(  # noqa: DOC107
     COMPUTE: tl.constexpr, ALIGN: tl.constexpr, MEMBERSHIP: tl.constexpr, BLOCK: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add (prediction is correct, 1) to the counts of each sample's groups. Grid: (B,).
+    """Count samples and correct predictions per group. Grid: (B,).
+
+    For each group g of a sample, adds 1 to counts[g, 1], and 1 to counts[g, 0] if the prediction is correct.
 
     The prediction is the class of the largest logit: the first one among equals, and the first NaN if there is one.
 

@@ -1,7 +1,9 @@
 """Launchers: they take the arguments of the schemas in `spurmix/ops/schema.py`, check them and launch the kernels.
 
-An index out of range and damaged tables are not followed: the sample becomes NaN and the error flag is set. `check`
-raises it. Launches call `check` themselves if SPURMIX_DEBUG=1, and for CPU tensors, which Triton's interpreter takes.
+Kernels read nothing at an index out of range or through damaged tables. They set the error flag, and the sample becomes
+NaN (draws: lam is NaN, index and partner are 0). Group counts and gradients of embedding tables skip the entry. `check`
+raises the error. Launches call `check` themselves if SPURMIX_DEBUG=1, and for CPU tensors, which Triton's interpreter
+takes.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ def alignment(*sizes: int) -> int:
 
 
 def is_channels_last(out: Tensor) -> bool:
-    """Return whether `[B, C, h, w]` is channels last. A tensor that is both counts as contiguous."""
+    """Return whether `[B, C, h, w]` is channels last. A tensor with both formats, as for C = 1, counts as contiguous."""
     return not out.is_contiguous()
 
 
@@ -317,7 +319,7 @@ def _cross_entropy(
     loss = torch.empty(batch, dtype=dtype, device=logits.device)
     saved = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if with_grad else torch.empty_like(loss)
     if batch:
-        # The kernel writes to one of its outputs logsumexp and grad only, as GRAD selects.
+        # GRAD selects the output: logsumexp or grad. `saved` is passed as both.
         _LOSS(
             logits.device, (size_class(batch), size_class(classes), logits.dtype, with_grad), lambda c: (batch,),
             logits, logits.stride(0), classes, label, partner_label, lam, label_smoothing, loss, saved, saved,

@@ -126,7 +126,7 @@ def mix_embeddings_backward_rows(*args: Any) -> tuple[Tensor, Tensor]:
 def _bert_arguments(
     weight: Tensor, position_weight: Tensor, type_weight: Tensor | None, *rest: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Check the arguments of both passes; return those that both kernels take, without LayerNorm's, and the constants."""
+    """Check the arguments of both passes. Returns the arguments and constants of both kernels, without LayerNorm's."""
     norm_weight, *lookups, position_ids, token_type_ids = rest
     ids, partner_ids, lam, mask, partner_mask = lookups
     checks.lookups("mix_bert_embeddings", weight, *lookups)
@@ -167,7 +167,7 @@ def mix_bert_embeddings(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _by_id(grad_mixed: Tensor, ids: Tensor, table: Tensor) -> Tensor:
-    """The gradient of a table, one row of which, `ids[token]`, was added to each token."""
+    """Gradient of a table whose row `ids[token]` was added to each token."""
     out = torch.empty_like(table, memory_format=torch.contiguous_format)
     row, token = torch.sort(ids.flatten(), stable=True)
     ones = torch.ones(token.shape[0], dtype=grad_mixed.dtype, device=grad_mixed.device)

@@ -1,6 +1,7 @@
 """Mixing kernels for images: crop, flip, normalize and mix pairs; `mix_image_batch` draws them in the same launch.
 
-An uncropped output in the layout of the images is processed as a flat sequence of bytes, with wide loads and stores.
+Without crops, if input and output have the same layout, images are processed as a flat sequence of bytes, with wide
+loads and stores.
 Otherwise a program processes rows of the output in tiles. The columns of a tile are elements (channels last) or pixels
 (one channel at a time), so that bilinear taps are computed once per row and once per column.
 

@@ -66,7 +66,8 @@ inline void store_half(uint16_t* to, F16 a) {
 template <bool kStream>
 inline void store_bfloat16(uint16_t* to, F16 a) {
 #if SPURMIX_SIMD >= 3
-  const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));  // flushes results below 2^-126 to 0
+  // Results below 2^-126 become 0. The other implementations keep them, so only these results differ.
+  const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));
 #else
   const __m512i bits = _mm512_castps_si512(a),
                 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
