@@ -92,7 +92,7 @@ class Pictures:
 
 
 def eager(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
-    """Mix and normalize images by the equivalent code in the documentation of `mix_images`."""
+    """Mix and normalize images in plain PyTorch, by the equivalent code in the documentation of `mix_images`."""
     mean, std = constants()
     weight = lam[:, None, None, None]
     mixed = weight * images[index] + (1 - weight) * images[partner]
@@ -101,7 +101,7 @@ def eager(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: to
 
 
 def lean(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
-    """Mix and normalize images with few passes: lerp, multiply and add in place."""
+    """Mix and normalize images in PyTorch code optimized by hand: few passes, with lerp, multiply and add in place."""
     mean, std = constants()
     mixed = images[partner].float().lerp_(images[index].float(), lam[:, None, None, None])
     made = mixed.mul_(1 / (255 * std)).add_(-mean / std).permute(0, 3, 1, 2).to(dtype)
@@ -111,7 +111,7 @@ def lean(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: tor
 def compilable(
     images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, mean: Tensor, std: Tensor, out: Tensor
 ) -> Tensor:
-    """Mix images `[N, h, w, 3]` into `out` `[B, 3, h, w]`. torch.compile fuses this into one pass."""
+    """Mix and normalize images `[N, h, w, 3]` into `out` `[B, 3, h, w]`. torch.compile fuses this code into one pass."""
     weight = lam[:, None, None, None]
     mixed = weight * images[index].float() + (1 - weight) * images[partner].float()
     return out.copy_((mixed * (1 / (255 * std)) - mean / std).permute(0, 3, 1, 2))
@@ -120,7 +120,7 @@ def compilable(
 def compilable_planes(
     planes: Tensor, index: Tensor, partner: Tensor, lam: Tensor, mean: Tensor, std: Tensor, out: Tensor
 ) -> Tensor:
-    """Mix images stored as planes `[N, 3, h, w]` into `out` `[B, 3, h, w]`."""
+    """Do the same as `compilable` for images stored as planes `[N, 3, h, w]`."""
     weight = lam[:, None, None, None]
     mixed = weight * planes[index].float() + (1 - weight) * planes[partner].float()
     return out.copy_(mixed * (1 / (255 * std))[:, None, None] - (mean / std)[:, None, None])

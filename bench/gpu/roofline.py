@@ -122,7 +122,7 @@ def _none(value: object) -> None:
 
 
 def crops(bandwidth: float) -> None:
-    """Measure the same with random resized crops and flips, from 256 to 224 pixels."""
+    """Measure drawing, mixing, normalizing and labeling with random resized crops and flips, from 256 to 224 pixels."""
     stored, side, batch = (20, 12, 3) if dry() else (256, 224, 256)
     pictures = data.Pictures(40 if dry() else 4096, stored, batch)
     augment = F.Augment(size=side)

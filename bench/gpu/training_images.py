@@ -78,7 +78,8 @@ def resnet() -> None:
     """Measure steps of ResNet50, batch 256 of 224 x 224 pixels."""
     made = ImageSteps()
     pictures, steps = made.pictures, {"synthetic, one resident batch": made.synthetic()}
-    # Images in host memory are gathered for float32, where they are half the bytes. For bfloat16 they are mixed on the host.
+    # For float32, the loader copies both uint8 images of a pair to the GPU, which is half the bytes of a mixed image. For
+    # bfloat16, the size is the same, and the loader mixes on the host.
     sources = {
         "spurmix loader, resident": (lambda: ImageSource(pictures.images), torch.bfloat16),
         "spurmix loader, pinned": (lambda: ImageSource(pictures.cpu).pinned(), torch.bfloat16),

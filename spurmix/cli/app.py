@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from spurmix._version import __version__
 from spurmix.cli.audit import audit
@@ -22,15 +23,41 @@ from spurmix.cli.train import train
 from spurmix.cli.verify import verify
 from spurmix.cli.warmup import warmup
 
+if TYPE_CHECKING:
+    from typer._click import Context, Parameter
+
+
+def _hide_flag_values(parameters: list[Parameter]) -> list[Parameter]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
+class _Command(TyperCommand):
+    """A command. Its help shows no value after flags."""
+
+    def get_params(self, ctx: Context) -> list[Parameter]:
+        return _hide_flag_values(super().get_params(ctx))
+
+
+class _Commands(TyperGroup):
+    """All commands. The help shows no value after flags."""
+
+    def get_params(self, ctx: Context) -> list[Parameter]:
+        return _hide_flag_values(super().get_params(ctx))
+
+
 app = typer.Typer(
     name="spurmix",
+    cls=_Commands,
     pretty_exceptions_enable=False,
     help="Remove spurious correlations from a model by group-balanced sampling and mixing.",
     no_args_is_help=True,
     add_completion=False,
 )
 for command in (info, demo, warmup, pack, features, merge, verify, inspect, audit, train, evaluate, export):
-    app.command()(command)
+    app.command(cls=_Command)(command)
 
 
 def _print_version(requested: bool) -> None:

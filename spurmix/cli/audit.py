@@ -15,7 +15,7 @@ def audit(
     dataset: DatasetArgument,
     policy: Annotated[str, typer.Option(help=f"Policy to audit: {', '.join(NAMES)}.")] = "balance_attributes",
     attribute: AttributeOption = None,
-    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to audit.")] = "train",
     as_json: JsonOption = False,
 ) -> None:
     """Show the correlation of class and attribute that remains after mixing with a policy, without any training."""

@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Export a run's model to ONNX, with preprocessing.
 
-    The file is written only if its outputs on held-out data match the model's.
+    The file is written only if its outputs on held-out data match the model's within the tolerance.
     """
     from spurmix.deploy.export import export_onnx
 

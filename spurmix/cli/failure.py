@@ -52,7 +52,7 @@ def _run_under_torchrun(app: Callable[..., object]) -> int:
     """Run the command line in one of several processes.
 
     All processes usually fail with the same error. torchrun reports every recorded error, so only the first process on a
-    machine records at once. torchrun then stops the others while they wait.
+    machine records it immediately. torchrun then stops the others while they wait.
     """
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -98,7 +98,8 @@ def _run(app: Callable[..., object], standalone_mode: bool = True) -> int:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C caused an error. An import that is interrupted raises another error."""
+    """Return whether Ctrl-C caused an error."""
+    # Ctrl-C during an import can surface as another error, so its causes are searched.
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

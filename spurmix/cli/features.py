@@ -51,7 +51,8 @@ def features(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Encoder: resnet50 or small for images, minilm, bert or encoder for texts.",
+            help="Encoder: resnet50 or small for images, minilm, bert or encoder for texts. Required, unless --weights is "
+            "the folder of a finished run.",
             show_default="model of the run in --weights",
         ),
     ] = None,

@@ -21,7 +21,7 @@ def inspect(
     split: Annotated[str | None, typer.Option(help="Split to show.", show_default="first split")] = None,
     sheet: Annotated[Path | None, typer.Option(help="PNG file to write with the first images of each group.")] = None,
 ) -> None:
-    """Show a packed dataset: its size, its groups, and the correlation of class and attribute after each policy."""
+    """Show a packed dataset: its size, its groups, and the correlation of class and attribute that each policy leaves."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -12,7 +12,9 @@ def merge(
     target: Annotated[Path, typer.Option(help="Folder to create.")],
     parts: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of packed datasets, in order.", show_default="all shards of the target"),
+        typer.Argument(
+            help="Folders of packed datasets, in order.", show_default="all shards of the target: TARGET.shard-*-of-n"
+        ),
     ] = None,
 ) -> None:
     """Join packed datasets, such as shards, into one."""

@@ -146,7 +146,7 @@ def pack(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder or fsspec URL of the images. For table: a CSV or Parquet file. For huggingface: a folder, a "
+            help="Folder or fsspec URL of the dataset. For table: a CSV or Parquet file. For huggingface: a folder, a "
             "file, or the name of a dataset on the Hub, which is downloaded."
         ),
     ],
@@ -158,13 +158,20 @@ def pack(
     ] = None,
     path_column: Annotated[
         str,
-        typer.Option(help="table: column with the image paths. huggingface: column with the images."),
+        typer.Option(
+            help="table: column with the image paths. huggingface: column with the images.",
+            show_default="path; huggingface: the only image column",
+        ),
     ] = "path",
     text: Annotated[
         str | None, typer.Option(help="table, huggingface: column with the texts. Packs texts instead of images.")
     ] = None,
     label: Annotated[
-        str, typer.Option(help="table, huggingface: column with the class. celeba: column to predict, e.g. Blond_Hair.")
+        str,
+        typer.Option(
+            help="table, huggingface: column with the class. celeba: column to predict.",
+            show_default="label; celeba: Blond_Hair",
+        ),
     ] = "label",
     attribute: Annotated[
         list[str] | None,
@@ -210,7 +217,7 @@ def pack(
     ] = "error",
     shard: ShardOption = None,
 ) -> None:
-    """Pack images or texts into a dataset that opens instantly.
+    """Pack images or texts into a dataset that opens at once.
 
     Run the same command again to resume an interrupted job.
     """

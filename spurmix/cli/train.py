@@ -22,6 +22,7 @@ PANELS = {
     "tier": "Hardware",
 }
 """Headings of the help. Each is shown above the setting that is its key."""
+DATASET_HELP = "Folder of a packed dataset. Required, unless --config or a resumed run names it."
 
 
 def train(
@@ -73,11 +74,14 @@ def _signature() -> inspect.Signature:
     """Return the signature that typer reads: the parameters of `train`, and an option for every setting of a run."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     own = {
-        "dataset": (Annotated[str | None, typer.Argument(help="Folder of a packed dataset.")], None),
+        "dataset": (Annotated[str | None, typer.Argument(help=DATASET_HELP)], None),
         "out": (Annotated[Path, typer.Option(help="Folder of the run.")], Path("run")),
         "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
         "recipe": (Annotated[str | None, typer.Option(help=f"Published settings: {', '.join(RECIPES)}.")], None),
-        "resume": (Annotated[bool, typer.Option("--resume", help="Resume the run in --out, if there is one.")], False),
+        "resume": (
+            Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or start a new one.")],
+            False,
+        ),
     }
     parameters = [inspect.Parameter(n, kind, default=d, annotation=a) for n, (a, d) in own.items()]
     panel = ""
@@ -86,15 +90,16 @@ def _signature() -> inspect.Signature:
             continue
         panel = PANELS.get(name, panel)
         default = getattr(DEFAULT, name)
-        text = str(spec.metadata["help"])
+        text, _, described = str(spec.metadata["help"]).partition(" Default: ")
         if spec.metadata["choices"]:
             text += f" One of {', '.join(spec.metadata['choices'])}."
         if name == "policy_options":
             option = typer.Option("--policy-option", help=f"{text} Repeatable.", rich_help_panel=panel)
             annotation: Any = Annotated[list[str] | None, option]
         else:
-            text += f" Default: {default}." if default != "" else ""
-            annotation = Annotated[type(default) | None, typer.Option(help=text, rich_help_panel=panel)]
+            shown = described.rstrip(".") or (f"no-{name.replace('_', '-')}" if default is False else str(default))
+            option = typer.Option(help=text, rich_help_panel=panel, show_default=shown or False)
+            annotation = Annotated[type(default) | None, option]
         parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
     for old, new in RENAMED.items():
         annotation = Annotated[type(getattr(DEFAULT, new)) | None, typer.Option(hidden=True)]

@@ -16,11 +16,9 @@ def warmup(
     channels: Annotated[int, typer.Option(help="Channels of the images.", min=1)] = 3,
     columns: Annotated[int, typer.Option(help="Columns of the features or embeddings.", min=1)] = 2048,
     classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 1000,
-    crop: Annotated[bool, typer.Option(help="Apply random resized crops to images.")] = False,
-    flip: Annotated[bool, typer.Option(help="Flip images at random.")] = False,
-    channels_last: Annotated[
-        bool, typer.Option(help="Use the channels-last memory format for the model's input.")
-    ] = True,
+    crop: Annotated[bool, typer.Option(help="Compile for random crops.")] = False,
+    flip: Annotated[bool, typer.Option(help="Compile for random flips.")] = False,
+    channels_last: Annotated[bool, typer.Option(help="Compile for channels-last output.")] = True,
     capability: Annotated[
         int | None,
         typer.Option(

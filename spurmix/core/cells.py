@@ -72,7 +72,7 @@ def sort_by_cell(
 
     Returns:
         The cells that occur, `[G, K]` ascending. Their counts, `[G]`. The example numbers in the order of the cells, `[N]`
-        (int32 for at most 2^31 examples), or None if they are 0, 1, 2, ...
+        (int32 for fewer than 2^31 examples), or None if they are 0, 1, 2, ...
 
     Raises:
         ValueError: If there are too many combinations of values.

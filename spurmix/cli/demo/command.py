@@ -7,14 +7,18 @@ from typing import Annotated
 
 import typer
 
+from spurmix.core import policies
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report, the pictures and model.onnx.")] = Path("demo-out"),
-    policy: Annotated[str, typer.Option(help="Policy that debiases the model.")] = "balance_attributes",
+    policy: Annotated[
+        str, typer.Option(help=f"Policy that debiases the model: {', '.join(policies.__all__)}.")
+    ] = "balance_attributes",
     task: Annotated[str, typer.Option(help='"images" or "text".')] = "images",
     model: Annotated[
         str | None,
-        typer.Option(help='"small" or "resnet50" for images, "minilm" for text.', show_default="small or minilm"),
+        typer.Option(help='"small" or "resnet50" for images, "minilm" for text.', show_default="small; text: minilm"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of data, weights and sampling.", min=0)] = 0,
     pretrain_epochs: Annotated[

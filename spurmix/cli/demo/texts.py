@@ -43,8 +43,8 @@ TEXT = ReportText(
 )
 FULL_TEXT = dataclasses.replace(
     TEXT,
-    data=f"{TEXT.data} 15% of the training opinions are the opposite of their class. Otherwise, an encoder that is fully "
-    "fine-tuned learns the opinion and ignores the group.",
+    data=f"{TEXT.data} 15% of the training labels are wrong: they contradict the opinion. Otherwise, an encoder that is "
+    "fully fine-tuned learns the opinion and ignores the group.",
 )
 
 

@@ -19,7 +19,7 @@ class ReportText:
         title: Heading of the page.
         data: The data, and the bias that the model learns from it.
         attribute: Name of the spurious attribute.
-        file: Input of the exported file. The sentence starts with the name of the file.
+        file: What the exported file accepts; continues a sentence that starts with its name.
     """
 
     title: str

@@ -49,7 +49,7 @@ class RunConfig:
     test_split: str = setting(
         "auto", 'Split to report results on. "auto" uses test if it exists. "none" disables the report.'
     )
-    cells: bool = setting(False, "Take the worst group over the overlapping attribute x label cells.")
+    cells: bool = setting(False, "Worst group over all cells (attribute value, label). Cells may overlap.")
     min_group_size: int = setting(
         1, "Minimum size of a group that can be the worst group. Smaller groups are only reported.", low=1
     )
