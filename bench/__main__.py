@@ -33,7 +33,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--kind",
         action="append",
         default=[],
-        choices=["own", "peer", "baseline", "limit"],
+        choices=["variant", "peer", "baseline", "limit"],
         help="measure spurmix and only this kind of contender; may be repeated",
     )
     parser.add_argument(

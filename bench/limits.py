@@ -178,11 +178,11 @@ class MemoryLimit:
         """Return a contender that runs the fastest variant. Its note describes the variant."""
 
         def run() -> None:
-            made.note = str(self.fastest)
+            contender.note = str(self.fastest)
             self.run_variant(self.fastest)
 
-        made = Contender("memory limit", run, "limit", seconds=self.seconds)
-        return made
+        contender = Contender("memory limit", run, "limit", seconds=self.seconds)
+        return contender
 
 
 def disk_limit(path: Path, offsets: NDArray[np.int64], row: int, memory: NDArray[np.uint8], threads: int) -> None:

@@ -15,7 +15,7 @@ class Contender:
     Attributes:
         name: Name in the table.
         run: Function that does the work once. Its result is compared with that of spurmix, unless it is None.
-        kind: "ours", "own", "peer", "baseline" or "limit". See `bench.row.Row`.
+        kind: "ours", "variant", "peer", "baseline" or "limit". See `bench.row.Row`.
         note: Remark for the reader, for example that the contender draws its own lam.
         seconds: Function that does the work once and returns its own measurement in seconds, for example of another
             process. Default: the benchmark measures `run`.

@@ -137,7 +137,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-COLORS = {"ours": "#1b7f5c", "own": "#7cbfa5", "limit": "#555555", "baseline": "#aaaaaa", "peer": "#c9a227"}
+COLORS = {"ours": "#1b7f5c", "variant": "#7cbfa5", "limit": "#555555", "baseline": "#aaaaaa", "peer": "#c9a227"}
 
 
 def results_to_draw(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:

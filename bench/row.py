@@ -13,7 +13,7 @@ class Row:
     Attributes:
         case: Name of the case.
         contender: Name of the contender.
-        kind: "ours" (spurmix), "own" (another way to use spurmix), "peer" (other code), "baseline" (a part of the work
+        kind: "ours" (spurmix), "variant" (another way to use spurmix), "peer" (other code), "baseline" (a part of the work
             or the work without mixing) or "limit" (physical limit of the memory or the disk).
         median_ms: Median time of one run in milliseconds. None if the contender was not measured.
         q1_ms: First quartile.

@@ -71,7 +71,7 @@ def _batch_case(context: Context, batch: int, dtype: torch.dtype, last: bool, cl
 
     contenders = [
         Contender("spurmix", ours, "ours"),
-        Contender("spurmix and dense targets", ours_and_targets, "own"),
+        Contender("spurmix and dense targets", ours_and_targets, "variant"),
         Contender("torch.compile into out, NCHW store", lambda: compiled[0](planar, *arguments, theirs)),
         Contender("torch.compile into out, same store", lambda: compiled[1](images, *arguments, theirs)),
         Contender("eager", lambda: _eager(images, *arguments)),

@@ -70,7 +70,7 @@ def _case(dtype: torch.dtype) -> Case:
             )  # fmt: skip
             position[0] += 1
 
-    contenders = [Contender("spurmix MixLoader", ours, "ours"), Contender("spurmix, operator alone", op, "own")]
+    contenders = [Contender("spurmix MixLoader", ours, "ours"), Contender("spurmix, operator alone", op, "variant")]
     planar = images.permute(0, 3, 1, 2).contiguous().share_memory_()
 
     alternatives = [

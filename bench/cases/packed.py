@@ -115,7 +115,7 @@ def _packing(context: Context, height: int, width: int, repeats: int) -> Case:
             Contender(
                 "spurmix pack, one more worker",
                 lambda: packed(workers + 1),
-                "own",
+                "variant",
                 note="default of the command",
                 seconds=lambda: ours(workers + 1),
             ),
@@ -294,13 +294,13 @@ def soak(context: Context) -> Case:
             command = [sys.executable, "-m", "bench.soak", kind, str(SOAK)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
             taken, growth = json.loads(done.stdout)
-            made.note = f"memory grew by {growth:.2%}"
+            contender.note = f"memory grew by {growth:.2%}"
             if growth >= GROWTH:
-                raise RuntimeError(f"soak, {name}: {made.note}")
+                raise RuntimeError(f"soak, {name}: {contender.note}")
             return float(taken)
 
-        made = Contender(name, lambda: None, "ours" if kind == "map" else "own", seconds=seconds)
-        return made
+        contender = Contender(name, lambda: None, "ours" if kind == "map" else "variant", seconds=seconds)
+        return contender
 
     names = {"map": "mapped file", "window": "windows", "direct": "windows of large images", "tokens": "texts"}
     return Case([contender(kind, name) for kind, name in names.items()], items=SOAK * 8, repeats=1)

@@ -49,7 +49,7 @@ def _draw(count: int) -> Case:
         )
         position[0] += BATCH
 
-    contenders = [Contender("spurmix", ours, "ours"), Contender("spurmix, operator into buffers", kernel, "own")]
+    contenders = [Contender("spurmix", ours, "ours"), Contender("spurmix, operator into buffers", kernel, "variant")]
     rng = np.random.default_rng(0)
     order = groups.members
     assert order is not None
@@ -105,7 +105,7 @@ def _epoch(count: int) -> Case:
 
     contenders = [
         Contender("spurmix, with replacement", drawing(True), "ours", note="65,536 per call"),
-        Contender("spurmix, without replacement", drawing(False), "own", note="65,536 per call"),
+        Contender("spurmix, without replacement", drawing(False), "variant", note="65,536 per call"),
         Contender("WeightedRandomSampler", weighted, note="with replacement"),
     ]
     return Case(contenders, items=count, repeats=5)

@@ -24,6 +24,6 @@ def import_time(context: Context) -> Case:
         ("import spurmix", "import spurmix", "ours"),
         ("an empty process", "pass", "peer"),
         ("import torch", "import torch", "peer"),
-        ("import torch, spurmix", "import torch, spurmix", "own"),
+        ("import torch, spurmix", "import torch, spurmix", "variant"),
     ]
     return Case([Contender(name, _process(code), kind) for name, code, kind in named], repeats=7)

@@ -161,7 +161,7 @@ def text_loader(context: Context) -> Case:
         return Contender(
             name,
             run,
-            "ours" if bucket == 1 else "own",
+            "ours" if bucket == 1 else "variant",
             note=f"{100 * tokens / positions:.0f}% of the positions are tokens",
         )
 
@@ -179,7 +179,7 @@ def text_loader(context: Context) -> Case:
         [
             loaded(1),
             loaded(16),
-            Contender("spurmix, packing of tokens alone", packing, "own"),
+            Contender("spurmix, packing of tokens alone", packing, "variant"),
             _data_loader(rows, labels.tolist(), 0),
             _data_loader(rows, labels.tolist(), 2),
         ],

@@ -99,18 +99,18 @@ def compile_ahead() -> None:
         Shapes(crop=True, flip=True),
     ]
     with ProcessPoolExecutor(len(shapes), multiprocessing.get_context("spawn")) as pool:
-        made = sum(pool.map(_compile, shapes, [10 * major + minor] * len(shapes)))
-    emit(Row("triton", "compiled ahead", step=STEP, note=f"{made} kernels, {time.perf_counter() - began:.0f} s"))
+        built = sum(pool.map(_compile, shapes, [10 * major + minor] * len(shapes)))
+    emit(Row("triton", "compiled ahead", step=STEP, note=f"{built} kernels, {time.perf_counter() - began:.0f} s"))
 
 
 def _compile(shapes: Any, capability: int) -> int:
     from spurmix.cli.warmup_kernels import calls
     from spurmix.kernels import tuned
 
-    with tuned.offline(capability) as made:
+    with tuned.offline(capability) as built:
         for _, call in calls(shapes, "meta"):
             call()
-    return len(made)
+    return len(built)
 
 
 if __name__ == "__main__":

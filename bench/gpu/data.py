@@ -96,16 +96,16 @@ def eager(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: to
     mean, std = constants()
     weight = lam[:, None, None, None]
     mixed = weight * images[index] + (1 - weight) * images[partner]
-    made = ((mixed / 255 - mean) / std).permute(0, 3, 1, 2).to(dtype)
-    return made.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    normalized = ((mixed / 255 - mean) / std).permute(0, 3, 1, 2).to(dtype)
+    return normalized.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def lean(images: Tensor, index: Tensor, partner: Tensor, lam: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
     """Mix and normalize images in PyTorch code optimized by hand: few passes, with lerp, multiply and add in place."""
     mean, std = constants()
     mixed = images[partner].float().lerp_(images[index].float(), lam[:, None, None, None])
-    made = mixed.mul_(1 / (255 * std)).add_(-mean / std).permute(0, 3, 1, 2).to(dtype)
-    return made.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    normalized = mixed.mul_(1 / (255 * std)).add_(-mean / std).permute(0, 3, 1, 2).to(dtype)
+    return normalized.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def compilable(

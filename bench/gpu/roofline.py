@@ -96,25 +96,25 @@ def libraries(pictures: data.Pictures) -> list[Contender]:
     labels = pictures.labels[pictures.drawn.index]
     mean, std = data.constants()
     images = ((batch.float() / 255 - mean[:, None, None]) / std[:, None, None]).to(torch.bfloat16)
-    note, made = "mixes a normalized batch; draws its own lam", []
+    note, contenders = "mixes a normalized batch; draws its own lam", []
     if "torchvision" in found:
         from torchvision.transforms import v2
 
         mixup = v2.MixUp(num_classes=2)
-        made.append(Contender("torchvision v2.MixUp", lambda: _none(mixup(images, labels)), note=note))
+        contenders.append(Contender("torchvision v2.MixUp", lambda: _none(mixup(images, labels)), note=note))
     if "timm" in found:
         from timm.data import Mixup
 
         timm = Mixup(num_classes=2)
-        made.append(Contender("timm Mixup", lambda: _none(timm(images.clone(), labels)), note=note))
+        contenders.append(Contender("timm Mixup", lambda: _none(timm(images.clone(), labels)), note=note))
     if "kornia" in found:
         from kornia.augmentation import RandomMixUpV2
 
         kornia = RandomMixUpV2(data_keys=["input", "class"])
-        made.append(Contender("kornia RandomMixUpV2", lambda: _none(kornia(images.float(), labels)), note=note))
+        contenders.append(Contender("kornia RandomMixUpV2", lambda: _none(kornia(images.float(), labels)), note=note))
     for name in {"torchvision", "timm", "kornia"} - found.keys():
         emit(Row("images_256_bf16_last", name, "peer", step=STEP, note="absent"))
-    return made
+    return contenders
 
 
 def _none(value: object) -> None:

@@ -38,10 +38,10 @@ def calls() -> None:
                 F.mix_images(pictures.images, chosen, chosen, weight, channels_last=True, backend=backend)
                 F.mix_rows(torch.randn(40, 33, device=device()), chosen, chosen, weight, backend=backend)
                 F.mix_labels(chosen, chosen, weight, 40, backend=backend)
-                own = chosen.clamp(0, 38) if len(chosen) == 2 else chosen
-                loss = F.mixed_cross_entropy(logits[: len(own)], own, own, weight, backend=backend)
+                labels = chosen.clamp(0, 38) if len(chosen) == 2 else chosen
+                loss = F.mixed_cross_entropy(logits[: len(labels)], labels, labels, weight, backend=backend)
                 loss.backward()
-                F.group_counts(logits[: len(own)].detach(), own, own.clamp(-1, 3), 4, backend=backend)
+                F.group_counts(logits[: len(labels)].detach(), labels, labels.clamp(-1, 3), 4, backend=backend)
                 F.check(device())
             except IndexError as error:
                 print(f"{backend}: expected error: {error}")

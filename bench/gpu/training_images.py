@@ -76,8 +76,8 @@ class ImageSteps:
 
 def resnet() -> None:
     """Measure steps of ResNet50, batch 256 of 224 x 224 pixels."""
-    made = ImageSteps()
-    pictures, steps = made.pictures, {"synthetic, one resident batch": made.synthetic()}
+    builder = ImageSteps()
+    pictures, steps = builder.pictures, {"synthetic, one resident batch": builder.synthetic()}
     # For float32, the loader copies both uint8 images of a pair to the GPU, which is half the bytes of a mixed image. For
     # bfloat16, the size is the same, and the loader mixes on the host.
     sources = {
@@ -90,7 +90,7 @@ def resnet() -> None:
         if dry() and "pinned" in name:
             continue
         with survived(STEP, CASE, name):
-            steps[name] = made.loaded(source(), dtype)
-    step, workers = made.from_workers()
-    steps |= {"eager mixing, dense targets": made.eager(), "DataLoader, eager mixing": step}
+            steps[name] = builder.loaded(source(), dtype)
+    step, workers = builder.from_workers()
+    steps |= {"eager mixing, dense targets": builder.eager(), "DataLoader, eager mixing": step}
     in_turns(CASE, steps, {"DataLoader, eager mixing": f"{workers} workers, uint8"}, 25.0)

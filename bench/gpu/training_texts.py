@@ -108,13 +108,13 @@ class TextSteps:
 
 def bert() -> None:
     """Measure steps of BERT-base, batch 64 of 128 tokens."""
-    made = TextSteps()
-    from_workers, workers = made.from_workers()
+    builder = TextSteps()
+    from_workers, workers = builder.from_workers()
     steps = {
-        "synthetic, one resident batch": made.synthetic(),
-        "spurmix loader": made.loaded(),
-        "spurmix draw and mix_embeddings": made.drawn(),
-        "eager mixing, dense targets": made.eager(),
+        "synthetic, one resident batch": builder.synthetic(),
+        "spurmix loader": builder.loaded(),
+        "spurmix draw and mix_embeddings": builder.drawn(),
+        "eager mixing, dense targets": builder.eager(),
         "DataLoader, eager mixing": from_workers,
     }
     notes = {

@@ -73,7 +73,7 @@ def train(
 def _signature() -> inspect.Signature:
     """Return the signature that typer reads: the parameters of `train`, and an option for every setting of a run."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    own = {
+    arguments = {
         "dataset": (Annotated[str | None, typer.Argument(help=DATASET_HELP)], None),
         "out": (Annotated[Path, typer.Option(help="Folder of the run.")], Path("run")),
         "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
@@ -83,10 +83,10 @@ def _signature() -> inspect.Signature:
             False,
         ),
     }
-    parameters = [inspect.Parameter(n, kind, default=d, annotation=a) for n, (a, d) in own.items()]
+    parameters = [inspect.Parameter(n, kind, default=d, annotation=a) for n, (a, d) in arguments.items()]
     panel = ""
     for name, spec in FIELDS.items():
-        if name in own:
+        if name in arguments:
             continue
         panel = PANELS.get(name, panel)
         default = getattr(DEFAULT, name)

@@ -44,17 +44,17 @@ def number(
     Raises TypeError if it is not a number, and ValueError if it is not finite or outside the range.
     """
     try:
-        made = None if isinstance(value, (bool, str, bytes, complex)) else float(value)  # type: ignore[arg-type]
+        converted = None if isinstance(value, (bool, str, bytes, complex)) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
-        made = None
+        converted = None
     except OverflowError:
-        made = math.inf
-    if made is None:
+        converted = math.inf
+    if converted is None:
         raise TypeError(f"{name} must be a number, got {_type_name(value)}")
-    if positive and not 0 < made < math.inf:
+    if positive and not 0 < converted < math.inf:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
-    if low <= made <= high and -math.inf < made < math.inf:  # torch.compile cannot trace math.isfinite
-        return made
+    if low <= converted <= high and -math.inf < converted < math.inf:  # torch.compile cannot trace math.isfinite
+        return converted
     if high < math.inf:
         raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value!r}")
     raise ValueError(f"{name} must be {f'{low:g} or more' if low > -math.inf else 'finite'}, got {value!r}")
@@ -75,10 +75,10 @@ def strings(value: object, name: str) -> tuple[str, ...]:
 
     Raises TypeError if it is anything else. A single string is also rejected.
     """
-    made = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
-    if made is None or not all(isinstance(one, str) for one in made):
+    converted = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
+    if converted is None or not all(isinstance(one, str) for one in converted):
         raise TypeError(f"{name} must be a sequence of strings, got {value!r}")
-    return made
+    return converted
 
 
 def choice(value: object, name: str, choices: Iterable[str]) -> str:

@@ -1,1 +1,1 @@
-"""From where: sources of examples, the buffer ring, and the loader that yields mixed batches."""
+"""Packed datasets, sources of examples, and the loader that yields mixed batches."""

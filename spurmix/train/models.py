@@ -297,11 +297,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the first parameter or buffer, or the CPU if there is none."""
     for tensor in (*model.parameters(), *model.buffers()):

@@ -63,12 +63,12 @@ def views(packed: Tensor, parts: Sequence[tuple[torch.dtype, tuple[int, ...]]], 
 
     Each view has its own version counter (`.data`), because autograd must not treat a change of one view as a change of all.
     """
-    made = []
+    tensors = []
     for dtype, shape in parts:
         size = dtype.itemsize * torch.Size(shape).numel()
-        made.append(packed[offset : offset + size].view(dtype).view(shape).data)
+        tensors.append(packed[offset : offset + size].view(dtype).view(shape).data)
         offset += size
-    return made
+    return tensors
 
 
 def batch_fields(packed: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -102,8 +102,8 @@ def token_buffers(width: int, *, batch: int, reusable: bool, pin_memory: bool = 
     with torch.inference_mode(False):
         ids, partner_ids = (allocate((batch, width), torch.int64, reusable, pin_memory) for _ in range(2))
         mask, partner_mask = (allocate((batch, width), torch.bool, reusable, pin_memory) for _ in range(2))
-        made = _with_fields(ids, batch, reusable, pin_memory, _CPU)
-        return replace(made, input=TokenPairs(ids, partner_ids, mask, partner_mask, made.lam))
+        buffers = _with_fields(ids, batch, reusable, pin_memory, _CPU)
+        return replace(buffers, input=TokenPairs(ids, partner_ids, mask, partner_mask, buffers.lam))
 
 
 def _with_fields(values: Tensor, batch: int, reusable: bool, pin_memory: bool, device: torch.device) -> Batch:

@@ -48,7 +48,7 @@ class BatchDelivery:
             The batches, on the device where they are made.
         """
         strategy, lifetime = self._strategy, max(1, self._prefetch)
-        on_gpu = strategy.made_on.type == "cuda"
+        on_gpu = strategy.input_device.type == "cuda"
         if self._ring is None:
             reuse = strategy.gathers or not self._copy
             # Buffers of the consumer, and of the batches that a side stream makes in advance.
@@ -66,13 +66,13 @@ class BatchDelivery:
     def to_device(self, batches: Prefetcher) -> Iterator[Batch]:
         """Return an iterator over `batches` on the loader's device. Close it if it is a `SideStream`."""
         strategy = self._strategy
-        if self._device.type == "cuda" and (strategy.gpu_reads_host or strategy.made_on.type == "cpu"):
+        if self._device.type == "cuda" and (strategy.gpu_reads_host or strategy.input_device.type == "cpu"):
             produced = batches if strategy.gpu_reads_host else self._copied(batches)
             ring = self._mixer.ring if self._mixer is not None else self._ring if strategy.gpu_reads_host else None
             side = SideStream(produced, self._device, self._ahead, ring)
             self._side = weakref.ref(side)
             return side
-        return self._copied(batches) if strategy.made_on != self._device else batches
+        return self._copied(batches) if strategy.input_device != self._device else batches
 
     def _copied(self, batches: Prefetcher) -> Iterator[Batch]:
         """Copy batches to their device. Pinned buffers are kept until their copy is complete."""

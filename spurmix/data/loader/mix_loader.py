@@ -122,13 +122,20 @@ class MixLoader:
         self.dtype, self.augment = validate.float_dtype(dtype), augment if augment is not None else NO_AUGMENT
         self.device = delivery_device(self.source, device)
         check_format(self.source, self.dtype, self.channels_last, augment, self.bucket)
-        made = BatchFormat(self.local_batch_size, self.dtype, self.channels_last, self.augment, self.bucket, self.steps)
-        self._strategy = BatchStrategy(self.source, self.device, made, pinned)
+        batch_format = BatchFormat(
+            self.local_batch_size, self.dtype, self.channels_last, self.augment, self.bucket, self.steps
+        )
+        self._strategy = BatchStrategy(self.source, self.device, batch_format, pinned)
         self.pin_memory = self._strategy.pin_memory
-        place = self._strategy.made_on
+        input_device = self._strategy.input_device
         first = self.rank * self.local_batch_size
         self._sequence = SampleSequence(
-            self.tables.to(place), label_tensor(groups).to(place), self.seed, self.batch_size, first, made.count
+            self.tables.to(input_device),
+            label_tensor(groups).to(input_device),
+            self.seed,
+            self.batch_size,
+            first,
+            batch_format.count,
         )
         self._step = 0
         self._delivery = BatchDelivery(self._strategy, self.prefetch, self.copy)

@@ -56,21 +56,23 @@ class BatchStrategy:
     Args:
         source: Source of the examples.
         device: Device that batches are delivered to.
-        made: Format of the batches.
+        batch_format: Format of the batches.
         pin_memory: Whether buffers on the CPU are pinned. None pins them if they are copied to a GPU.
 
     Attributes:
         gpu_reads_host: Whether the GPU reads pinned images in host memory.
-        made_on: Device where batches are made.
+        input_device: Device where batches are made.
         pin_memory: Whether buffers on the CPU are pinned.
         gathers: Whether images are copied unmixed and mixed on the GPU.
     """
 
-    def __init__(self, source: Source, device: torch.device, made: BatchFormat, pin_memory: bool | None) -> None:
-        self.source, self.device, self.format = source, device, made
+    def __init__(
+        self, source: Source, device: torch.device, batch_format: BatchFormat, pin_memory: bool | None
+    ) -> None:
+        self.source, self.device, self.format = source, device, batch_format
         self.gpu_reads_host = gpu_reads_host(source, device)
-        self.made_on = device if self.gpu_reads_host else source.device
-        copied = device.type == "cuda" and self.made_on.type == "cpu"
+        self.input_device = device if self.gpu_reads_host else source.device
+        copied = device.type == "cuda" and self.input_device.type == "cpu"
         self.pin_memory = copied if pin_memory is None else pin_memory
         if self.pin_memory:
             check_pinning()
@@ -78,25 +80,29 @@ class BatchStrategy:
         self._shape: tuple[int, ...] = ()
         if isinstance(source, ImageSource):
             height, width, channels = source.shape
-            self._shape = (channels, *made.augment.output_size(height, width))
-            item_bytes = math.prod(self._shape) * made.dtype.itemsize
-            self.gathers = copied and gathering_is_cheaper(source, item_bytes, made.augment)
+            self._shape = (channels, *batch_format.augment.output_size(height, width))
+            item_bytes = math.prod(self._shape) * batch_format.dtype.itemsize
+            self.gathers = copied and gathering_is_cheaper(source, item_bytes, batch_format.augment)
         elif isinstance(source, FeatureSource):
             self._shape = source.shape
 
     def input_writer(self, sequence: SampleSequence) -> InputWriter | InputPlanner:
         """Return the strategy that writes the input."""
-        source, made = self.source, self.format
+        source, batch_format = self.source, self.format
         if isinstance(source, TokenSource):
-            return TokenPlanner(source, sequence, made.bucket, made.steps, self._token_buffers(reusable=False))
+            return TokenPlanner(
+                source, sequence, batch_format.bucket, batch_format.steps, self._token_buffers(reusable=False)
+            )
         if isinstance(source, FeatureSource):
             return FeatureWriter(source, self._buffers(reusable=False))
         if self.gathers:
-            return GatherPlanner(source, sequence, made.augment, made.steps, self._gathered_buffers(reusable=False))
+            return GatherPlanner(
+                source, sequence, batch_format.augment, batch_format.steps, self._gathered_buffers(reusable=False)
+            )
         fresh = self._buffers(reusable=False)
         if isinstance(source, WindowedImages):
-            return WindowedImagePlanner(source, sequence, made.augment, made.steps, fresh)
-        return FusedImageWriter(source, sequence, made.augment, fresh)
+            return WindowedImagePlanner(source, sequence, batch_format.augment, batch_format.steps, fresh)
+        return FusedImageWriter(source, sequence, batch_format.augment, fresh)
 
     def batch_maker(self, sequence: SampleSequence) -> BatchMaker:
         """Return the pipeline that makes batches of `sequence`."""
@@ -125,30 +131,34 @@ class BatchStrategy:
             return "texts differ in length, so their batches have no fixed shape"
         if isinstance(self.source, WindowedImages):
             return "these images are read from their file ahead of each batch; map them into memory with window=0"
-        if self.made_on != self.device:
+        if self.input_device != self.device:
             return (
-                f"batches are made on {self.made_on} and copied to {self.device}; move the source there with "
+                f"batches are made on {self.input_device} and copied to {self.device}; move the source there with "
                 "source.to(device), or pin it with source.pinned()"
             )
         return None
 
     def _device_input(self) -> Tensor:
-        made = self.format
+        batch_format = self.format
         return allocate(
-            (made.count, *self._shape), made.dtype, False, channels_last=made.channels_last, device=self.device
+            (batch_format.count, *self._shape),
+            batch_format.dtype,
+            False,
+            channels_last=batch_format.channels_last,
+            device=self.device,
         )
 
     def _buffers(self, reusable: bool) -> partial[Batch]:
-        made = self.format
+        batch_format = self.format
         return partial(
             batch_buffers,
-            made.count,
+            batch_format.count,
             self._shape,
-            made.dtype,
-            made.channels_last,
+            batch_format.dtype,
+            batch_format.channels_last,
             reusable,
-            self.pin_memory and self.made_on.type == "cpu",
-            self.made_on,
+            self.pin_memory and self.input_device.type == "cpu",
+            self.input_device,
         )
 
     def _token_buffers(self, reusable: bool) -> partial[Batch]:
@@ -156,5 +166,7 @@ class BatchStrategy:
 
     def _gathered_buffers(self, reusable: bool) -> partial[GatheredBatch]:
         assert isinstance(self.source, ImageSource)
-        made = self.format
-        return partial(gathered_buffers, made.count, self.source, made.augment, reusable, self.pin_memory)
+        batch_format = self.format
+        return partial(
+            gathered_buffers, batch_format.count, self.source, batch_format.augment, reusable, self.pin_memory
+        )

@@ -107,34 +107,34 @@ def from_huggingface(
     path = local_path(path)
     with _progress_bars_on_terminals(library):
         splits = _load_splits(library, path, notify)
-    where = str(path)
-    features = _check_columns(splits, (label, *attributes, text, image, split), where)
+    location = str(path)
+    features = _check_columns(splits, (label, *attributes, text, image, split), location)
     parts = list(splits.values())
     samples: SampleSource = (
-        _image_column(library, parts, image, where)
+        _image_column(library, parts, image, location)
         if text is None
-        else TextColumn(_text_column(library, parts, text, where), f"{where}: {text}")
+        else TextColumn(_text_column(library, parts, text, location), f"{location}: {text}")
     )
 
     def values(column: str) -> list[object]:
         return [value for part in parts for value in _arrow_column(part, column).to_pylist()]
 
     labels, class_names, _ = encode_column(
-        values(label), where, label, max_classes=len(getattr(features[label], "names", None) or ())
+        values(label), location, label, max_classes=len(getattr(features[label], "names", None) or ())
     )
-    class_names = _class_label_names(features[label], labels, where, label) or class_names
-    codes, value_names, notes = encode_attributes({name: values(name) for name in attributes}, where)
+    class_names = _class_label_names(features[label], labels, location, label) or class_names
+    codes, value_names, notes = encode_attributes({name: values(name) for name in attributes}, location)
     value_names = {
-        name: _class_label_names(features[name], codes[name], where, name) or found
+        name: _class_label_names(features[name], codes[name], location, name) or found
         for name, found in value_names.items()
     }
     sources = [f"{name}#{n}" for name, part in splits.items() for n in range(len(part))]
     if split is not None:
-        split_of_row = split_names(values(split), where, split)
+        split_of_row = split_names(values(split), location, split)
     else:
         split_of_row = [name for name, part in splits.items() for _ in range(len(part))]
     metadata = Metadata(labels, split_of_row, sources, codes, class_names, value_names)
-    return Manifest(where, metadata, tuple(notes), samples, kind="texts" if text is not None else "images")
+    return Manifest(location, metadata, tuple(notes), samples, kind="texts" if text is not None else "images")
 
 
 @contextmanager
@@ -175,27 +175,27 @@ def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], 
     return dict(found)
 
 
-def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], where: str) -> dict[str, object]:
+def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], location: str) -> dict[str, object]:
     """Check that all splits have the same columns, among them `columns`. Returns the type of each column."""
     first, *others = splits
     features = splits[first].features
     for name in columns:
         if name is not None and name not in features:
-            raise ValueError(f"{where}: no column {name!r}; the columns are {', '.join(features)}")
+            raise ValueError(f"{location}: no column {name!r}; the columns are {', '.join(features)}")
     for name in others:
         if list(splits[name].features.items()) != list(features.items()):
-            raise ValueError(f"{where}: the columns of split {name} differ from those of split {first}")
+            raise ValueError(f"{location}: the columns of split {name} differ from those of split {first}")
     if not any(len(part) for part in splits.values()):
-        raise ValueError(f"{where} has no rows")
+        raise ValueError(f"{location} has no rows")
     return dict(features)
 
 
-def _text_column(library: ModuleType, parts: list[Dataset], column: str, where: str) -> ChunkedArray:
+def _text_column(library: ModuleType, parts: list[Dataset], column: str, location: str) -> ChunkedArray:
     import pyarrow
 
     feature = parts[0].features[column]
     if not isinstance(feature, library.Value) or feature.dtype not in ("string", "large_string"):
-        raise ValueError(f"{where}: {column} must be a column of texts, got {feature}")
+        raise ValueError(f"{location}: {column} must be a column of texts, got {feature}")
     chunks = [chunk for part in parts for chunk in _arrow_column(part, column).chunks]
     return pyarrow.chunked_array(chunks)
 
@@ -205,19 +205,21 @@ def _arrow_column(part: Dataset, column: str) -> ChunkedArray:
     return part.select_columns([column]).with_format("arrow")[:][column]
 
 
-def _image_column(library: ModuleType, parts: list[Dataset], column: str | None, where: str) -> _ImageColumn:
+def _image_column(library: ModuleType, parts: list[Dataset], column: str | None, location: str) -> _ImageColumn:
     features = parts[0].features
     if column is None:
         found = [name for name, feature in features.items() if isinstance(feature, library.Image)]
         if len(found) != 1:
             problem = f"columns {' and '.join(found)} contain images" if found else "no column is of type Image"
             raise ValueError(
-                f"{where}: {problem}; name the column of images or of texts; the columns are {', '.join(features)}"
+                f"{location}: {problem}; name the column of images or of texts; the columns are {', '.join(features)}"
             )
         column = found[0]
     feature = features[column]
     if not isinstance(feature, library.Image) and getattr(feature, "dtype", None) not in ("binary", "large_binary"):
-        raise ValueError(f"{where}: {column} must be a column of images or of the bytes of image files, got {feature}")
+        raise ValueError(
+            f"{location}: {column} must be a column of images or of the bytes of image files, got {feature}"
+        )
     if isinstance(feature, library.Image):
         parts = [part.cast_column(column, library.Image(decode=False)) for part in parts]
     return _ImageColumn(parts, column)
@@ -237,12 +239,12 @@ def _image_bytes(value: bytes | _ImageRecord | None) -> bytes | None:
     return read_file(path)
 
 
-def _class_label_names(feature: object, codes: NDArray[np.int64], where: str, column: str) -> tuple[str, ...]:
+def _class_label_names(feature: object, codes: NDArray[np.int64], location: str, column: str) -> tuple[str, ...]:
     """Return the names of a column of class labels, or () for another column."""
     names: tuple[str, ...] = tuple(getattr(feature, "names", None) or ())
     if names and codes.size and codes.max() >= len(names):
         row = int(codes.argmax())
         raise ValueError(
-            f"{where}, row {row}: {column} must be below {len(names)}, the number of names, got {codes[row]}"
+            f"{location}, row {row}: {column} must be below {len(names)}, the number of names, got {codes[row]}"
         )
     return names

@@ -24,7 +24,7 @@ from spurmix.data.pack import job as jobs
 from spurmix.data.pack.decode import FITS, ImageError, decode_image, import_pillow, to_rgb_of_size
 from spurmix.data.pack.job import (
     DONE,
-    TODO,
+    PENDING,
     UNREADABLE,
     BrokenFiles,
     PackJob,
@@ -152,7 +152,7 @@ def _open_state(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """Open the state of each row, and the fingerprint that its file had when it was read.
 
-    Rows are set to TODO if they could not be read, or if their file has changed since.
+    Rows are set to PENDING if they could not be read, or if their file has changed since.
     """
     if job.resumes and (job.folder / DECODED_FILE).is_file():  # killed in `_drop_rows`
         (job.folder / DECODED_FILE).replace(job.folder / IMAGES_FILE)
@@ -161,7 +161,7 @@ def _open_state(
     if fingerprint is not None:
         shapes[FINGERPRINTS_FILE] = (shape[:1], "int64")
     _, state, *rest = job.open_arrays(shapes, direct=(IMAGES_FILE,))
-    state[state == UNREADABLE] = TODO
+    state[state == UNREADABLE] = PENDING
     if fingerprint is None:
         return state, None
     (fingerprints,) = rest
@@ -170,7 +170,7 @@ def _open_state(
     def compare(rows: NDArray[np.int64]) -> None:
         for row in rows.tolist():
             if fingerprints[row] != fingerprint(row):
-                state[row] = TODO
+                state[row] = PENDING
 
     for _ in run_in_threads(compare, (done[r.start : r.stop] for r in chunks(done.size, 1024)), workers):
         pass
@@ -181,7 +181,7 @@ def _open_state(
 
 
 class _Decoder:
-    """Decodes all rows in state TODO into the array file. `reasons` contains the reason for each unreadable row."""
+    """Decodes all rows in state PENDING into the array file. `reasons` contains the reason for each unreadable row."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class _Decoder:
         block_rows = max(1, min(BLOCK_BYTES // row_bytes, BLOCK_ROWS) // range_rows) * range_rows
         num_blocks = 3 + -(-workers * range_rows // block_rows)  # being filled, waiting, and being written
         writer = DirectWriter(self.file, offset, row_bytes, block_rows, num_blocks)
-        todo = np.flatnonzero(self.state == TODO)
+        todo = np.flatnonzero(self.state == PENDING)
         starts = np.flatnonzero(np.diff(todo, prepend=-2) != 1)  # of runs of consecutive rows
         counts = np.diff(starts, append=todo.size)
         runs = zip(todo[starts].tolist(), counts.tolist(), strict=True)

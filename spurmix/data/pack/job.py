@@ -35,7 +35,7 @@ from spurmix.data.dataset.format import (
 from spurmix.data.dataset.packed import PackedDataset
 
 T = TypeVar("T")
-TODO, DONE, UNREADABLE = 0, 1, 2
+PENDING, DONE, UNREADABLE = 0, 1, 2
 """State of a row."""
 PLAN_FILE, LOCK_FILE = "plan.json", "lock"
 PLAN_VERSION = 2

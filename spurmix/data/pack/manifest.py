@@ -124,22 +124,22 @@ class Manifest:
         return digest.hexdigest()
 
 
-def check_paths(paths: Sequence[str], where: str) -> None:
+def check_paths(paths: Sequence[str], file_name: str) -> None:
     """Check that paths are relative, below the root, valid UTF-8 and different.
 
-    Raises `ValueError` if a path is not. The message names `where` and the row.
+    Raises `ValueError` if a path is not. The message names `file_name` and the row.
     """
     seen: dict[str, int] = {}
     for n, given in enumerate(paths):
         path = posixpath.normpath(given)
         if not given:
-            raise ValueError(f"{where}, row {n}: the path is missing")
+            raise ValueError(f"{file_name}, row {n}: the path is missing")
         if path.startswith(("/", "../")) or path in (".", "..") or "://" in given:
-            raise ValueError(f"{where}, row {n}: the path must be relative to the root and below it, got {given!r}")
+            raise ValueError(f"{file_name}, row {n}: the path must be relative to the root and below it, got {given!r}")
         if path in seen:
-            raise ValueError(f"{where}, row {n}: {given!r} is also in row {seen[path]}; remove one of the two")
+            raise ValueError(f"{file_name}, row {n}: {given!r} is also in row {seen[path]}; remove one of the two")
         if encoding_error(given) is not None:
-            raise ValueError(f"{where}, row {n}: the file name {given!r} is not valid UTF-8; rename the file")
+            raise ValueError(f"{file_name}, row {n}: the file name {given!r} is not valid UTF-8; rename the file")
         seen[path] = n
 
 
@@ -151,13 +151,13 @@ def _normalize(value: object) -> object:
 
 
 def encode_column(
-    values: Iterable[object], where: str, column: str, optional: bool = False, max_classes: int = 0
+    values: Iterable[object], file_name: str, column: str, optional: bool = False, max_classes: int = 0
 ) -> tuple[NDArray[np.int64], tuple[str, ...], int]:
     """Encode a column of integers from 0, or of names, as codes.
 
     Args:
         values: Values of the column.
-        where: File name for messages.
+        file_name: File name for messages.
         column: Column name for messages.
         optional: Whether values may be missing. Their code is -1.
         max_classes: Number of classes, if it is known.
@@ -172,7 +172,7 @@ def encode_column(
     rows = [_normalize(value) for value in values]
     missing = [n for n, value in enumerate(rows) if value is None]
     if missing and not optional:
-        raise ValueError(f"{where}, row {missing[0]}: {column} is missing")
+        raise ValueError(f"{file_name}, row {missing[0]}: {column} is missing")
     given = [value for value in rows if value is not None]
     integers = [int(v) for v in given if isinstance(v, (int, np.integer)) and not isinstance(v, bool)]
     if len(integers) == len(given):
@@ -180,12 +180,12 @@ def encode_column(
         for n, value in enumerate(rows):
             if isinstance(value, (int, np.integer)) and not low <= value < end:
                 accepted = "0 or more" if value < low else f"a class number below {end:,}, or a name"
-                raise ValueError(f"{where}, row {n}: {column} must be {accepted}, got {value}")
+                raise ValueError(f"{file_name}, row {n}: {column} must be {accepted}, got {value}")
         codes = np.array([-1 if v is None else v for v in rows], dtype=np.int64)
         return codes, tuple(str(v) for v in range(max(integers, default=0) + 1)), int((codes < 0).sum())
     for n, value in enumerate(rows):
         if not isinstance(value, (str, bool)) and value is not None:
-            raise ValueError(f"{where}, row {n}: {column} must be an integer or a name, got {value!r}")
+            raise ValueError(f"{file_name}, row {n}: {column} must be an integer or a name, got {value!r}")
     names = sorted({str(v) for v in given})
     code = {name: k for k, name in enumerate(names)}
     codes = np.array([-1 if v is None else code[str(v)] for v in rows], dtype=np.int64)
@@ -193,13 +193,13 @@ def encode_column(
 
 
 def encode_attributes(
-    columns: Mapping[str, Iterable[object]], where: str
+    columns: Mapping[str, Iterable[object]], file_name: str
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, tuple[str, ...]], list[str]]:
     """Encode attribute columns with `encode_column`.
 
     Args:
         columns: Values of each attribute, by name.
-        where: File name for messages.
+        file_name: File name for messages.
 
     Returns:
         Codes and names of the values by attribute, and a note for each attribute with unknown values.
@@ -213,13 +213,13 @@ def encode_attributes(
     for name, column in columns.items():
         if name in RESERVED_COLUMNS:
             raise ValueError(f"attributes: {name!r} is reserved in packed datasets; rename the column")
-        codes[name], names[name], unknown = encode_column(column, where, name, optional=True)
+        codes[name], names[name], unknown = encode_column(column, file_name, name, optional=True)
         if unknown:
             notes.append(f"{name} is unknown in {unknown:,} of {codes[name].size:,} rows")
     return codes, names, notes
 
 
-def split_names(values: Iterable[object], where: str, column: str) -> list[str]:
+def split_names(values: Iterable[object], file_name: str, column: str) -> list[str]:
     """Return a column of splits as strings.
 
     Raises `ValueError` if a split is missing. The message names the row.
@@ -227,14 +227,14 @@ def split_names(values: Iterable[object], where: str, column: str) -> list[str]:
     rows = [_normalize(value) for value in values]
     for n, value in enumerate(rows):
         if value is None:
-            raise ValueError(f"{where}, row {n}: split is missing (column {column!r})")
+            raise ValueError(f"{file_name}, row {n}: split is missing (column {column!r})")
     return [str(value) for value in rows]
 
 
 _THREE_SPLITS = ("train", "val", "test")
 
 
-def numbered_splits(values: Iterable[object], where: str, column: str) -> list[str]:
+def numbered_splits(values: Iterable[object], file_name: str, column: str) -> list[str]:
     """Return the names of splits that are numbered 0, 1 and 2.
 
     Raises `ValueError` if there is another number. The message names the row.
@@ -242,7 +242,7 @@ def numbered_splits(values: Iterable[object], where: str, column: str) -> list[s
     names = []
     for n, value in enumerate(values):
         if not isinstance(value, (int, float)) or value not in (0, 1, 2):
-            raise ValueError(f"{where}, row {n}: {column} must be 0, 1 or 2 (train, val, test), got {value!r}")
+            raise ValueError(f"{file_name}, row {n}: {column} must be 0, 1 or 2 (train, val, test), got {value!r}")
         names.append(_THREE_SPLITS[int(value)])
     return names
 
@@ -252,17 +252,17 @@ class TextColumn:
 
     Args:
         column: Column of type string or large_string.
-        where: Name of the column for messages.
+        column_label: Name of the column for messages.
 
     Raises:
         ValueError: If the column has another type.
     """
 
-    def __init__(self, column: ChunkedArray, where: str) -> None:
+    def __init__(self, column: ChunkedArray, column_label: str) -> None:
         import pyarrow
 
         if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
-            raise ValueError(f"{where} must be a column of texts, got {column.type}")
+            raise ValueError(f"{column_label} must be a column of texts, got {column.type}")
         self.column = column
 
     def __len__(self) -> int:

@@ -271,11 +271,11 @@ class TokenSource:
         Raises:
             ValueError: If both tokenizers are known and differ.
         """
-        own = self.tokenizer_fingerprint
-        other = tokenizer.tokenizer_fingerprint if isinstance(tokenizer, TokenSource) else _fingerprint_of(tokenizer)
-        if None not in (other, own) and other != own:
+        expected = self.tokenizer_fingerprint
+        given = tokenizer.tokenizer_fingerprint if isinstance(tokenizer, TokenSource) else _fingerprint_of(tokenizer)
+        if None not in (given, expected) and given != expected:
             raise ValueError(
-                f"tokenizer: the ids were made by another tokenizer (fingerprint {own} of the ids, {other} of this "
+                f"tokenizer: the ids were made by another tokenizer (fingerprint {expected} of the ids, {given} of this "
                 "tokenizer); use the tokenizer that the model was trained with"
             )
 

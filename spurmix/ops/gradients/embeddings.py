@@ -98,12 +98,12 @@ def differentiable_bert_gradients(ctx: BertContext, grad: Tensor, needed: Sequen
     """Gradients of the five tables by the reference. They can be differentiated again."""
     # mypy does not know the length of a slice.
     inputs: BertInputs = (*ctx.saved_tensors[:12], ctx.eps, ctx.padding_idx, ctx.dtype)  # type: ignore[assignment]
-    tables = [table for table, need in zip(ctx.saved_tensors[:5], needed, strict=True) if need]
+    tables = [table for table, is_needed in zip(ctx.saved_tensors[:5], needed, strict=True) if is_needed]
     output = mix_bert_embeddings(*inputs)[0]
     gradients = iter(torch.autograd.grad(output, tables, grad, create_graph=True))
-    return tuple(next(gradients) if need else None for need in needed)
+    return tuple(next(gradients) if is_needed else None for is_needed in needed)
 
 
 def bert_gradients(word: Tensor | None, others: Sequence[Tensor], needed: Sequence[bool]) -> Gradients:
     """Gradients of all arguments of mix_bert_embeddings, None for those that need none."""
-    return word, *(g if need else None for g, need in zip(others, needed[1:], strict=True)), *[None] * 10
+    return word, *(g if is_needed else None for g, is_needed in zip(others, needed[1:], strict=True)), *[None] * 10

@@ -18,10 +18,6 @@ KEY_BLOCK = 0x50
 """Last counter word of the key of a cycle."""
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
 def _high32(x: Tensor) -> Tensor:
     return (x >> 32) & M32
 

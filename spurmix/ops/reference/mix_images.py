@@ -125,8 +125,8 @@ def mix_image_batch(
         images, drawn.index, drawn.partner, drawn.lam, mean, std, boxes, flips, height, width, dtype, channels_last
     )
     label = labels[drawn.index].to(torch.int64)
-    keep = reference_draw.keeps_labels(tables)
-    partner_label = label.clone() if keep else labels[drawn.partner].to(torch.int64)
+    keep_labels = reference_draw.keeps_labels(tables)
+    partner_label = label.clone() if keep_labels else labels[drawn.partner].to(torch.int64)
     return mixed, label, partner_label, drawn.lam, drawn.index, drawn.partner, drawn.group
 
 

@@ -142,7 +142,7 @@ def test_memory_maps_and_windows(gpu: Device, prefetch: int, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("debug", ["0", "1"])
-def test_resuming_and_iterating_anew(debug: str, gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_and_iterating_again(debug: str, gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPURMIX_DEBUG_RING", debug)
     expected = [b.clone() for b in loader()]
     here = loader(device=CUDA, prefetch=2)

@@ -118,7 +118,7 @@ def test_uncaught_ctrl_c_ends_the_process() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.parametrize("exits", ["os._exit(0)", "sys.exit(0)"])
-def test_a_forked_process_must_iterate_anew(exits: str) -> None:
+def test_a_forked_process_must_iterate_again(exits: str) -> None:
     script = f"""
     slow(0.01)  # the fork happens while a batch is being made
     for prefetch in (0, 1, 2):

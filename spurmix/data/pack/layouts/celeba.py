@@ -28,30 +28,32 @@ def from_celeba(root: str | Path, *, target: str = "Blond_Hair", attributes: Seq
     Raises:
         ValueError: If a table cannot be read or has an invalid value. The message names row and column.
     """
-    where, partition_where = (join_url(root, name) for name in ("list_attr_celeba.csv", "list_eval_partition.csv"))
-    table, partitions = (read_table(name, ["image_id"]) for name in (where, partition_where))
-    files = [str(v) for v in column_values(table, "image_id", where)]
+    location, partition_location = (
+        join_url(root, name) for name in ("list_attr_celeba.csv", "list_eval_partition.csv")
+    )
+    table, partitions = (read_table(name, ["image_id"]) for name in (location, partition_location))
+    files = [str(v) for v in column_values(table, "image_id", location)]
     partition_of = dict(
         zip(
-            map(str, column_values(partitions, "image_id", partition_where)),
-            column_values(partitions, "partition", partition_where),
+            map(str, column_values(partitions, "image_id", partition_location)),
+            column_values(partitions, "partition", partition_location),
             strict=True,
         )
     )
     for n, name in enumerate(files):
         if name not in partition_of:
-            raise ValueError(f"{where}, row {n}: {name} has no partition in {partition_where}")
+            raise ValueError(f"{location}, row {n}: {name} has no partition in {partition_location}")
 
     def is_positive(column: str) -> NDArray[np.int64]:
-        values = column_values(table, column, where)
+        values = column_values(table, column, location)
         for n, value in enumerate(values):
             if value not in (-1, 0, 1):
-                raise ValueError(f"{where}, row {n}: {column} must be -1 or 1, got {value!r}")
+                raise ValueError(f"{location}, row {n}: {column} must be -1 or 1, got {value!r}")
         return np.array([value == 1 for value in values], dtype=np.int64)
 
     sources = [f"img_align_celeba/{name}" for name in files]
-    check_paths(sources, where)
-    splits = numbered_splits([partition_of[name] for name in files], partition_where, "partition")
+    check_paths(sources, location)
+    splits = numbered_splits([partition_of[name] for name in files], partition_location, "partition")
     metadata = Metadata(
         is_positive(target),
         splits,

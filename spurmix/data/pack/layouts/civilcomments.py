@@ -167,18 +167,18 @@ def read_civilcomments(
     mentioned: NDArray[np.bool_] = np.stack([table.fractions(name) >= THRESHOLD for name in wanted], axis=1)
     any_identity: NDArray[np.bool_] = np.logical_or.reduce(mentioned, axis=1)
     chosen = any_identity if attribute == "any" else table.fractions(attribute) >= THRESHOLD
-    keep = np.flatnonzero(~empty)
-    if keep.size == 0:
+    rows = np.flatnonzero(~empty)
+    if rows.size == 0:
         raise ValueError(f"{file}: all comments are empty")
     return CivilComments(
-        [texts[n] for n in keep] if empty.any() else texts,
-        (toxicity >= THRESHOLD)[keep].astype(np.uint8),
-        splits[keep],
-        mentioned[keep],
-        chosen[keep].astype(np.uint8),
+        [texts[n] for n in rows] if empty.any() else texts,
+        (toxicity >= THRESHOLD)[rows].astype(np.uint8),
+        splits[rows],
+        mentioned[rows],
+        chosen[rows].astype(np.uint8),
         wanted,
         "any identity" if attribute == "any" else attribute,
-        keep,
+        rows,
         np.flatnonzero(empty),
     )
 

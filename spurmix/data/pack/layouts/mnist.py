@@ -104,22 +104,22 @@ def _find_splits(paths: Sequence[str], root: str | Path) -> dict[str, tuple[str,
 
 def _read_idx(system: AbstractFileSystem, base: str, path: str, root: str | Path, rank: int) -> NDArray[np.uint8]:
     """Read an idx file of bytes with the given number of dimensions."""
-    where = f"{root}/{path}"
+    location = f"{root}/{path}"
     data: bytes = system.cat_file(f"{base}/{path}")
     is_zipped = data[:2] == b"\x1f\x8b"
     stream = cast(BinaryIO, gzip.GzipFile(fileobj=io.BytesIO(data)) if is_zipped else io.BytesIO(data))
     try:
         head = stream.read(4 + 4 * rank)
         if len(head) < 4 + 4 * rank or head[:4] != bytes((0, 0, 8, rank)):
-            raise ValueError(f"{where} is not an idx file of bytes with {rank} dimensions")
+            raise ValueError(f"{location} is not an idx file of bytes with {rank} dimensions")
         shape = tuple(int.from_bytes(head[k : k + 4], "big") for k in range(4, len(head), 4))
         size = math.prod(shape)
         if not 0 < size <= _MAX_BYTES:
-            raise ValueError(f"{where} is damaged: its header claims a size of {list(shape)} bytes")
+            raise ValueError(f"{location} is damaged: its header claims a size of {list(shape)} bytes")
         body = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{where} is truncated or damaged: {error}") from None
+        raise ValueError(f"{location} is truncated or damaged: {error}") from None
     if len(body) != size:
         found = f"more than {size:,}" if len(body) > size else f"{len(body):,} of {size:,}"
-        raise ValueError(f"{where} is truncated or damaged: {found} bytes follow its header of shape {list(shape)}")
+        raise ValueError(f"{location} is truncated or damaged: {found} bytes follow its header of shape {list(shape)}")
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)

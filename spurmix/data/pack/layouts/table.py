@@ -51,22 +51,22 @@ def from_table(
     Raises:
         ValueError: If the table cannot be read, has no rows, or has an invalid value. The message names row and column.
     """
-    where = str(table)
+    location = str(table)
     rows = read_table(table, [text or path], [text or path, label, split, *attributes])
     samples = None
     if text is not None:
-        samples = TextColumn(get_column(rows, text, where), f"{where}: {text}")
-        sources = [f"{posixpath.basename(where.split('::')[0])}#{n}" for n in range(len(samples))]
+        samples = TextColumn(get_column(rows, text, location), f"{location}: {text}")
+        sources = [f"{posixpath.basename(location.split('::')[0])}#{n}" for n in range(len(samples))]
     else:
-        sources = [str(v) if v is not None else "" for v in column_values(rows, path, where)]
-        check_paths(sources, where)
+        sources = [str(v) if v is not None else "" for v in column_values(rows, path, location)]
+        check_paths(sources, location)
     if not sources:
-        raise ValueError(f"{where} has no rows")
-    labels, names, _ = encode_column(column_values(rows, label, where), where, label)
-    codes, value_names, notes = encode_attributes({a: column_values(rows, a, where) for a in attributes}, where)
+        raise ValueError(f"{location} has no rows")
+    labels, names, _ = encode_column(column_values(rows, label, location), location, label)
+    codes, value_names, notes = encode_attributes({a: column_values(rows, a, location) for a in attributes}, location)
     splits = ["train"] * len(sources)
     if split is not None:
-        splits = split_names(column_values(rows, split, where), where, split)
+        splits = split_names(column_values(rows, split, location), location, split)
     metadata = Metadata(labels, splits, sources, codes, names, value_names)
     root = str(root) if root is not None else parent_url(table)
     return Manifest(root, metadata, tuple(notes), samples, kind="images" if samples is None else "texts")
@@ -95,12 +95,12 @@ def read_table(
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise ImportError("tables need the package 'pyarrow': pip install 'spurmix[data]'") from error
-    where = str(path)
-    is_parquet = where.split("::")[0].lower().endswith((".parquet", ".pq"))
-    if "://" not in where and not Path(where).is_file():
-        raise ValueError(f"there is no file {where}")
+    location = str(path)
+    is_parquet = location.split("::")[0].lower().endswith((".parquet", ".pq"))
+    if "://" not in location and not Path(location).is_file():
+        raise ValueError(f"there is no file {location}")
     try:
-        with _open_arrow(where) as stream:
+        with _open_arrow(location) as stream:
             if is_parquet:
                 file = pyarrow.parquet.ParquetFile(stream)
                 names = file.schema_arrow.names
@@ -118,37 +118,37 @@ def read_table(
                 ),
             )
     except FileNotFoundError as error:  # fsspec also raises it if a server does not answer
-        reason = f" ({error.__cause__})" if error.__cause__ is not None and "://" in where else ""
-        raise ValueError(f"there is no file {where}{reason}") from None
+        reason = f" ({error.__cause__})" if error.__cause__ is not None and "://" in location else ""
+        raise ValueError(f"there is no file {location}{reason}") from None
     except ImportError as error:
-        raise ImportError(f"{where} needs another package: {error}") from None
+        raise ImportError(f"{location} needs another package: {error}") from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"cannot read {where}: {error}") from None
+        raise ValueError(f"cannot read {location}: {error}") from None
 
 
-def _open_arrow(where: str) -> NativeFile:
+def _open_arrow(location: str) -> NativeFile:
     """Open a file without a Python file object, which can abort the process if pyarrow still uses it at exit."""
     import pyarrow
 
-    if "://" not in where:
-        return pyarrow.OSFile(where)
-    with import_fsspec().open(where, "rb") as stream:
+    if "://" not in location:
+        return pyarrow.OSFile(location)
+    with import_fsspec().open(location, "rb") as stream:
         return pyarrow.BufferReader(stream.read())
 
 
-def get_column(table: Table, name: str, where: str) -> ChunkedArray:
+def get_column(table: Table, name: str, location: str) -> ChunkedArray:
     """Return a column of a table.
 
     Raises `ValueError` if it is missing or there are two. The message names the columns.
     """
     if name not in table.column_names:
-        raise ValueError(f"{where}: no column {name!r}; the columns are {', '.join(table.column_names)}")
+        raise ValueError(f"{location}: no column {name!r}; the columns are {', '.join(table.column_names)}")
     if table.column_names.count(name) > 1:
-        raise ValueError(f"{where}: there are two columns {name!r}")
+        raise ValueError(f"{location}: there are two columns {name!r}")
     return table[name]
 
 
-def column_values(table: Table, name: str, where: str) -> list[object]:
+def column_values(table: Table, name: str, location: str) -> list[object]:
     """Return the values of a column. Raises the same errors as `get_column`."""
-    values: list[object] = get_column(table, name, where).to_pylist()
+    values: list[object] = get_column(table, name, location).to_pylist()
     return values

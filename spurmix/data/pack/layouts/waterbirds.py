@@ -22,17 +22,17 @@ def from_waterbirds(root: str | Path) -> Manifest:
     Raises:
         ValueError: If the table cannot be read or has an invalid value. The message names row and column.
     """
-    where = join_url(root, "metadata.csv")
-    table = read_table(where, ["img_filename"])
-    sources = [str(v) for v in column_values(table, "img_filename", where)]
-    check_paths(sources, where)
-    labels, _, _ = encode_column(column_values(table, "y", where), where, "y")
-    codes, _, notes = encode_attributes({"place": column_values(table, "place", where)}, where)
-    splits = numbered_splits(column_values(table, "split", where), where, "split")
+    location = join_url(root, "metadata.csv")
+    table = read_table(location, ["img_filename"])
+    sources = [str(v) for v in column_values(table, "img_filename", location)]
+    check_paths(sources, location)
+    labels, _, _ = encode_column(column_values(table, "y", location), location, "y")
+    codes, _, notes = encode_attributes({"place": column_values(table, "place", location)}, location)
+    splits = numbered_splits(column_values(table, "split", location), location, "split")
     if not sources:
-        raise ValueError(f"{where} has no rows")
+        raise ValueError(f"{location} has no rows")
     for name, values in (("y", labels), ("place", codes["place"])):
         if values.max() > 1:
-            raise ValueError(f"{where}, row {int(values.argmax())}: {name} must be 0 or 1, got {values.max()}")
+            raise ValueError(f"{location}, row {int(values.argmax())}: {name} must be 0 or 1, got {values.max()}")
     metadata = Metadata(labels, splits, sources, codes, ("landbird", "waterbird"), {"place": ("land", "water")})
     return Manifest(str(root), metadata, tuple(notes))
