@@ -35,7 +35,10 @@ class InputWriter(Protocol):
 class PlannedInput(Protocol):
     """The input of a batch with samples that are drawn before buffers are chosen."""
 
-    samples: Samples
+    @property
+    def samples(self) -> Samples:
+        """index, partner, lam and group of each sample."""
+        ...
 
     def buffers(self, reused: Batch | None) -> Batch:
         """Return the buffers to write: in `reused`, or fresh ones."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spurmix.data.batch import Batch
 from spurmix.data.loader.buffers import FIELD_BYTES, BufferRing, PackedBatch, allocate, batch_fields, views
-from spurmix.data.loader.sequence import Samples, SampleSequence, crops_and_flips
-from spurmix.data.loader.window_plan import PlannedImages, plan_images
+from spurmix.data.loader.sequence import SampleSequence, crops_and_flips
+from spurmix.data.loader.window_plan import PlannedBatch, PlannedImages, plan_images
 from spurmix.data.sources.arrays import ImageSource
 from spurmix.ops.augment import Augment
 from spurmix.ops.backends import implementation
@@ -78,22 +78,6 @@ def unpack(values: Tensor, packed: Tensor, count: int, augment: Augment) -> Gath
     return GatheredBatch(values, *fields, packed, place, boxes, flips)
 
 
-@dataclass(slots=True)
-class _PlannedGather:
-    planner: GatherPlanner
-    images: PlannedImages
-    samples: Samples
-    step: int
-
-    def buffers(self, reused: Batch | None) -> Batch:
-        """Return the reused buffers, or fresh ones."""
-        return reused if reused is not None else self.planner.new_batch()
-
-    def write(self, batch: Batch) -> Batch:
-        """Gather the images."""
-        return self.planner.gather(self.images, self.step, batch)
-
-
 class GatherPlanner:
     """Images of the host, gathered and not yet mixed."""
 
@@ -108,10 +92,9 @@ class GatherPlanner:
         self._source, self._sequence, self._augment, self.new_batch = source, sequence, augment, new_batch
         self._plan = plan_images(source, sequence, steps)
 
-    def __call__(self, step: int) -> _PlannedGather:
+    def __call__(self, step: int) -> PlannedBatch:
         """Draw the samples of batch `step` and read their images where necessary."""
-        images = self._plan(step)
-        return _PlannedGather(self, images, images.samples, step)
+        return PlannedBatch(self._plan(step), step, self.new_batch, self.gather)
 
     def gather(self, planned: PlannedImages, step: int, batch: Batch) -> GatheredBatch:
         """Write each required image once, and the positions, crops and flips of the samples."""

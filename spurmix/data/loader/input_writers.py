@@ -12,7 +12,7 @@ from spurmix.data.batch import Batch, TokenPairs
 from spurmix.data.loader.batch_maker import FusedOp
 from spurmix.data.loader.buffers import narrowed
 from spurmix.data.loader.sequence import Samples, SampleSequence, bucketed_draw, crops_and_flips, direct_draw
-from spurmix.data.loader.window_plan import PlannedImages, WindowPlan
+from spurmix.data.loader.window_plan import PlannedBatch, PlannedImages, WindowPlan
 from spurmix.data.sources.arrays import FeatureSource, ImageSource
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.data.sources.windowed import WindowedImages
@@ -96,23 +96,6 @@ class TokenPlanner:
         return _PlannedTokens(self._source, self._draw(step), self._new_batch)
 
 
-@dataclass(slots=True)
-class _PlannedWindow:
-    planner: WindowedImagePlanner
-    images: PlannedImages
-    samples: Samples
-    step: int
-
-    def buffers(self, reused: Batch | None) -> Batch:
-        """Return the reused buffers, or fresh ones."""
-        return reused if reused is not None else self.planner.new_batch()
-
-    def write(self, batch: Batch) -> Batch:
-        """Mix the images of the window."""
-        self.planner.mix(self.images, self.step, batch)
-        return batch
-
-
 class WindowedImagePlanner:
     """Images that are read from a file by windows, and mixed on the CPU."""
 
@@ -128,13 +111,13 @@ class WindowedImagePlanner:
         self._plan = WindowPlan(source, sequence, steps)
         self._mix = implementation("mix_images_out", "auto", torch.device("cpu"))
 
-    def __call__(self, step: int) -> _PlannedWindow:
+    def __call__(self, step: int) -> PlannedBatch:
         """Read the images of batch `step`."""
-        images = self._plan(step)
-        return _PlannedWindow(self, images, images.samples, step)
+        return PlannedBatch(self._plan(step), step, self.new_batch, self.mix)
 
-    def mix(self, planned: PlannedImages, step: int, batch: Batch) -> None:
+    def mix(self, planned: PlannedImages, step: int, batch: Batch) -> Batch:
         """Write the mixed images into the input of `batch`."""
         source = self._source
         boxes, flips = crops_and_flips(source, self._sequence, self._augment, step)
         self._mix(planned.images, *planned.place, batch.lam, source.mean, source.std, boxes, flips, batch.input)
+        return batch

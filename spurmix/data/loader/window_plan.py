@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurmix.data.batch import Batch
 from spurmix.data.loader.sequence import Samples, SampleSequence, direct_draw
 from spurmix.data.sources.arrays import ImageSource
 from spurmix.data.sources.windowed import WindowedImages
@@ -35,6 +37,36 @@ class PlannedImages:
         return PlannedImages(
             self.images, (index[part], partner[part], lam[part], group[part]), (rows[part], partner_rows[part])
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """A batch of planned images that is not yet written.
+
+    Attributes:
+        images: The samples and their images.
+        step: Number of the batch.
+        new_batch: Allocates the buffers of the batch.
+        write_images: Writes the input from the planned images, the step and the batch, and returns the batch.
+    """
+
+    images: PlannedImages
+    step: int
+    new_batch: Callable[[], Batch]
+    write_images: Callable[[PlannedImages, int, Batch], Batch]
+
+    @property
+    def samples(self) -> Samples:
+        """index, partner, lam and group of each sample."""
+        return self.images.samples
+
+    def buffers(self, reused: Batch | None) -> Batch:
+        """Return the reused buffers, or fresh ones."""
+        return reused if reused is not None else self.new_batch()
+
+    def write(self, batch: Batch) -> Batch:
+        """Write the input of the batch."""
+        return self.write_images(self.images, self.step, batch)
 
 
 class MemoryPlan:
