@@ -1,7 +1,7 @@
 """Layout of the packed draw tables: the one definition of the header, the sections and the flags.
 
 The tables are one int64 array: a header of `HEADER_WORDS` words, then the sections in the order of `SECTIONS`.
-`csrc/draw.h` states the same layout for C++ and CUDA, and `tests/core/test_table_layout.py` compares the two.
+`csrc/draw.h` states the same layout for C++ and CUDA, and `tests/core/test_draw_table_layout.py` compares the two.
 """
 
 from __future__ import annotations
