@@ -85,7 +85,7 @@ def _run(app: Callable[..., object], standalone_mode: bool = True) -> int:
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except Exception as error:  # every error becomes one message
         if hasattr(error, "format_message"):  # a usage error of click. In standalone mode, click prints it and exits.
             raise CommandError(error.format_message(), 2) from None
         if _is_interrupt(error):
