@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core.files import FileError
+from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.decode import read_file
 from spurmix.data.pack.manifest import (
@@ -156,6 +158,7 @@ def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], 
     file_format = _FORMATS.get(local.suffix.lower())
     if local.is_file() and file_format is None:
         raise ValueError(f"{local} must be one of {', '.join(_FORMATS)}")
+    _check_sizes(local)
     if not local.exists():
         if not _HUB_NAME.fullmatch(str(path)):
             raise ValueError(f"there is no file or folder {path}")
@@ -175,6 +178,28 @@ def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], 
     return dict(found)
 
 
+def _check_sizes(local: Path) -> None:
+    """Check the sizes of a file, or of the files in a folder, before `datasets` reads them.
+
+    Raises `ValueError` if a file is too large, or Parquet files have too many rows.
+    """
+    import pyarrow
+
+    rows = 0
+    for file in [local] if local.is_file() else local.rglob("*") if local.is_dir() else ():
+        if file.suffix.lower() not in _FORMATS or not file.is_file():
+            continue
+        try:
+            with tables.open_file(file) as stream:
+                if file.suffix.lower() == ".parquet":
+                    rows += tables.open_parquet(stream).metadata.num_rows
+                    tables.check_rows(rows)
+        except FileError as error:
+            raise ValueError(f"{file} {error}") from None
+        except (pyarrow.ArrowException, OSError):  # damaged: `datasets` reports it
+            continue
+
+
 def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], location: str) -> dict[str, object]:
     """Check that all splits have the same columns, among them `columns`. Returns the type of each column."""
     first, *others = splits
@@ -185,8 +210,13 @@ def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], lo
     for name in others:
         if list(splits[name].features.items()) != list(features.items()):
             raise ValueError(f"{location}: the columns of split {name} differ from those of split {first}")
-    if not any(len(part) for part in splits.values()):
+    count = sum(len(part) for part in splits.values())
+    if count == 0:
         raise ValueError(f"{location} has no rows")
+    try:
+        tables.check_rows(count)
+    except FileError as error:
+        raise ValueError(f"{location} {error}") from None
     return dict(features)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix._version import __version__
+from spurmix.core.files import FileError
 from spurmix.core.progress import bar
 from spurmix.core.ranges import chunks
 from spurmix.data.dataset.format import array_header, read_array_header
@@ -252,12 +253,14 @@ class _Decoder:
             if isinstance(item, bytes):
                 return decode_image(item, self.size, self.fit)
             return to_rgb_of_size(self.from_array(item), self.size, self.fit)
-        except (ImageError, OSError, MemoryError) as error:
+        except (FileError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
                 raise
             reason = str(error)
             if isinstance(error, FileNotFoundError):
                 reason = "there is no such file"
+            elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+                reason = f"cannot be read: {error.strerror}"
             elif isinstance(error, MemoryError):
                 reason = "needs more memory than is available"
             self.state[row] = UNREADABLE
