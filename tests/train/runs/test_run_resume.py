@@ -18,6 +18,8 @@ from run_commands import FEATURES, IMAGES, call, command, flags, invoke, losses,
 from safetensors.torch import load_file
 
 from spurmix import PackedDataset
+from spurmix.core.group_join import join_sizes
+from spurmix.data.dataset.format import write_description
 from spurmix.train.runs import files, run
 from spurmix.train.runs.files import read_evaluations
 from spurmix.train.runs.finished import open_run
@@ -151,6 +153,22 @@ def test_data_and_weights_may_move_but_not_change(features: Path, tmp_path: Path
     opened = open_run(out, str(pack(tmp_path / "third", "features", seed=2)))
     assert not opened.same_data and opened.train_groups is not None
     assert opened.train_groups.sizes.tolist() == PackedDataset(features).split("train").groups().sizes.tolist()
+
+
+def test_groups_are_joined_by_name_with_another_dataset(features: Path, tmp_path: Path) -> None:
+    """Names are in `dataset.json`, so that they may differ although all files have the same checksums."""
+    train(features, tmp_path / "run", FEATURES)
+    renamed = shutil.copytree(features, tmp_path / "renamed")
+    metadata = dataclasses.replace(PackedDataset(renamed).metadata, attribute_names={"colour": ("red", "dark")})
+    write_description(renamed, "features", metadata, {})
+    opened = open_run(tmp_path / "run", str(renamed))
+    assert opened.train_groups is not None
+    joined = join_sizes(opened.split("test").groups, opened.train_groups)
+    assert joined.sizes.tolist() == opened.train_groups.sizes[[1, 0, 3, 2]].tolist()
+    with pytest.raises(
+        ValueError, match=r"attribute names of .*renamed are red, dark, those of the run .* are dark, red"
+    ):
+        train(renamed, tmp_path / "run", FEATURES, resume=True)
 
 
 def test_best_weights_of_an_interrupted_run_are_discarded(
