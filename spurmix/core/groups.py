@@ -294,7 +294,7 @@ class GroupIndex:
 def _names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...] | None:
     if names is None:
         return None
-    given = checks.strings(names, what)
+    given = checks.names(names, what)
     if len(given) < count:
         raise ValueError(f"{what} must have a name for each value from 0 to {count - 1}, got {len(given)} names")
     return given

@@ -102,7 +102,7 @@ class Cells:
                 f"membership must have shape [{examples}, K] with K of 1 or more, got {list(members.shape)}"
             )
         unnamed = tuple(f"cell {k}" for k in range(members.shape[1]))
-        chosen = checks.strings(names, "cell_names") if names is not None else unnamed
+        chosen = checks.names(names, "cell_names") if names is not None else unnamed
         if len(chosen) != members.shape[1] or len(set(chosen)) != len(chosen):
             raise ValueError(f"cell_names must be {members.shape[1]} different names, got {', '.join(chosen)}")
         return cls(members, chosen)

@@ -27,6 +27,7 @@ from spurmix.data.pack.manifest import (
     split_names,
 )
 from spurmix.data.pack.remote import local_path
+from spurmix.data.pack.strays import without_strays
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,6 +70,15 @@ class _ImageColumn:
     def __getitem__(self, n: int, /) -> bytes | None:
         part = int(np.searchsorted(self.ends, n, side="right"))
         return _image_bytes(self.parts[part][n - int(self.ends[part])][self.column])
+
+    def paths(self, root: Path) -> list[str]:
+        """Return the path of each image relative to the folder `root`, or "" for images that are not files."""
+        found: list[str] = []
+        for part in self.parts:
+            chunks = _arrow_column(part, self.column).chunks if root.is_dir() and _is_image(part, self.column) else []
+            paths = [path for chunk in chunks for path in getattr(chunk, "storage", chunk).field("path").to_pylist()]
+            found += [_relative(path, root) for path in paths or [None] * len(part)]
+        return found
 
     def digest(self) -> str:
         """See `SampleSource.digest`. It uses the fingerprint that `datasets` stores for each dataset."""
@@ -136,7 +146,8 @@ def from_huggingface(
     else:
         split_of_row = [name for name, part in splits.items() for _ in range(len(part))]
     metadata = Metadata(labels, split_of_row, sources, codes, class_names, value_names)
-    return Manifest(location, metadata, tuple(notes), samples, kind="texts" if text is not None else "images")
+    manifest = Manifest(location, metadata, tuple(notes), samples, kind="texts" if text is not None else "images")
+    return without_strays(manifest, samples.paths(Path(path)) if isinstance(samples, _ImageColumn) else None)
 
 
 @contextmanager
@@ -267,6 +278,18 @@ def _image_bytes(value: bytes | _ImageRecord | None) -> bytes | None:
     if "://" in path:
         raise OSError(f"the image is at {path}, which is not downloaded")
     return read_file(path)
+
+
+def _is_image(part: Dataset, column: str) -> bool:
+    return isinstance(part.features[column], import_datasets().Image)
+
+
+def _relative(path: str | None, root: Path) -> str:
+    """Return a path relative to `root`, or "" if it is not below."""
+    for base in (root.absolute(), root.resolve()):
+        if path is not None and Path(path).is_relative_to(base):
+            return Path(path).relative_to(base).as_posix()
+    return ""
 
 
 def _class_label_names(feature: object, codes: NDArray[np.int64], location: str, column: str) -> tuple[str, ...]:

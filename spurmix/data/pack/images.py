@@ -33,6 +33,7 @@ from spurmix.data.pack.job import (
     run_in_threads,
 )
 from spurmix.data.pack.manifest import Manifest, check_paths
+from spurmix.data.pack.strays import occurring_provenance, select_readable
 from spurmix.data.pack.writer import DirectWriter, WriteRange
 
 if TYPE_CHECKING:
@@ -112,16 +113,19 @@ def pack_images(
         if unreadable:
             _drop_rows(job, shape, kept)
             known_checksums = {}
+        metadata, emptied = select_readable(part.metadata, kept, shard)
+        job.notes += tuple(emptied)
         provenance = {
             "spurmix": __version__,
             "root": manifest.root,
             "size": list(extent),
             "fit": fit,
-            "notes": list(manifest.notes),
+            "notes": [*manifest.notes, *emptied],
             **jobs.shard_provenance(shard),
+            **occurring_provenance(ordered.metadata, shard),
             "broken": len(unreadable),
         }
-        job.finish(part.metadata.select(kept), provenance, known_checksums={IMAGES_FILE: known_checksums})
+        job.finish(metadata, provenance, known_checksums={IMAGES_FILE: known_checksums})
     return PackReport(job.target, kept.size, tuple(unreadable), resumed, time.perf_counter() - began, job.notes)
 
 

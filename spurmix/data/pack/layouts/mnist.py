@@ -21,6 +21,7 @@ from spurmix.core.limits import MAX_IDX_BYTES
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.manifest import Manifest
 from spurmix.data.pack.remote import list_files, open_root, read_remote
+from spurmix.data.pack.strays import is_stray
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -84,7 +85,7 @@ def from_mnist(root: str | Path) -> Manifest:
 
 def _find_splits(paths: Sequence[str], root: str | Path) -> dict[str, tuple[str, str]]:
     """Return the paths of images and labels of each split."""
-    path_of = {posixpath.basename(path): path for path in paths}
+    path_of = {posixpath.basename(path): path for path in paths if not is_stray(path)}
     found: dict[str, tuple[str, str]] = {}
     for name, path in path_of.items():
         if (match := _IMAGE_FILE.fullmatch(name)) is None:

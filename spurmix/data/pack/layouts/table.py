@@ -20,6 +20,7 @@ from spurmix.data.pack.manifest import (
     split_names,
 )
 from spurmix.data.pack.remote import import_fsspec, parent_url
+from spurmix.data.pack.strays import without_strays
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, NativeFile, Table
@@ -72,7 +73,9 @@ def from_table(
         splits = split_names(column_values(rows, split, location), location, split)
     metadata = Metadata(labels, splits, sources, codes, names, value_names)
     root = str(root) if root is not None else parent_url(table)
-    return Manifest(root, metadata, tuple(notes), samples, kind="images" if samples is None else "texts")
+    return without_strays(
+        Manifest(root, metadata, tuple(notes), samples, kind="images" if samples is None else "texts")
+    )
 
 
 def read_table(
