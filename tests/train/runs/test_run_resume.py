@@ -6,7 +6,6 @@ import dataclasses
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from packed_data import pack
-from run_commands import FEATURES, IMAGES, call, command, flags, invoke, losses, prepare, train
+from run_commands import FEATURES, IMAGES, call, flags, invoke, losses, prepare, start, train
 from safetensors.torch import load_file
 
 from spurmix import PackedDataset
@@ -28,11 +27,10 @@ from spurmix.train.runs.finished import open_run
 def check_killed_run(images: Path, out: Path, finished: Path, kills: int) -> None:
     """Kill training at random times, let it finish, and compare it with an uninterrupted run."""
     rng, hit = random.Random(kills), 0
-    arguments = command("train", images, "--out", out, "--resume", *flags(IMAGES))
     for kill in range(kills):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = start("train", images, "--out", out, "--resume", *flags(IMAGES))
         if kill % 4 == 3:  # at any time, also while it starts or ends
-            wait: Any = time.monotonic() + rng.uniform(0, 12)
+            wait: Any = time.monotonic() + rng.uniform(0, 6)
             while process.poll() is None and time.monotonic() < wait:
                 time.sleep(0.01)
         else:  # after a random number of batches
