@@ -18,6 +18,7 @@ class Tokens:
     Attributes:
         ids: Token ids, int64 `[B, S]`. The padding id where `mask` is False.
         mask: Attention mask, bool `[B, S]`. True at tokens.
+        padding_side: Side on which texts are padded, "right" or "left".
 
     Example:
         >>> tokens = source.gather(torch.arange(8))  # doctest: +SKIP
@@ -26,6 +27,7 @@ class Tokens:
 
     ids: Tensor
     mask: Tensor
+    padding_side: str = "right"
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -36,11 +38,12 @@ class Tokens:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Tokens:
         """Copy to `device`."""
-        return Tokens(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
+        ids, mask = (t.to(device, non_blocking=non_blocking) for t in self.tensors())
+        return Tokens(ids, mask, self.padding_side)
 
     def clone(self) -> Tokens:
         """Copy to new memory."""
-        return Tokens(*(t.clone() for t in self.tensors()))
+        return Tokens(self.ids.clone(), self.mask.clone(), self.padding_side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class TokenPairs:
         mask: Attention mask of `ids`, bool `[B, S]`. True at tokens.
         partner_mask: Attention mask of `partner_ids`, bool `[B, S]`.
         lam: Weight of `ids`, float32 `[B]`, in [0, 1]. The same tensor as the `lam` of the batch.
+        padding_side: Side on which both texts are padded, "right" or "left".
 
     Example:
         >>> pairs = next(iter(loader)).input  # doctest: +SKIP
@@ -64,6 +68,7 @@ class TokenPairs:
     mask: Tensor
     partner_mask: Tensor
     lam: Tensor
+    padding_side: str = "right"
 
     @property
     def union_mask(self) -> Tensor:
@@ -79,11 +84,13 @@ class TokenPairs:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenPairs:
         """Copy to `device`."""
-        return TokenPairs(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
+        ids, partner_ids, mask, partner_mask, lam = (t.to(device, non_blocking=non_blocking) for t in self.tensors())
+        return TokenPairs(ids, partner_ids, mask, partner_mask, lam, self.padding_side)
 
     def clone(self) -> TokenPairs:
         """Copy to new memory."""
-        return TokenPairs(*(t.clone() for t in self.tensors()))
+        ids, partner_ids, mask, partner_mask, lam = (t.clone() for t in self.tensors())
+        return TokenPairs(ids, partner_ids, mask, partner_mask, lam, self.padding_side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +138,7 @@ class Batch:
         if isinstance(self.input, Tensor):
             return Batch(changed[0], label, partner_label, lam, index, partner, group)
         ids, partner_ids, mask, partner_mask = changed[:-6]
-        pairs = TokenPairs(ids, partner_ids, mask, partner_mask, lam)
+        pairs = TokenPairs(ids, partner_ids, mask, partner_mask, lam, self.input.padding_side)
         return Batch(pairs, label, partner_label, lam, index, partner, group)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:

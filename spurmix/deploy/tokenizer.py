@@ -26,6 +26,7 @@ class TextSettings(TypedDict):
         max_length: Maximum number of tokens of a text. None means no limit.
         direction: Side on which longer texts are truncated, "left" or "right". Default: "right".
         pad_id: Id that fills shorter texts.
+        padding_side: Side on which shorter texts are padded, "left" or "right". Default: "right".
         vocab_size: Number of token ids.
     """
 
@@ -33,21 +34,24 @@ class TextSettings(TypedDict):
     max_length: int | None
     direction: NotRequired[str]
     pad_id: int
+    padding_side: NotRequired[str]
     vocab_size: int
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[IdArray, IdArray]:
-    """Pad rows at their ends to the same length S.
+def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tuple[IdArray, IdArray]:
+    """Pad rows to the same length S.
 
     Args:
         rows: Token ids of each text.
         pad_id: Id that fills shorter rows.
+        side: Side on which rows are padded, "left" or "right".
 
     Returns:
         Ids and mask, int64 `[B, S]`. The mask is 1 at tokens and 0 at padding.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    mask = np.arange(lengths.max()) < lengths[:, None]
+    width = lengths.max()
+    mask = np.arange(width) < lengths[:, None] if side == "right" else np.arange(width) >= width - lengths[:, None]
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
     ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
     return ids, mask.astype(np.int64)
@@ -85,6 +89,7 @@ class TextInput:
                 f"{settings['fingerprint']}; copy the file from the folder that export_onnx wrote the model to"
             )
         self.pad_id = settings["pad_id"]
+        self.padding_side = settings.get("padding_side", "right")
         self.vocab_size = settings["vocab_size"]
         self.max_length = settings["max_length"]
         set_truncation(self.tokenizer, self.max_length, settings.get("direction", "right"))
@@ -125,4 +130,4 @@ class TextInput:
         order = np.argsort([len(row) for row in rows], kind="stable")
         for start in range(0, len(rows), CHUNK):
             chosen = order[start : start + CHUNK]
-            yield chosen, *pad([rows[k] for k in chosen], self.pad_id)
+            yield chosen, *pad([rows[k] for k in chosen], self.pad_id, self.padding_side)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from spurmix.core.deprecation import renamed_argument, renamed_attribute
 from spurmix.data.batch import TokenPairs, Tokens
-from spurmix.data.sources.tokens import positions
+from spurmix.data.sources import padding
+from spurmix.data.sources.padding import positions
 from spurmix.ops import functional, validate
 from spurmix.train.models import HEAD_NAMES, head_layer
 
@@ -90,6 +91,39 @@ class MixedInputs(nn.Module):
         self._buffer = functional.GradientBuffer()
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
+        self._accepted_sides: dict[str, str | None] = {}
+        self._check_mixing()
+
+    def _check_mixing(self) -> None:
+        """Check that the model accepts padded mixed texts on the side on which it accepts padded texts."""
+        problem = self._side_problem("right")
+        accepts_right = padding.padding_problem(self.model, "right", self._pad_id) is None
+        if problem is not None and (accepts_right or self._side_problem("left") is not None):
+            raise TypeError(
+                f"{type(self.model).__name__} finds the last token by ids or depends on padding in another way, so that "
+                f"padded mixed texts give wrong outputs ({problem}); use an encoder such as BERT"
+            )
+
+    @property
+    def _pad_id(self) -> int:
+        pad_id = getattr(getattr(self.model, "config", None), "pad_token_id", None)
+        return pad_id if isinstance(pad_id, int) else 0
+
+    def _side_problem(self, side: str) -> str | None:
+        """Explain why texts padded on a side cannot be mixed, or return None. The result is stored."""
+        if side not in self._accepted_sides:
+            problem = padding.padding_problem(self.model, side, self._pad_id)
+            if problem is None and self.mix_at == "embeddings":
+                problem = padding.compare(self.model, side, self._pad_id, self._run_as_pairs)
+            self._accepted_sides[side] = problem
+        return self._accepted_sides[side]
+
+    def _run_as_pairs(self, texts: Tokens) -> object:
+        """Run the model on embeddings of texts, each mixed with a partner of weight 0."""
+        lam = torch.ones(len(texts), device=texts.ids.device)
+        return self._embeddings(
+            TokenPairs(texts.ids, texts.ids.flip(0), texts.mask, texts.mask.flip(0), lam, texts.padding_side), {}
+        )
 
     def forward(self, *inputs: object, **options: object) -> Any:
         """Run the model.
@@ -128,6 +162,13 @@ class MixedInputs(nn.Module):
 
     def _check(self, texts: TokenPairs | Tokens) -> None:
         """Check dtypes, shapes, lam and the number of tokens."""
+        if self._accepted_sides.get(texts.padding_side, "") is not None:  # not accepted, or not tried yet
+            problem = self._side_problem(texts.padding_side)
+            if problem is not None:
+                raise ValueError(
+                    f"{type(self.model).__name__} does not accept texts that are padded on the {texts.padding_side} "
+                    f"({problem}); use the tokenizer of the model, or another padding_side of TokenSource"
+                )
         ids = validate.tensor(texts.ids, "ids", (torch.int64,), ("B", "S"))
         batch, length = ids.shape
         validate.tensor(texts.mask, "mask", (torch.bool,), (batch, length))
@@ -305,12 +346,6 @@ def _check_embeddings(model: nn.Module) -> None:
         raise TypeError(f"{name}: embeddings with max_norm or scale_grad_by_freq cannot be mixed")
     if type(table).forward is not nn.Embedding.forward and getattr(table, "embed_scale", None) is None:
         raise TypeError(f'{name}: {type(table).__name__} is not a plain lookup; use mix_at="features"')
-    # Classifiers on decoders find the last token by the padding id. Their head is named score, with two exceptions.
-    by_last = isinstance(getattr(model, "score", None), nn.Module) or name.startswith(("CTRL", "ModernBertDecoder"))
-    if type(model).__module__.startswith("transformers.") and by_last:
-        raise TypeError(
-            f"{name} finds the last token by ids, which mixed texts do not have; use an encoder such as BERT"
-        )
 
 
 def _without_prefix(_: nn.Module, state: dict[str, object], prefix: str, metadata: object) -> None:

@@ -72,6 +72,14 @@ def special_ids(tokenizer: TokenizerLike) -> tuple[int, int | None]:
     return (0 if pad is None else int(pad)), sep
 
 
+def padding_side(tokenizer: TokenizerLike) -> str:
+    """Return the side on which a tokenizer pads texts: "right" or "left"."""
+    backend = fast_backend(tokenizer)
+    padding = backend.padding if backend is tokenizer and backend is not None else None
+    side = padding.get("direction") if padding else getattr(tokenizer, "padding_side", None)
+    return "left" if side == "left" else "right"
+
+
 def _first_known(tokenizer: TokenizerLike, names: Sequence[str]) -> int | None:
     find = cast("Tokenizer", tokenizer).token_to_id
     return next((found for name in names if (found := find(name)) is not None), None)

@@ -39,7 +39,7 @@ class PackedBatch(Batch):
             ids, partner_ids, mask, partner_mask = (
                 t.to(device, non_blocking=non_blocking) for t in self.input.tensors()[:4]
             )
-            values = TokenPairs(ids, partner_ids, mask, partner_mask, fields[2])
+            values = TokenPairs(ids, partner_ids, mask, partner_mask, fields[2], self.input.padding_side)
         return Batch(values, *fields)
 
 
@@ -97,13 +97,15 @@ def batch_buffers(
         return _with_fields(values, batch, reusable, pin_memory, device)
 
 
-def token_buffers(width: int, *, batch: int, reusable: bool, pin_memory: bool = False) -> Batch:
+def token_buffers(
+    width: int, *, batch: int, reusable: bool, pin_memory: bool = False, padding_side: str = "right"
+) -> Batch:
     """Allocate a batch of token pairs, padded to `width`."""
     with torch.inference_mode(False):
         ids, partner_ids = (allocate((batch, width), torch.int64, reusable, pin_memory) for _ in range(2))
         mask, partner_mask = (allocate((batch, width), torch.bool, reusable, pin_memory) for _ in range(2))
         buffers = _with_fields(ids, batch, reusable, pin_memory, _CPU)
-        return replace(buffers, input=TokenPairs(ids, partner_ids, mask, partner_mask, buffers.lam))
+        return replace(buffers, input=TokenPairs(ids, partner_ids, mask, partner_mask, buffers.lam, padding_side))
 
 
 def _with_fields(values: Tensor, batch: int, reusable: bool, pin_memory: bool, device: torch.device) -> Batch:
@@ -124,7 +126,7 @@ def narrowed(batch: Batch, width: int) -> Batch:
     # This runs for every batch. `as_strided` and the constructor take a fifth of the time of views and `replace`.
     size, stride = (len(batch), width), (width, 1)
     ids, partner_ids, mask, partner_mask = (t.as_strided(size, stride) for t in pairs.tensors()[:4])
-    narrow = TokenPairs(ids, partner_ids, mask, partner_mask, pairs.lam)
+    narrow = TokenPairs(ids, partner_ids, mask, partner_mask, pairs.lam, pairs.padding_side)
     return Batch(narrow, batch.label, batch.partner_label, batch.lam, batch.index, batch.partner, batch.group)
 
 

@@ -162,7 +162,14 @@ class BatchStrategy:
         )
 
     def _token_buffers(self, reusable: bool) -> partial[Batch]:
-        return partial(token_buffers, batch=self.format.count, reusable=reusable, pin_memory=self.pin_memory)
+        assert isinstance(self.source, TokenSource)
+        return partial(
+            token_buffers,
+            batch=self.format.count,
+            reusable=reusable,
+            pin_memory=self.pin_memory,
+            padding_side=self.source.padding_side,
+        )
 
     def _gathered_buffers(self, reusable: bool) -> partial[GatheredBatch]:
         assert isinstance(self.source, ImageSource)

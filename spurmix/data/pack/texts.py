@@ -23,7 +23,6 @@ from spurmix.data.dataset.tokenizer_files import load_tokenizer, require_fast, t
 from spurmix.data.pack import job as jobs
 from spurmix.data.pack.job import BrokenFiles, PackJob, PackReport
 from spurmix.data.pack.manifest import Manifest
-from spurmix.data.pack.strays import occurring_provenance, select_readable
 
 if TYPE_CHECKING:
     from spurmix.data.dataset.tokenize import TokenizerLike
@@ -100,32 +99,32 @@ def pack_texts(
         complete_tokens(job, lengths[kept])
         for name, content in files.items():
             (job.folder / name).write_text(content, encoding="utf-8")
-        metadata, emptied = select_readable(part.metadata, kept, shard)
-        job.notes += tuple(emptied)
         provenance = {
             "spurmix": __version__,
             "root": manifest.root,
             "tokens": settings,
             "cells": list(manifest.cells),
             "broken": len(unreadable),
-            "notes": [*manifest.notes, *emptied],
+            "notes": list(manifest.notes),
             **jobs.shard_provenance(shard),
-            **occurring_provenance(ordered.metadata, shard),
         }
-        job.finish(metadata, provenance, files)
+        job.finish(part.metadata.select(kept), provenance, files)
     return PackReport(job.target, kept.size, tuple(unreadable), resumed, time.perf_counter() - began, job.notes)
 
 
 def _token_settings(tokenizer: TokenizerLike, max_length: int | None) -> dict[str, int | str | None]:
     """Return the settings of a `TokenSource`, as the dataset stores them."""
     pad, sep = tokenize.special_ids(tokenizer)
-    return {
+    settings = {
         "vocab_size": tokenize.vocabulary_size(tokenizer),
         "pad_id": pad,
         "sep_id": sep,
         "max_length": max_length,
         "tokenizer": tokenize.tokenizer_fingerprint(tokenizer),
     }
+    side = tokenize.padding_side(tokenizer)
+    # Earlier versions read datasets that are padded on the right.
+    return settings if side == "right" else {**settings, "padding_side": side}
 
 
 class _TextChunks:

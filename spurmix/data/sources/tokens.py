@@ -16,6 +16,8 @@ from spurmix.core.array_types import Int64Array, IntArray
 from spurmix.core.cells import as_integers, host_module
 from spurmix.data.batch import Tokens
 from spurmix.data.dataset import tokenize
+from spurmix.data.sources import padding
+from spurmix.data.sources.padding import positions
 from spurmix.data.sources.tiers import Tier, repr_suffix
 from spurmix.ops import validate
 
@@ -35,6 +37,7 @@ class TokenOptions(TypedDict, total=False):
     max_length: int | None
     pad_multiple: int
     tokenizer: TokenizerLike | str | None
+    padding_side: str | None
 
 
 class TokenSource:
@@ -54,6 +57,7 @@ class TokenSource:
             no limit.
         pad_multiple: Batches are padded to a multiple of this, but not beyond `max_length`. 8 suits tensor cores.
         tokenizer: The tokenizer that made the ids, or its `tokenizer_fingerprint`. Default: unknown.
+        padding_side: Side on which texts are padded, "right" or "left". Default: that of the tokenizer, or else "right".
 
     Attributes:
         ids: Token ids, int32 `[T]`.
@@ -84,6 +88,7 @@ class TokenSource:
         max_length: int | None = None,
         pad_multiple: int = 8,
         tokenizer: TokenizerLike | str | None = None,
+        padding_side: str | None = None,
     ) -> None:
         self.pad_id, self.sep_id = checks.integer(pad_id, "pad_id", 0), _optional(sep_id, "sep_id", 0)
         self.max_length = _optional(max_length, "max_length", 1)
@@ -99,6 +104,9 @@ class TokenSource:
         whole = int(np.diff(self.offsets).max())
         self.longest = whole if self.max_length is None else min(whole, self.max_length)
         self.tokenizer_fingerprint = _fingerprint_of(tokenizer)
+        known = tokenizer is not None and not isinstance(tokenizer, str)
+        default = tokenize.padding_side(tokenizer) if known else "right"
+        self.padding_side = padding.check_side(padding_side if padding_side is not None else default)
 
     @classmethod
     def from_lists(cls, texts: Iterable[IntegersLike], **options: Unpack[TokenOptions]) -> TokenSource:
@@ -223,7 +231,12 @@ class TokenSource:
             closing = -1 if self.sep_id is None else self.sep_id
             arguments = (index.numpy(), self.longest, closing, self.pad_id, ids.numpy(), mask.numpy())
             host.pack_texts(self.ids, self.offsets, *arguments)
-            return
+        else:
+            self._pack_with_numpy(index, ids, mask)
+        if self.padding_side == "left":
+            padding.to_left(mask, ids)
+
+    def _pack_with_numpy(self, index: Tensor, ids: Tensor, mask: Tensor) -> None:
         rows, columns = self._rows(index)[:, None], np.arange(ids.shape[1])
         begin, end = self.offsets[rows], self.offsets[rows + 1]
         kept = np.minimum(end - begin, self.longest)
@@ -249,7 +262,7 @@ class TokenSource:
         validate.tensor(index, "index", (torch.int64,), ("B",))
         longest = int(self.pair_lengths(index, index).max()) if index.numel() else 0
         shape = (index.shape[0], self.width(longest))
-        tokens = Tokens(torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.bool))
+        tokens = Tokens(torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.bool), self.padding_side)
         self.pack(index, *tokens.tensors())
         return tokens
 
@@ -260,7 +273,8 @@ class TokenSource:
     def fingerprint(self) -> str:
         """Return a hex digest of the tokenizer and all settings that affect batches. It does not cover the ids."""
         parts = (len(self), self.ids.size, self.pad_id, self.sep_id, self.max_length, self.pad_multiple)
-        return hashlib.sha256(repr((*parts, self.tokenizer_fingerprint)).encode()).hexdigest()[:16]
+        side = () if self.padding_side == "right" else (self.padding_side,)  # checkpoints of earlier versions resume
+        return hashlib.sha256(repr((*parts, self.tokenizer_fingerprint, *side)).encode()).hexdigest()[:16]
 
     def check_tokenizer(self, tokenizer: TokenizerLike | TokenSource | str | None) -> None:
         """Check that a tokenizer is the one that made the ids. An unknown tokenizer passes.
@@ -280,7 +294,9 @@ class TokenSource:
             )
 
     def check_model(self, model: nn.Module) -> None:
-        """Check that a Hugging Face model fits the ids: vocabulary, padding token and positions.
+        """Check that a Hugging Face model fits the ids: vocabulary, positions, padding token and side of padding.
+
+        The model runs once on a few short texts, with and without padding, and must give the same outputs.
 
         Args:
             model: The model.
@@ -295,16 +311,22 @@ class TokenSource:
                 f"vocab_size: ids go up to {self.vocab_size - 1}, but the model's embedding table has {table.shape[0]} "
                 "rows; use the tokenizer of the model"
             )
-        padding = getattr(getattr(model, "config", None), "pad_token_id", None)
-        if padding is not None and padding != self.pad_id:
+        pad_id = getattr(getattr(model, "config", None), "pad_token_id", None)
+        if pad_id is not None and pad_id != self.pad_id:
             raise ValueError(
-                f"pad_id: the source pads with {self.pad_id}, the model with {padding}; use the tokenizer of the model"
+                f"pad_id: the source pads with {self.pad_id}, the model with {pad_id}; use the tokenizer of the model"
             )
         usable, _ = positions(model)
         if usable is not None and self.width(self.longest) > usable:
             raise ValueError(
                 f"max_length: texts have up to {self.width(self.longest)} tokens with padding, the model has {usable} "
                 f"positions; use max_length={usable}"
+            )
+        problem = padding.padding_problem(model, self.padding_side, self.pad_id)
+        if problem is not None:
+            raise ValueError(
+                f"padding_side: {type(model).__name__} gives texts that are padded on the {self.padding_side} other "
+                f"outputs than the texts alone ({problem}); use the tokenizer of the model, or another padding_side"
             )
 
     def _rows(self, index: Tensor) -> Int64Array:
@@ -317,24 +339,6 @@ class TokenSource:
     def __repr__(self) -> str:
         about = f"{len(self):,} texts of up to {self.longest} tokens, vocabulary {self.vocab_size:,}"
         return f"TokenSource({about}{repr_suffix(self.tier)})"
-
-
-def positions(model: nn.Module) -> tuple[int | None, int | None]:
-    """Find the position embeddings of a model.
-
-    Models of the RoBERTa family start to count positions at padding_idx + 1, so the positions before are unused.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Maximum number of tokens of a text, None if there is no limit; and padding_idx, None if positions start at 0.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] == "position_embeddings":
-            before = module.padding_idx
-            return module.num_embeddings - (0 if before is None else before + 1), before
-    return None, None
 
 
 def _fingerprint_of(tokenizer: TokenizerLike | str | None) -> str | None:

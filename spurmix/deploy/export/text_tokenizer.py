@@ -64,6 +64,8 @@ class ExportedTokenizer:
             "pad_id": source.pad_id,
             "vocab_size": size,
         }
+        if source.padding_side == "left":
+            self.settings["padding_side"] = "left"
         self._folder = target.parent
         self._files = tokenizer_files(tokenizer, limit)
         self._keep_existing = self._check_existing(target)

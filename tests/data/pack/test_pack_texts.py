@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from text_samples import sentences, tokenizer, write_comments, write_table
 
 from spurmix import MixLoader, TokenSource, policies, read_civilcomments
@@ -203,3 +204,19 @@ def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column 'words'"):
         from_table(tmp_path / "t.parquet", text="words")
     assert not (tmp_path / "p").exists()
+
+
+def test_side_of_padding_is_that_of_the_tokenizer(tmp_path: Path) -> None:
+    words = tokenizer()
+    words.padding_side = "left"
+    found = from_table(write_table(tmp_path / "t.parquet", ["w1 w2 w3", "w4"]), text="text")
+    pack_texts(found, tmp_path / "p", words)
+    source: Any = PackedDataset(tmp_path / "p").source()
+    tokens = source.gather(torch.arange(2))
+    assert tokens.padding_side == "left"
+    assert tokens.mask[:, -1].all()
+    loaded: Any = PackedDataset(tmp_path / "p").tokenizer()
+    assert tokenize.padding_side(loaded) == "left"
+    words.padding_side = "right"
+    pack_texts(found, tmp_path / "q", words)
+    assert "padding_side" not in PackedDataset(tmp_path / "q").provenance["tokens"]

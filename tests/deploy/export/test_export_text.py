@@ -12,6 +12,7 @@ from export_samples import CELLS, TEXT_GROUPS, TEXTS, WORDS, text_model, tokeniz
 
 from spurmix import MixedInputs, Predictor, TokenSource, evaluate, export_onnx
 from spurmix.train.evaluate import predict
+from spurmix.train.models import TextClassifier
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "mean"])
@@ -57,3 +58,16 @@ def test_texts_are_truncated_on_the_tokenizers_side(side: str, tmp_path: Path) -
     export_onnx(model, tmp_path / "m.onnx", source=source, groups=TEXT_GROUPS, tokenizer=words)
     expected = predict(model, source).numpy()[:4]
     np.testing.assert_allclose(Predictor(tmp_path / "m.onnx").predict(long), expected, atol=1e-4)
+
+
+def test_texts_are_padded_on_the_tokenizers_side(tmp_path: Path) -> None:
+    words = tokenizer(pad_first=False)
+    words.padding_side = "left"
+    source = TokenSource.from_texts(TEXTS, words)
+    # RoBERTa counts positions from the first token, so that the mean of its outputs accepts both sides.
+    model = TextClassifier(text_model("roberta").roberta, 2).eval()
+    export_onnx(model, tmp_path / "m.onnx", source=source, groups=TEXT_GROUPS, tokenizer=words)
+    with torch.no_grad():
+        alone = [model(torch.tensor([words(text, truncation=True)["input_ids"]])) for text in TEXTS]
+    np.testing.assert_allclose(Predictor(tmp_path / "m.onnx").predict(TEXTS), torch.cat(alone).numpy(), atol=1e-4)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == "left"

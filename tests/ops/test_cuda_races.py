@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
-import emulated
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import emulated
 
 ERRORS = {
     "valid": "^valid$",
