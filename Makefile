@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 CPP_FILES := find bench csrc kernels/cuda tests -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find csrc kernels -type f -not -name '*.pyc') setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench bench-peers format sanitize check-cuda clean
+.PHONY: demo test test-kernels lint bench bench-peers format sanitize check-cuda clean
 
 # torch is installed first, and the build is not isolated, because the modules are built against the torch that runs them.
 # Without the constraint, pip may install another torch with gigabytes of CUDA packages.
@@ -21,7 +21,11 @@ demo: $(STAMP)
 	$(BIN)/spurmix demo --out demo-out
 
 test: $(STAMP)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not gpu'
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not gpu and not kernels'
+
+# The CUDA kernels run on an emulated GPU. All kernels are compiled for GPUs.
+test-kernels: $(STAMP)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m 'kernels and not slow'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

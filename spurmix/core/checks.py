@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypeVar, overload
@@ -12,6 +13,7 @@ from typing import Literal, TypeVar, overload
 import numpy as np
 
 from spurmix.core.array_types import FloatArray
+from spurmix.core.names import similarity_notes
 
 T = TypeVar("T")
 
@@ -91,12 +93,25 @@ def choice(value: object, name: str, choices: Iterable[str]) -> str:
     raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def names(values: object, name: str) -> tuple[str, ...]:
+    """Return `values`, a sequence of strings, as a tuple. Warns if some look the same.
+
+    Raises TypeError if they are not strings.
+    """
+    given = strings(values, name)
+    for note in similarity_notes(given, f"{name}:"):
+        warnings.warn(note, UserWarning, stacklevel=4)
+    return given
+
+
 def path(value: object, name: str) -> Path:
     """Return `value`, a path of the file system, as a Path.
 
-    Raises TypeError if it is not a path.
+    Raises TypeError if it is not a path, and ValueError if it has a NUL character.
     """
     if isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str):
+        if "\0" in os.fspath(value):
+            raise ValueError(f"{name} must not have a NUL character, got {os.fspath(value)!r}")
         return Path(value)
     raise TypeError(f"{name} must be a path, got {_type_name(value)}")
 

@@ -182,6 +182,10 @@ class GroupIndex:
         values[filled] = np.where(smallest == largest, smallest.astype(np.int64), MIXED)
         return values
 
+    def custom_cells(self) -> Int64Array:
+        """Return the label and attributes of each group, int64 `[G, 1 + K]`, -2 where the examples of a group differ."""
+        return np.stack([self._value_within(c) for c in (self.labels, *self._attribute_columns())], axis=1)
+
     @property
     def sizes(self) -> Int64Array:
         """Number of examples of each group, int64 `[G]`."""
@@ -230,7 +234,10 @@ class GroupIndex:
             return self._class_name(label)
         if self.attributes.ndim == 2 and self.attributes.shape[1] > 1:
             assert self.cells is not None
-            rest = ", ".join(str(v) for v in self.cells[group, 1:])
+            values = [str(v) for v in self.cells[group, 1:]]
+            if self.attribute_names:
+                values[self.spurious] = self._attribute_name(attribute)
+            rest = ", ".join(values)
             return f"{self._class_name(label)}, ({rest})"
         return f"{self._class_name(label)}, {self._attribute_name(attribute)}"
 
@@ -287,7 +294,7 @@ class GroupIndex:
 def _names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...] | None:
     if names is None:
         return None
-    given = checks.strings(names, what)
+    given = checks.names(names, what)
     if len(given) < count:
         raise ValueError(f"{what} must have a name for each value from 0 to {count - 1}, got {len(given)} names")
     return given

@@ -51,7 +51,9 @@ def evaluate(
         source: Images, texts or features of N examples, as for `MixLoader`.
         groups: Groups of the same examples.
         batch_size: Number of examples per batch.
-        train_groups: Groups whose sizes weight the adjusted average. Default: `groups`.
+        train_groups: Groups whose sizes weight the adjusted average, usually those of the training examples. They are
+            joined to `groups` by label and all attributes: by name where both have names, by number otherwise. Custom
+            groups are joined by their numbers. Default: `groups`.
         membership: Boolean matrix `[N, K]` of K cells that may overlap, such as the 16 cells of CivilComments
             (identity x label). If given, the worst group is the worst cell. The adjusted average still uses `groups`.
         cell_names: Names of the K cells.
@@ -65,7 +67,8 @@ def evaluate(
 
     Raises:
         TypeError: If `membership` is not boolean.
-        ValueError: If lengths differ, a label has no logit, logits are not finite, or no group is large enough.
+        ValueError: If lengths differ, a label has no logit, logits are not finite, no group is large enough, or
+            `train_groups` cannot be joined to `groups`.
 
     Example:
         >>> result = evaluate(model, features, groups)

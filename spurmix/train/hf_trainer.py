@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer
 
 from spurmix.core.deprecation import renamed_argument, renamed_attribute
+from spurmix.core.group_join import check_name_order
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import TokenPairs
@@ -225,6 +226,7 @@ def _token_source(dataset: Any, groups: GroupIndex, tokenizer: object, model: nn
         dataset.check_tokenizer(tokenizer)
         return dataset
     columns = _columns(dataset)
+    _check_class_names(dataset, groups)
     if "input_ids" not in columns:
         raise ValueError("train_dataset: examples must have input_ids; tokenize the texts first")
     rows = []
@@ -250,6 +252,14 @@ def _token_source(dataset: Any, groups: GroupIndex, tokenizer: object, model: nn
     if padding is None:
         padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     return TokenSource.from_lists(rows, pad_id=padding or 0, pad_multiple=1, tokenizer=tokenizer)
+
+
+def _check_class_names(dataset: object, groups: GroupIndex) -> None:
+    """Check that the class labels of a `datasets.Dataset` have the numbers that they have in the groups."""
+    features = getattr(dataset, "features", None)
+    for column in ("labels", "label"):
+        feature = features.get(column) if isinstance(features, Mapping) else None
+        check_name_order(getattr(feature, "names", None) or (), groups, f"train_dataset: {column}")
 
 
 def _columns(dataset: Any) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spurmix.core import checks
+from spurmix.core.group_join import JoinedSizes, join_sizes
 from spurmix.core.groups import MIXED, GroupIndex
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Cells:
                 f"membership must have shape [{examples}, K] with K of 1 or more, got {list(members.shape)}"
             )
         unnamed = tuple(f"cell {k}" for k in range(members.shape[1]))
-        chosen = checks.strings(names, "cell_names") if names is not None else unnamed
+        chosen = checks.names(names, "cell_names") if names is not None else unnamed
         if len(chosen) != members.shape[1] or len(set(chosen)) != len(chosen):
             raise ValueError(f"cell_names must be {members.shape[1]} different names, got {', '.join(chosen)}")
         return cls(members, chosen)
@@ -159,6 +160,10 @@ class Evaluation:
         predictions: Number of predictions of each class for each pair, int64 `[R, C]`.
         cells: Accuracy of each cell that has examples, in the order of the membership matrix.
         min_group_size: Minimum size of a group or cell that can be the worst group.
+        missing_groups: Names of the training groups without examples here. They cannot be the worst group, and the
+            adjusted average leaves them out.
+        untrained_groups: Names of the groups that training lacks. Their weight in the adjusted average is 0.
+        notes: Other differences between training and this evaluation.
     """
 
     groups: tuple[GroupAccuracy, ...]
@@ -172,6 +177,9 @@ class Evaluation:
     predictions: NDArray[np.int64]
     cells: tuple[GroupAccuracy, ...] = ()
     min_group_size: int = 1
+    missing_groups: tuple[str, ...] = ()
+    untrained_groups: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -191,6 +199,9 @@ class Evaluation:
             "adjusted_average": self.adjusted_average,
             "weights_from": self.weights_from,
             "min_group_size": self.min_group_size,
+            "missing_groups": list(self.missing_groups),
+            "untrained_groups": list(self.untrained_groups),
+            "notes": list(self.notes),
             "groups": [vars(g).copy() for g in self.groups],
             "cells": [vars(g).copy() for g in self.cells],
             "confusion": self.confusion.tolist() if small else None,
@@ -212,7 +223,28 @@ class Evaluation:
             f"average {100 * self.average:.2f}%, "
             f"adjusted average {100 * self.adjusted_average:.2f}% (weights: {self.weights_from} group sizes)"
         )
-        return "\n".join(lines)
+        return "\n".join(lines + [f"note: {remark}" for remark in self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """Return sentences about groups that only training or only this evaluation has, and the notes."""
+        remarks = []
+        if self.missing_groups:
+            remarks.append(
+                f"training groups without examples here: {_listed(self.missing_groups)}; the worst group and the adjusted "
+                "average do not include them"
+            )
+        if self.untrained_groups:
+            remarks.append(
+                f"groups without training examples: {_listed(self.untrained_groups)}; the adjusted average does not "
+                "include them"
+            )
+        return [*remarks, *self.notes]
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    """Join names in brackets. Long lists are shortened."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(f"[{name}]" for name in names[:most]) + more
 
 
 @dataclass(frozen=True)
@@ -220,12 +252,12 @@ class EvaluationOptions:
     """Checked options of an evaluation.
 
     Attributes:
-        train_groups: Groups whose sizes weight the adjusted average. None: the evaluated groups.
+        training: Training sizes of the groups, which weight the adjusted average. None: the sizes of the groups.
         cells: Overlapping cells that decide the worst group.
         min_group_size: Minimum size of a group or cell that can be the worst group.
     """
 
-    train_groups: GroupIndex | None
+    training: JoinedSizes | None
     cells: Cells | None
     min_group_size: int
 
@@ -261,13 +293,13 @@ def check_options(
     cells = Cells.of(membership, cell_names, groups.num_examples) if membership is not None else None
     if cells is not None and not cells.members.any():
         raise ValueError("membership: all cells are empty; at least one cell must have examples")
-    found = zip(groups.group_labels.tolist(), groups.group_attributes.tolist(), groups.sizes.tolist(), strict=True)
-    if not any(count and _weight(label, attribute, count, train_groups) for label, attribute, count in found):
+    training = join_sizes(groups, train_groups) if train_groups is not None else None
+    if training is not None and not training.sizes.any():
         raise ValueError("train_groups: none of the evaluated groups occurs in training")
     largest = int((cells.members.sum(axis=0) if cells is not None else groups.sizes).max())
     if largest < min_group_size:
         raise ValueError(f"min_group_size is {min_group_size}, but the largest group has only {largest} examples")
-    return EvaluationOptions(train_groups, cells, min_group_size)
+    return EvaluationOptions(training, cells, min_group_size)
 
 
 def check_labels(groups: GroupIndex, classes: int) -> None:
@@ -342,15 +374,16 @@ def summarize(counts: Counts, groups: GroupIndex, pairs: LabelPairs, options: Ev
     Returns:
         The evaluation.
     """
-    smallest = options.min_group_size
+    smallest, training = options.min_group_size, options.training
+    present = np.flatnonzero(counts.groups[:, 1])
     rows = [
         _row(groups.group_name(g), int(groups.group_labels[g]), int(groups.group_attributes[g]), counts.groups[g],
              smallest)
-        for g in map(int, np.flatnonzero(counts.groups[:, 1]))
+        for g in map(int, present)
     ]  # fmt: skip
     cells = tuple(_cell_rows(options.cells, counts.cells, groups, smallest)) if options.cells is not None else ()
     accuracies = np.array([r.accuracy for r in rows])
-    weights = np.array([_weight(r.label, r.attribute, r.count, options.train_groups) for r in rows], dtype=np.float64)
+    weights = (counts.groups[:, 1] if training is None else training.sizes)[present].astype(np.float64)
     worst = min((r for r in cells or rows if r.decides), key=lambda r: r.accuracy)
     correct, total = counts.groups.sum(axis=0).tolist()
     return Evaluation(
@@ -359,12 +392,15 @@ def summarize(counts: Counts, groups: GroupIndex, pairs: LabelPairs, options: Ev
         worst_name=worst.name,
         average=correct / total,
         adjusted_average=float(weights @ accuracies / weights.sum()),
-        weights_from="evaluation" if options.train_groups is None else "training",
+        weights_from="evaluation" if training is None else "training",
         num_groups=groups.num_groups,
         pairs=pairs.pairs,
         predictions=counts.predictions,
         cells=cells,
         min_group_size=smallest,
+        missing_groups=training.missing if training is not None else (),
+        untrained_groups=tuple(row.name for row, weight in zip(rows, weights, strict=True) if not weight),
+        notes=training.notes if training is not None else (),
     )
 
 
@@ -385,11 +421,3 @@ def _cell_rows(
         labels = groups.labels[member]
         label = int(labels[0]) if (labels == labels[0]).all() else MIXED
         yield _row(name, label, MIXED, count, min_group_size)
-
-
-def _weight(label: int, attribute: int, count: int, train_groups: GroupIndex | None) -> int:
-    """Weight of a group in the adjusted average."""
-    if train_groups is None:
-        return count
-    same = (train_groups.group_labels == label) & (train_groups.group_attributes == attribute)
-    return int(train_groups.sizes[same].sum())

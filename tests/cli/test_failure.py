@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import pytest
 
 from spurmix.cli import failure
@@ -32,8 +32,7 @@ sys.exit(code)
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return forked_python.run(forked_python.MODULE, "torch.distributed.run", "--standalone", *arguments)
 
 
 def run_script(folder: Path, wait: float, *messages: str) -> str:
@@ -56,13 +55,15 @@ def test_an_error_of_one_process_stops_all(tmp_path: Path) -> None:
     assert report.count("CommandError: no space\n") == report.count("no space") == 1, report
 
 
+@pytest.mark.slow
 def test_the_first_error_is_the_root_cause(tmp_path: Path) -> None:
     report = run_script(tmp_path, 0.5, "lost connection", "no space")
     assert "CommandError: no space\n" in report[report.index("Root Cause") :], report
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("train", "/nowhere"), "/nowhere is not a folder"), (("train", "--nothing"), "No such option"),
+    (("train", "/nowhere"), "/nowhere is not a folder"),
+    pytest.param(("train", "--nothing"), "No such option", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_commands_under_torchrun(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     done = torchrun("--nproc-per-node", "2", "-m", "spurmix", *arguments, "--out", str(tmp_path / "run"))

@@ -1,14 +1,3 @@
-"""Checks the memory accesses of all interpreted Triton kernels: see `watched.py`."""
+"""Checks the memory accesses of all interpreted Triton kernels: see `tests/kernels/triton/watched.py`."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
-import pytest
-import watched
-
-
-@pytest.fixture(autouse=True, scope="session")
-def watched_kernels() -> Iterator[None]:
-    with watched.watching():
-        yield
+from watched import watched_kernels  # noqa: F401  # a fixture, by its name

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_embeddings import EACH, FLOATS, TOLERANCE, cuda_emulated, mixed, raise_flagged, tokens  # noqa: F401
+from test_embeddings import EACH, EMULATED, FLOATS, TOLERANCE, cuda_emulated, mixed, raise_flagged, tokens  # noqa: F401
 
 from spurmix.ops import functional as F
 
 NAMES = ("weight", "position_weight", "type_weight", "norm_weight", "norm_bias")
 
 
-@pytest.fixture(params=["reference", "cpu", "cuda", "triton"])
+@pytest.fixture(params=["reference", "cpu", EMULATED, "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from emulated import cuda_emulated, raise_flagged  # noqa: F401  # a fixture, by its name
 
 from spurmix.ops import functional as F
-
-sys.path.insert(0, str(Path(__file__).parent))
-from emulated import cuda_emulated, raise_flagged  # noqa: F401  # a fixture, by its name
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 TOLERANCE: dict[torch.dtype, Any] = {
@@ -27,11 +23,15 @@ SHAPES = [(1, 1, 1, 1), (7, 3, 5, 17), (9, 2, 3, 700), (3, 2, 0, 8), (5, 1, 1, 1
           (300, 9, 33, 48)]  # fmt: skip
 # rows, batch, length, columns. The others take seconds in the interpreter of Triton and the emulation of CUDA.
 FEWER = {"triton": 4, "cuda": 7}
-CASES = [(b, s) for b in ("reference", "cpu", "cuda", "triton") for s in SHAPES[: FEWER.get(b)]]
+EMULATED = pytest.param("cuda", marks=pytest.mark.kernels)
+CASES = [
+    pytest.param(b, s, marks=[pytest.mark.kernels] if b == "cuda" else [])
+    for b in ("reference", "cpu", "cuda", "triton") for s in SHAPES[: FEWER.get(b)]
+]  # fmt: skip
 EACH = pytest.mark.parametrize(("backend", "shape"), CASES, ids=lambda value: str(value))
 
 
-@pytest.fixture(params=["reference", "cpu", "cuda", "triton"])
+@pytest.fixture(params=["reference", "cpu", EMULATED, "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -60,6 +60,6 @@ cp "$BUILD/_host.so" "$BUILD/python/spurmix/"
 
 # The emulated kernels are compiled first, because the compiler does not run with the sanitizers' libraries preloaded.
 export EMULATED_SANITIZERS=address,undefined
-PYTHONPATH=tests/ops "$BIN/python" -c 'import emulated; emulated.compile_module(emulated.FOLDER)'
+PYTHONPATH=tests/kernels/cuda "$BIN/python" -c 'import emulated; emulated.compile_module(emulated.FOLDER)'
 LD_PRELOAD="$(library asan) $(library ubsan) $(library stdc++)" "$BIN/python" -m pytest -p no:cacheprovider \
-  -k 'not nvcc and not first_call' tests/ops/test_cuda.py tests/ops/test_cuda_embeddings.py
+  -k 'not first_call' tests/kernels/cuda/test_cuda.py tests/kernels/cuda/test_cuda_embeddings.py

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import forked_python
 import pytest
 
 SCRIPT = """
@@ -61,12 +60,8 @@ if distributed:
 
 
 def run(folder: Path, world: int, batches: int = 1000) -> None:
-    script = folder.parent / "train.py"
-    script.write_text(SCRIPT)
-    launcher = [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    command = [sys.executable, *launcher, str(script), str(folder), str(batches)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in forked_python.run_ranks(world, SCRIPT, folder, batches, modules=forked_python.TRAINING):
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 def reports(folder: Path, world: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import difflib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from spurmix import GroupIndex, MixedInputs, MixLoader, MixTrainer, TokenSource, finetune, policies
 from spurmix.ops import functional as F
+from spurmix.train.hf_trainer import _token_source
 
 RNG = np.random.default_rng(11)
 N, BATCH, VOCAB, LONGEST = 50, 12, 40, 20
@@ -387,3 +389,11 @@ def test_deprecated_name_of_mix_at(tmp_path: Path) -> None:
         made = trainer(tmp_path, cls=MixTrainer, where="features")
     with pytest.warns(DeprecationWarning, match="MixTrainer: where is deprecated, use mix_at"):
         assert made.where == made.mix_at == "features"
+
+
+def test_class_labels_of_the_dataset_have_the_numbers_of_the_groups() -> None:
+    class Labelled(list):  # type: ignore[type-arg]
+        features: ClassVar = {"label": SimpleNamespace(names=["bad", "good"])}
+
+    with pytest.raises(ValueError, match="train_dataset: label: class 'bad' has the number 0, but the groups give it"):
+        _token_source(Labelled([{"input_ids": [1]}] * 2), GroupIndex([0, 1], class_names=["good", "bad"]), None, None)  # type: ignore[arg-type]

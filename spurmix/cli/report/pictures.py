@@ -43,13 +43,13 @@ def draw_accuracy(out: Path, evaluations: Sequence[tuple[str, Evaluation, str]])
 
     Args:
         out: Folder for accuracy.png.
-        evaluations: Name, evaluation and color. They have the same classes and attributes.
+        evaluations: Name, evaluation and color. Groups are joined by name. Some may lack a group.
 
     Returns:
         The file.
     """
     rows = [evaluation.cells or evaluation.groups for _, evaluation, _ in evaluations]
-    names = [row.name for row in rows[0]]
+    names = list(dict.fromkeys(row.name for shown in rows for row in shown))
     horizontal = len(names) > 8 or max(len(part) for name in names for part in name.split(", ")) > 14
     if horizontal:
         figure = _new_figure(7.0, 1.2 + 0.2 * len(names) * (1 + len(evaluations)))

@@ -24,7 +24,8 @@ from typing import Any, TypeAlias, TypedDict, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from spurmix.data.dataset import checksums
+from spurmix.core.files import FileError
+from spurmix.data.dataset import checksums, tables
 from spurmix.data.dataset.checksums import FileRecord
 
 FORMAT_VERSION = 1
@@ -133,18 +134,16 @@ def read_metadata(folder: Path, description: Description) -> Metadata:
     path = folder / METADATA_FILE
     names = {name: tuple(values) for name, values in description["attributes"].items()}
     classes = tuple(description["classes"])
-    parquet = import_parquet()
-    import pyarrow
-
+    import_parquet()
     try:
-        with pyarrow.OSFile(str(path)) as file:  # a Python file object can abort the process at exit
-            table = parquet.read_table(file)
-        for name in (*RESERVED_COLUMNS, *names):
-            count = table.column_names.count(name)
-            if count != 1:
-                raise DatasetError(f"{path} must have one column {name!r}, it has {count}")
-        if table.num_rows != description["count"]:
-            raise DatasetError(f"{path} has {table.num_rows:,} rows, expected {description['count']:,}")
+        with tables.open_file(path) as file:
+            opened = tables.open_parquet(file, description["count"])
+            columns = (*RESERVED_COLUMNS, *names)
+            for name in columns:
+                count = opened.schema_arrow.names.count(name)
+                if count != 1:
+                    raise DatasetError(f"{path} must have one column {name!r}, it has {count}")
+            table = tables.read_columns(opened, columns)
 
         def integers(name: str, low: int, end: int) -> NDArray[np.int64]:
             values = np.asarray(table[name].to_numpy(), dtype=np.int64)
@@ -168,6 +167,8 @@ def read_metadata(folder: Path, description: Description) -> Metadata:
         )
     except DatasetError:
         raise
+    except FileError as error:
+        raise DatasetError(f"{path} {error}") from None
     except Exception as error:  # pyarrow's exceptions have no common base class
         raise DatasetError(f"{path} is damaged: {error}") from None
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spurmix.core.limits import MAX_TOKENIZER_BYTES
 from spurmix.data.dataset.tokenize import fast_backend, padding_side, special_ids
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_TEXT_SUFFIXES = (".json", ".txt", ".model", ".vocab", ".tiktoken", ".jinja")
+"""Suffixes of files that a tokenizer reads."""
 
 
 def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> TokenizerLike:
@@ -35,6 +38,11 @@ def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> Toke
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f"tokenizer: there is no folder {path}")
+    for file in path.iterdir():
+        if file.suffix in _TEXT_SUFFIXES and file.is_file() and file.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise ValueError(
+                f"tokenizer: {file} has {file.stat().st_size:,} bytes, the maximum is {MAX_TOKENIZER_BYTES:,}"
+            )
     tokenizers_only = (path / TOKENIZER_FILE).is_file() and (
         tokenizers_only or not (path / TOKENIZER_CONFIG_FILE).is_file()
     )

@@ -5,23 +5,19 @@ from __future__ import annotations
 import functools
 import io
 import os
-import stat
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core.files import FileError, read_limited
+from spurmix.core.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FITS = ("crop", "exact")
-MAX_PIXELS = 1 << 27
-"""Maximum number of pixels of an image. The header of a small, damaged file can claim any size."""
-
-MAX_BYTES = 1 << 30
-"""Maximum size of a file. It is checked before the file is read."""
-
 FORMATS_OPENED_AS_32_BIT = ("PNG", "PPM")
 """Formats with 16-bit images that Pillow may open as 32-bit images."""
 
@@ -29,7 +25,7 @@ ORIENTATION_TAG = 0x0112
 """EXIF tag of the camera's orientation."""
 
 
-class ImageError(ValueError):
+class ImageError(FileError):
     """An image cannot be used."""
 
 
@@ -41,22 +37,10 @@ def file_fingerprint(status: os.stat_result) -> int:
 def read_file_with_fingerprint(path: str) -> tuple[bytes, int]:
     """Read a local file. The fingerprint is taken before reading.
 
-    Raises `ImageError` if it is not a regular file, which might never end, or is larger than `MAX_BYTES`. Raises
-    `OSError` if it cannot be read.
+    Raises the errors of `read_limited`.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ImageError(f"has {status.st_size:,} bytes, the maximum is {MAX_BYTES:,}")
-        data = os.read(handle, status.st_size)
-        while len(data) < status.st_size and (more := os.read(handle, status.st_size - len(data))):
-            data += more
-        return data, file_fingerprint(status)
-    finally:
-        os.close(handle)
+    data, status = read_limited(path, MAX_IMAGE_BYTES)
+    return data, file_fingerprint(status)
 
 
 def read_file(path: str) -> bytes:
@@ -99,7 +83,7 @@ def decode_image(data: bytes, size: tuple[int, int], fit: str = "crop") -> Image
 
     Raises:
         ImageError: If the data is empty, truncated or damaged, has an unknown format or 32-bit values, or the image has
-            more than `MAX_PIXELS` pixels.
+            more than `MAX_IMAGE_PIXELS` pixels.
     """
     image_module, operations = import_pillow()
     if not data:
@@ -107,8 +91,8 @@ def decode_image(data: bytes, size: tuple[int, int], fit: str = "crop") -> Image
     try:
         with image_module.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"has {width} x {height} pixels, the maximum is {MAX_PIXELS:,}")
+            if width * height > MAX_IMAGE_PIXELS:
+                raise ImageError(f"has {width} x {height} pixels, the maximum is {MAX_IMAGE_PIXELS:,}")
             if image.mode == "F" or (image.mode == "I" and image.format not in FORMATS_OPENED_AS_32_BIT):
                 raise ImageError("32-bit and signed images are not supported, because their range is unknown")
             if image.getexif().get(ORIENTATION_TAG, 1) != 1:  # exif_transpose copies the image even if upright

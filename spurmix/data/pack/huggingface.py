@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core.files import FileError
+from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.decode import read_file
 from spurmix.data.pack.manifest import (
@@ -25,6 +27,7 @@ from spurmix.data.pack.manifest import (
     split_names,
 )
 from spurmix.data.pack.remote import local_path
+from spurmix.data.pack.strays import without_strays
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,6 +70,15 @@ class _ImageColumn:
     def __getitem__(self, n: int, /) -> bytes | None:
         part = int(np.searchsorted(self.ends, n, side="right"))
         return _image_bytes(self.parts[part][n - int(self.ends[part])][self.column])
+
+    def paths(self, root: Path) -> list[str]:
+        """Return the path of each image relative to the folder `root`, or "" for images that are not files."""
+        found: list[str] = []
+        for part in self.parts:
+            chunks = _arrow_column(part, self.column).chunks if root.is_dir() and _is_image(part, self.column) else []
+            paths = [path for chunk in chunks for path in getattr(chunk, "storage", chunk).field("path").to_pylist()]
+            found += [_relative(path, root) for path in paths or [None] * len(part)]
+        return found
 
     def digest(self) -> str:
         """See `SampleSource.digest`. It uses the fingerprint that `datasets` stores for each dataset."""
@@ -134,7 +146,8 @@ def from_huggingface(
     else:
         split_of_row = [name for name, part in splits.items() for _ in range(len(part))]
     metadata = Metadata(labels, split_of_row, sources, codes, class_names, value_names)
-    return Manifest(location, metadata, tuple(notes), samples, kind="texts" if text is not None else "images")
+    manifest = Manifest(location, metadata, tuple(notes), samples, kind="texts" if text is not None else "images")
+    return without_strays(manifest, samples.paths(Path(path)) if isinstance(samples, _ImageColumn) else None)
 
 
 @contextmanager
@@ -156,6 +169,7 @@ def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], 
     file_format = _FORMATS.get(local.suffix.lower())
     if local.is_file() and file_format is None:
         raise ValueError(f"{local} must be one of {', '.join(_FORMATS)}")
+    _check_sizes(local)
     if not local.exists():
         if not _HUB_NAME.fullmatch(str(path)):
             raise ValueError(f"there is no file or folder {path}")
@@ -175,6 +189,28 @@ def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], 
     return dict(found)
 
 
+def _check_sizes(local: Path) -> None:
+    """Check the sizes of a file, or of the files in a folder, before `datasets` reads them.
+
+    Raises `ValueError` if a file is too large, or Parquet files have too many rows.
+    """
+    import pyarrow
+
+    rows = 0
+    for file in [local] if local.is_file() else local.rglob("*") if local.is_dir() else ():
+        if file.suffix.lower() not in _FORMATS or not file.is_file():
+            continue
+        try:
+            with tables.open_file(file) as stream:
+                if file.suffix.lower() == ".parquet":
+                    rows += tables.open_parquet(stream).metadata.num_rows
+                    tables.check_rows(rows)
+        except FileError as error:
+            raise ValueError(f"{file} {error}") from None
+        except (pyarrow.ArrowException, OSError):  # damaged: `datasets` reports it
+            continue
+
+
 def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], location: str) -> dict[str, object]:
     """Check that all splits have the same columns, among them `columns`. Returns the type of each column."""
     first, *others = splits
@@ -185,8 +221,13 @@ def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], lo
     for name in others:
         if list(splits[name].features.items()) != list(features.items()):
             raise ValueError(f"{location}: the columns of split {name} differ from those of split {first}")
-    if not any(len(part) for part in splits.values()):
+    count = sum(len(part) for part in splits.values())
+    if count == 0:
         raise ValueError(f"{location} has no rows")
+    try:
+        tables.check_rows(count)
+    except FileError as error:
+        raise ValueError(f"{location} {error}") from None
     return dict(features)
 
 
@@ -237,6 +278,18 @@ def _image_bytes(value: bytes | _ImageRecord | None) -> bytes | None:
     if "://" in path:
         raise OSError(f"the image is at {path}, which is not downloaded")
     return read_file(path)
+
+
+def _is_image(part: Dataset, column: str) -> bool:
+    return isinstance(part.features[column], import_datasets().Image)
+
+
+def _relative(path: str | None, root: Path) -> str:
+    """Return a path relative to `root`, or "" if it is not below."""
+    for base in (root.absolute(), root.resolve()):
+        if path is not None and Path(path).is_relative_to(base):
+            return Path(path).relative_to(base).as_posix()
+    return ""
 
 
 def _class_label_names(feature: object, codes: NDArray[np.int64], location: str, column: str) -> tuple[str, ...]:

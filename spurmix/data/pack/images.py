@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix._version import __version__
+from spurmix.core.files import FileError
 from spurmix.core.progress import bar
 from spurmix.core.ranges import chunks
 from spurmix.data.dataset.format import array_header, read_array_header
@@ -32,6 +33,7 @@ from spurmix.data.pack.job import (
     run_in_threads,
 )
 from spurmix.data.pack.manifest import Manifest, check_paths
+from spurmix.data.pack.strays import occurring_provenance, select_readable
 from spurmix.data.pack.writer import DirectWriter, WriteRange
 
 if TYPE_CHECKING:
@@ -111,16 +113,19 @@ def pack_images(
         if unreadable:
             _drop_rows(job, shape, kept)
             known_checksums = {}
+        metadata, emptied = select_readable(part.metadata, kept, shard)
+        job.notes += tuple(emptied)
         provenance = {
             "spurmix": __version__,
             "root": manifest.root,
             "size": list(extent),
             "fit": fit,
-            "notes": list(manifest.notes),
+            "notes": [*manifest.notes, *emptied],
             **jobs.shard_provenance(shard),
+            **occurring_provenance(ordered.metadata, shard),
             "broken": len(unreadable),
         }
-        job.finish(part.metadata.select(kept), provenance, known_checksums={IMAGES_FILE: known_checksums})
+        job.finish(metadata, provenance, known_checksums={IMAGES_FILE: known_checksums})
     return PackReport(job.target, kept.size, tuple(unreadable), resumed, time.perf_counter() - began, job.notes)
 
 
@@ -252,12 +257,14 @@ class _Decoder:
             if isinstance(item, bytes):
                 return decode_image(item, self.size, self.fit)
             return to_rgb_of_size(self.from_array(item), self.size, self.fit)
-        except (ImageError, OSError, MemoryError) as error:
+        except (FileError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
                 raise
             reason = str(error)
             if isinstance(error, FileNotFoundError):
                 reason = "there is no such file"
+            elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+                reason = f"cannot be read: {error.strerror}"
             elif isinstance(error, MemoryError):
                 reason = "needs more memory than is available"
             self.state[row] = UNREADABLE

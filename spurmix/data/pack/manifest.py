@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core.names import similarity_notes
 from spurmix.core.ranges import chunks
 from spurmix.data.dataset.format import RESERVED_COLUMNS, Metadata
 from spurmix.data.dataset.tokenize import encoding_error
@@ -59,6 +60,14 @@ class Manifest:
     rows: NDArray[np.int64] | None = None
     kind: str = "images"
     cells: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        known = self.metadata
+        notes = similarity_notes(known.class_names, "classes")
+        for name, values in known.attribute_names.items():
+            notes += similarity_notes(values, f"values of {name!a}")
+        notes += similarity_notes(known.attribute_names, "attributes") + similarity_notes(known.splits, "splits")
+        object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, *notes))))
 
     def __len__(self) -> int:
         return len(self.metadata)

@@ -14,6 +14,7 @@ from spurmix.core.ranges import chunks, contiguous
 from spurmix.data.dataset.format import ARRAY_FILES, Metadata, read_array_header
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.job import PackJob, PackReport, read_report
+from spurmix.data.pack.strays import drop_absent
 from spurmix.data.pack.texts import HEADER_BYTES, complete_tokens
 
 BLOCK_BYTES = 1 << 24
@@ -72,7 +73,8 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
     for other in opened[1:]:
         _check_same(first, other)
     notes = [*(note for part in opened for note in part.provenance.get("notes", [])), *_check_shards(opened)]
-    metadata = _join_metadata(opened)
+    metadata, emptied = drop_absent(_join_metadata(opened), _expected(opened))
+    notes += emptied
     for part in opened:
         part.check()
     unreadable = [entry for part in opened for entry in read_report(part)]
@@ -86,7 +88,8 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
             shutil.copyfile(first.path / name, job.folder / name)
         broken = sum(p.provenance.get("broken", 0) for p in opened)
         provenance = {**first.provenance, "broken": broken, "parts": len(opened)}
-        provenance.pop("shard", None)
+        for key in ("shard", "occurring"):
+            provenance.pop(key, None)
         provenance["notes"] = list(dict.fromkeys(notes))
         job.write_report(unreadable)
         job.finish(metadata, provenance, first.extra_files)
@@ -147,6 +150,15 @@ def _check_shards(opened: list[PackedDataset]) -> list[str]:
         numbers.append(shard[0])
     missing = sorted(set(range(count)) - set(numbers))
     return [f"shards {', '.join(map(str, missing))} of {count} were not merged"] if missing else []
+
+
+def _expected(opened: list[PackedDataset]) -> dict[str, list[int]]:
+    """Return the codes that occur in all shards together, before unreadable examples were skipped."""
+    numbers = {part.provenance["shard"][0] for part in opened if "shard" in part.provenance}
+    occurring = opened[0].provenance.get("occurring")
+    if not isinstance(occurring, dict) or len(numbers) != opened[0].provenance["shard"][1]:
+        return {}
+    return occurring
 
 
 def _row_layout(data: PackedDataset) -> tuple[tuple[int, ...], np.dtype[np.generic]] | None:

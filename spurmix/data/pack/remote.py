@@ -10,6 +10,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
+from spurmix.core.files import FileError
+from spurmix.core.limits import MAX_IMAGE_BYTES
+from spurmix.data.dataset.tables import COPY_BYTES
 from spurmix.data.pack.decode import read_file
 
 if TYPE_CHECKING:
@@ -108,30 +111,61 @@ def list_files(system: AbstractFileSystem, base: str) -> list[str]:
         return sorted(name[len(base) :].lstrip("/") for name in system.find(base))
     found: list[str] = []
 
+    def is_folder(entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError:  # a link to itself: it is reported when it is read
+            return False
+
     def walk(folder: str, above: tuple[str, ...]) -> None:
         real = os.path.realpath(folder)
         if real in above:  # a link to one of its parents
             return
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if is_folder(entry):
                     walk(entry.path, (*above, real))
                 else:
                     found.append(entry.path)
 
-    walk(base, ())
+    try:
+        walk(base, ())
+    except OSError as error:
+        raise ValueError(f"root: cannot list {error.filename!r}: {error.strerror}") from None
     return sorted(os.path.relpath(path, base) for path in found)
 
 
+def read_remote(system: AbstractFileSystem, base: str, name: str, limit: int) -> bytes:
+    """Read a file below a folder.
+
+    Raises `FileError` if it has more than `limit` bytes, and the errors of the file system.
+    """
+    if not is_web(system):
+        data: bytes = system.cat_file(f"{base}/{name}", start=0, end=limit + 1)
+        if len(data) > limit:
+            raise FileError(f"has more than {limit:,} bytes, which is the maximum")
+        return data
+    parts: list[bytes] = []
+    # A block size of 0 streams the response of one request. A size saves the request of the size.
+    with system.open(f"{base}/{quote(name)}", "rb", block_size=0, size=1) as stream:
+        while part := stream.read(min(COPY_BYTES, limit + 1)):
+            parts.append(part)
+            limit -= len(part)
+            if limit < 0:
+                raise FileError(f"has more than {limit + sum(map(len, parts)):,} bytes, which is the maximum")
+    return b"".join(parts)
+
+
 def file_reader(system: AbstractFileSystem, base: str, names: Sequence[str]) -> Callable[[int], bytes]:
-    """Return a function that reads file n below a folder. Every failure is an `OSError` or `ImageError`."""
+    """Return a function that reads file n below a folder. Every failure is an `OSError` or `FileError`."""
     if is_local(system):
         return lambda n: read_file(f"{base}/{names[n]}")
-    web = is_web(system)
 
     def read(n: int) -> bytes:
         try:
-            return cast(bytes, system.cat_file(f"{base}/{quote(names[n]) if web else names[n]}"))
+            return read_remote(system, base, names[n], MAX_IMAGE_BYTES)
+        except FileError:
+            raise
         except OSError as error:
             if str(error):
                 raise

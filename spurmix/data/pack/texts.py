@@ -23,6 +23,7 @@ from spurmix.data.dataset.tokenizer_files import load_tokenizer, require_fast, t
 from spurmix.data.pack import job as jobs
 from spurmix.data.pack.job import BrokenFiles, PackJob, PackReport
 from spurmix.data.pack.manifest import Manifest
+from spurmix.data.pack.strays import occurring_provenance, select_readable
 
 if TYPE_CHECKING:
     from spurmix.data.dataset.tokenize import TokenizerLike
@@ -99,16 +100,19 @@ def pack_texts(
         complete_tokens(job, lengths[kept])
         for name, content in files.items():
             (job.folder / name).write_text(content, encoding="utf-8")
+        metadata, emptied = select_readable(part.metadata, kept, shard)
+        job.notes += tuple(emptied)
         provenance = {
             "spurmix": __version__,
             "root": manifest.root,
             "tokens": settings,
             "cells": list(manifest.cells),
             "broken": len(unreadable),
-            "notes": list(manifest.notes),
+            "notes": [*manifest.notes, *emptied],
             **jobs.shard_provenance(shard),
+            **occurring_provenance(ordered.metadata, shard),
         }
-        job.finish(part.metadata.select(kept), provenance, files)
+        job.finish(metadata, provenance, files)
     return PackReport(job.target, kept.size, tuple(unreadable), resumed, time.perf_counter() - began, job.notes)
 
 

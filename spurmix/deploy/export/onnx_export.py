@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from spurmix.core import checks
+from spurmix.core.group_join import check_name_order
 from spurmix.core.groups import GroupIndex
 from spurmix.data.sources.arrays import ImageSource, Source, SourceLike, as_source
 from spurmix.data.sources.tokens import TokenSource
@@ -127,6 +128,7 @@ def _check_class_names(class_names: Sequence[str] | None, groups: GroupIndex) ->
         raise ValueError(
             f"class_names must have at least {groups.labels.max() + 1} names, one for each label, got {len(class_names)}"
         )
+    check_name_order(class_names, groups, "class_names")
 
 
 def _checked_path(path: str | Path) -> Path:

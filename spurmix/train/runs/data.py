@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from spurmix.core.groups import GroupIndex
 from spurmix.core.memory import available
 from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.pack.strays import is_stray
 from spurmix.data.sources.arrays import ImageSource, Source
 from spurmix.train.evaluate import evaluate
 from spurmix.train.metrics import Evaluation
@@ -54,6 +56,14 @@ def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
         ValueError: If splits or the model do not fit the dataset.
     """
     splits = dataset.splits
+    strays = [name for name in dataset.metadata.class_names if dataset.kind == "images" and is_stray(name)]
+    if strays:
+        warnings.warn(
+            f"dataset: classes of {dataset.path} are hidden or system folders: {', '.join(map(ascii, strays))}; pack the "
+            "images again to leave them out",
+            UserWarning,
+            stacklevel=2,
+        )
     filled = {"model": config.model or MODELS[dataset.kind][0]}
     if filled["model"] not in MODELS[dataset.kind]:
         raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -82,6 +84,21 @@ def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
         raise ValueError(
             f"dataset: examples of {opened.path} have shape {example_shape(opened)}, those of the run {about['shape']}"
         )
-    label, attribute, size = np.array(about["groups"], dtype=np.int64).reshape(-1, 3).T
-    groups = GroupIndex(np.repeat(label, size), np.repeat(attribute, size)) if (label >= 0).all() else None
-    return FinishedRun(config, opened, model, groups, opened.digest() == about["dataset"])
+    same_data = opened.digest() == about["dataset"]
+    attribute_names = about.get("attribute_names")
+    if attribute_names is None and same_data:  # a run of an earlier version
+        attribute_names = opened.metadata.attribute_names.get(config.attribute)
+    return FinishedRun(config, opened, model, _train_groups(about, config.attribute, attribute_names), same_data)
+
+
+def _train_groups(about: dict[str, Any], attribute: str, attribute_names: Sequence[str] | None) -> GroupIndex | None:
+    """Groups of the training split, from the description of the run. None if they are not cells."""
+    label, value, size = np.array(about["groups"], dtype=np.int64).reshape(-1, 3).T
+    if (label < 0).any():
+        return None
+    return GroupIndex(
+        np.repeat(label, size),
+        np.repeat(value, size) if attribute else None,
+        class_names=about["classes"],
+        attribute_names=attribute_names or None,
+    )

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +155,7 @@ def _about(config: RunConfig, dataset: PackedDataset, groups: GroupIndex, model:
         "dataset": dataset.digest(),
         "shape": example_shape(dataset),
         "classes": list(dataset.metadata.class_names),
+        "attribute_names": list(groups.attribute_names or ()),
         "groups": [list(cell) for cell in cells],
         "architecture": describe(model, config),
     }
@@ -169,6 +170,7 @@ def _check_folder(folder: Path, config: RunConfig, dataset: PackedDataset, resum
     before, about = read_run_config(folder / CONFIG), files.read_about(folder)
     if about.get("dataset") != dataset.digest():
         raise ValueError(f"dataset: {dataset.path} differs from the data of the run in {folder}")
+    _check_names(folder, about, config, dataset)
     unchecked = (*CHANGEABLE, "dataset", "weights")  # these two may have been moved
     names = (f.name for f in dataclasses.fields(config) if f.name not in unchecked)
     changed = [name for name in names if getattr(before, name) != getattr(config, name)]
@@ -176,6 +178,20 @@ def _check_folder(folder: Path, config: RunConfig, dataset: PackedDataset, resum
         listed = ", ".join(f"{n} ({getattr(before, n)!r} in the folder, {getattr(config, n)!r} given)" for n in changed)
         raise ValueError(f"out: the run in {folder} has other settings: {listed}")
     read_evaluations(folder)  # reports corrupt lines before training
+
+
+def _check_names(folder: Path, about: Mapping[str, list[str]], config: RunConfig, dataset: PackedDataset) -> None:
+    """Check that numbers have the same names as in the run. The digest of the data does not include names."""
+    found = {
+        "classes": list(dataset.metadata.class_names),
+        "attribute_names": list(dataset.metadata.attribute_names.get(config.attribute, ())),
+    }
+    for key, names in found.items():
+        if about.get(key, names) != names:  # runs of earlier versions do not store the names of attributes
+            raise ValueError(
+                f"dataset: {key.replace('_', ' ')} of {dataset.path} are {', '.join(names)}, those of the run in {folder} "
+                f"are {', '.join(about[key])}"
+            )
 
 
 def _loader(config: RunConfig, data: SplitData, policy: MixPolicy, processes: Processes) -> MixLoader:

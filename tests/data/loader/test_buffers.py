@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
+import forked_python
 import numpy as np
 import pytest
 import torch
@@ -149,6 +148,5 @@ if child == 0:
     os._exit(0 if sum(1 for _ in loader) == 8 else 3)
 assert os.waitpid(child, 0)[1] == 0
 """
-    environment = {**os.environ, "SPURMIX_DEBUG_RING": "1"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, timeout=60)
+    done = forked_python.run(code, env={"SPURMIX_DEBUG_RING": "1"})
     assert done.returncode == 0

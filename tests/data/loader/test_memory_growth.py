@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import forked_python
 import pytest
 
 
@@ -23,7 +21,6 @@ def test_memory_does_not_grow_over_a_hundred_thousand_batches(kind: str) -> None
 
 def growth(kinds: list[str], steps: int) -> list[float]:
     """Growth of the process after the first tenth of each run, as a share."""
-    command = [sys.executable, "-m", "bench.soak", *kinds, str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    done = forked_python.run(forked_python.MODULE, "bench.soak", *kinds, steps)
     assert done.returncode == 0, done.stderr[-2000:]
     return [float(json.loads(line)[1]) for line in done.stdout.splitlines()]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
+import forked_python
 import pytest
+from forked_python import ForkedProcess
 
 PRELUDE = """
 import gc, os, sys, threading, time, warnings
@@ -34,18 +34,13 @@ def slow(seconds, at=0):
 """
 
 
-def start(script: str) -> subprocess.Popen[str]:
-    code = PRELUDE + textwrap.dedent(script)
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(script: str) -> ForkedProcess:
+    return forked_python.start(PRELUDE + textwrap.dedent(script))
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        pytest.fail(f"the process does not end: {process.communicate()}")
-    return process.returncode, out, err
+def finish(process: ForkedProcess) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.wait(), out, err
 
 
 CYCLE = "gc.disable(); cycle = [batches]; cycle.append(cycle)"
@@ -92,7 +87,6 @@ def test_ctrl_c_while_waiting_for_a_batch(prefetch: int) -> None:
     print("continued to", batches.step)
     """
     process = start(script)
-    assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -107,7 +101,6 @@ def test_uncaught_ctrl_c_ends_the_process() -> None:
             if k == 1: print("waiting", flush=True)
         """
     )
-    assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -121,7 +114,7 @@ def test_uncaught_ctrl_c_ends_the_process() -> None:
 def test_a_forked_process_must_iterate_again(exits: str) -> None:
     script = f"""
     slow(0.01)  # the fork happens while a batch is being made
-    for prefetch in (0, 1, 2):
+    for prefetch in (0, 2):
         kept = loader(batch=8, prefetch=prefetch, steps=12)
         batches = iter(kept)
         first = next(batches).clone()

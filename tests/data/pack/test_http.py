@@ -21,6 +21,7 @@ from PIL import Image
 
 from spurmix.cli.app import app
 from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.pack import remote
 from spurmix.data.pack.images import pack_images
 from spurmix.data.pack.job import BrokenFiles
 from spurmix.data.pack.layouts.folder import from_folder
@@ -168,3 +169,9 @@ def test_bad_urls(url: str) -> None:
     ):
         with pytest.raises(ValueError, match=text):
             from_table(bad)
+
+
+def test_responses_have_a_size_limit(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_IMAGE_BYTES", 100)
+    with pytest.raises(BrokenFiles, match="has more than 100 bytes, which is the maximum"):
+        pack_images(from_table(f"{url}/rows.csv", f"{url}/my set"), tmp_path / "t", size=8)

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from image_samples import png
 
+from spurmix.data.dataset import tables
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.huggingface import from_huggingface
 from spurmix.data.pack.images import pack_images
@@ -129,3 +130,24 @@ def test_invalid_columns_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'spurmix\[hf\]'"):
         from_huggingface(saved)
+
+
+def test_stray_files_of_image_folders(tmp_path: Path) -> None:
+    for n, name in enumerate(("cat/1.png", "dog/1.png", "@eaDir/1.png", ".ipynb_checkpoints/1.png")):
+        (tmp_path / "root" / name).parent.mkdir(parents=True)
+        (tmp_path / "root" / name).write_bytes(png(n))
+    found = from_huggingface(tmp_path / "root")
+    assert found.metadata.class_names == ("cat", "dog") and found.metadata.labels.tolist() == [0, 1]
+    assert found.notes == ("left out 1 hidden or system file, such as @eaDir/1.png",)
+    pack_images(found, tmp_path / "t", size=6)
+    assert sorted(PackedDataset(tmp_path / "t").array[:, 0, 0, 0].tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_parquet_with_too_many_rows_is_refused_before_it_is_converted(
+    folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_images(6).to_parquet(str(tmp_path / "rows.parquet"))
+    monkeypatch.setattr(tables, "MAX_TABLE_ROWS", 5)
+    with pytest.raises(ValueError, match=r"rows\.parquet has 6 rows, the maximum is 5"):
+        from_huggingface(tmp_path if folder else tmp_path / "rows.parquet")

@@ -9,14 +9,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked_python
 import numpy as np
 import pytest
 from image_samples import birds, class_folder, encoded
@@ -48,11 +47,11 @@ def test_job_killed_at_random_times_resumes(tmp_path: Path) -> None:
     expected = PackedDataset(tmp_path / "expected")
     moments, kills = random.Random(4), 0
     while not target.exists():
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(root), str(target)])
-        time.sleep(moments.uniform(0.1, 0.9) if kills < 20 else 60)
-        if child.poll() is None:
-            os.kill(child.pid, signal.SIGKILL)
-            kills += 1
+        child = forked_python.start(CHILD, root, target)
+        if kills < 20:
+            time.sleep(moments.uniform(0.01, 0.3))
+            kills += child.poll() is None
+            child.kill()
         assert child.wait() in (0, -signal.SIGKILL)
         if target.exists():
             assert np.array_equal(PackedDataset(target).array, expected.array)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import numpy as np
 import pytest
 from text_samples import sentences, tokenizer, write_table
@@ -75,8 +74,7 @@ def test_killed_text_job_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for number, steps in enumerate(rounds):
         target = tmp_path / f"p{number}"
         for step in steps:
-            command = [sys.executable, "-c", CHILD, str(rows), str(target), str(words), str(step)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = forked_python.run(CHILD, rows, target, words, step)
             assert done.returncode == -signal.SIGKILL, (step, done.stdout, done.stderr)
             for folder in (target, tmp_path / f"{target.name}.packing"):
                 if (folder / "dataset.json").exists():
@@ -117,8 +115,7 @@ def test_full_disk_is_an_error_and_the_job_resumes(limit: int, tmp_path: Path) -
     rows = write_table(tmp_path / "t.parquet", sentences(1000))
     (tmp_path / "words").mkdir()
     tokenizer().backend_tokenizer.save(str(tmp_path / "words" / TOKENIZER_FILE))
-    command = [sys.executable, "-c", FULL, str(rows), str(tmp_path / "p"), str(tmp_path / "words"), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked_python.run(FULL, rows, tmp_path / "p", tmp_path / "words", limit)
     assert done.returncode == 1 and "no space left for" in done.stderr.splitlines()[-1], done.stderr
     assert "completed work is kept" in done.stderr and not (tmp_path / "p").exists()
     found = from_table(rows, text="text")

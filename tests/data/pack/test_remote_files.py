@@ -16,8 +16,10 @@ import pytest
 from image_samples import idx, png
 
 from spurmix.data.dataset.packed import PackedDataset
+from spurmix.data.pack import remote
 from spurmix.data.pack.images import pack_images
 from spurmix.data.pack.job import BrokenFiles
+from spurmix.data.pack.layouts import table
 from spurmix.data.pack.layouts.civilcomments import from_civilcomments
 from spurmix.data.pack.layouts.folder import from_folder
 from spurmix.data.pack.layouts.mnist import from_mnist
@@ -113,3 +115,17 @@ def test_paths_and_urls_that_are_errors(tmp_path: Path) -> None:
         from_civilcomments("s3://bucket/x")
     with pytest.raises(FileNotFoundError):
         from_civilcomments(f"file://{tmp_path}")
+
+
+def test_remote_files_have_a_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    remote_birds(memory.pipe_file, "/remote/birds")
+    try:
+        monkeypatch.setattr(remote, "MAX_IMAGE_BYTES", 10)
+        with pytest.raises(BrokenFiles, match=r"dog/0\.png: has more than 10 bytes, which is the maximum"):
+            pack_images(from_folder("memory://remote/birds/pictures"), tmp_path / "b", size=6)
+        monkeypatch.setattr(table, "MAX_REMOTE_TABLE_BYTES", 10)
+        with pytest.raises(ValueError, match=r"list\.csv has more than 10 bytes, the maximum of a remote table"):
+            from_table("memory://remote/birds/list.csv")
+    finally:
+        memory.rm("/remote", recursive=True)

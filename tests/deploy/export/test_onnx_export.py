@@ -30,6 +30,9 @@ def test_options_are_checked_before_the_model_runs(options: dict, text: str, tmp
 
     with pytest.raises(ValueError, match=text):
         export_onnx(NeverCalled(), tmp_path / "new" / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS, **options)
+    named = GroupIndex(IMAGE_GROUPS.labels, class_names=["a", "b", "c"])
+    with pytest.raises(ValueError, match="class_names: class 'b' has the number 0"):
+        export_onnx(NeverCalled(), tmp_path / "m.onnx", source=IMAGES, groups=named, class_names=["b", "a", "c"])
     assert list(tmp_path.iterdir()) == []
 
 

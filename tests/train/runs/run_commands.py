@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked_python
+from forked_python import ForkedProcess
 from typer.testing import CliRunner
 
 from spurmix.cli.app import app
@@ -31,10 +31,9 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return texts
 
 
-def command(*arguments: Any, processes: int = 1) -> list[str]:
-    """Command line of spurmix, with torchrun if there are several processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    return [sys.executable, *launcher, "-m", "spurmix", *map(str, arguments)]
+def start(*arguments: Any) -> ForkedProcess:
+    """Start a command in a new process."""
+    return forked_python.start(forked_python.MODULE, "spurmix", *arguments, modules=forked_python.TRAINING)
 
 
 def invoke(*arguments: Any) -> str:
@@ -45,10 +44,12 @@ def invoke(*arguments: Any) -> str:
 
 
 def call(*arguments: Any, processes: int = 1) -> str:
-    """Run a command in new processes. Return its output."""
-    done = subprocess.run(command(*arguments, processes=processes), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    """Run a command in new processes. Return the output of the first."""
+    done = forked_python.run_ranks(
+        processes, forked_python.MODULE, "spurmix", *arguments, modules=forked_python.TRAINING
+    )
+    assert all(rank.returncode == 0 for rank in done), done[0].stderr[-3000:]
+    return done[0].stdout
 
 
 def prepare(dataset: Path, out: Path, settings: dict[str, Any], resume: bool = False) -> run.TrainingRun:

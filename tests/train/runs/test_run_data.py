@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from packed_data import pack
 from run_commands import train
 from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -15,7 +16,7 @@ from spurmix import PackedDataset
 from spurmix.train import models
 from spurmix.train.runs import files
 from spurmix.train.runs.config import DEFAULT, RunConfig
-from spurmix.train.runs.data import read_split
+from spurmix.train.runs.data import complete, read_split
 from spurmix.train.runs.model import build_model
 
 
@@ -58,3 +59,10 @@ def test_normalization_is_stored_with_the_weights(images: Path, tmp_path: Path) 
     dataset = PackedDataset(images)
     data = read_split(settings, dataset, "test", build_model(settings, dataset))
     assert data.source.mean.tolist() == pytest.approx(mean) and data.source.std.tolist() == pytest.approx(std)
+
+
+def test_hidden_folders_among_the_classes_are_reported(tmp_path: Path) -> None:
+    dataset = PackedDataset(pack(tmp_path / "data", "images"))
+    dataset.metadata = dataclasses.replace(dataset.metadata, class_names=("cat", ".ipynb_checkpoints"))
+    with pytest.warns(UserWarning, match=r"are hidden or system folders: '\.ipynb_checkpoints'; pack the images again"):
+        complete(DEFAULT, dataset)

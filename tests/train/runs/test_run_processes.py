@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from run_commands import FEATURES, call, command, flags, losses, train
+from forked_python import MODULE, TRAINING, start_ranks
+from run_commands import FEATURES, call, flags, losses, train
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -54,12 +53,12 @@ def test_accelerate_launch(features: Path, tmp_path: Path) -> None:
 def test_resume_with_another_number_of_processes(first: int, then: int, features: Path, tmp_path: Path) -> None:
     alone = train(features, tmp_path / "alone", FEATURES)
     out, settings = tmp_path / "run", [*flags(FEATURES), "--save-every", "4"]
-    process = subprocess.Popen(
-        command("train", features, "--out", out, *settings, processes=first), start_new_session=True
-    )
+    arguments = ("train", str(features), "--out", str(out), *settings)
+    processes = start_ranks(first, MODULE, "spurmix", *arguments, modules=TRAINING)
     while not any((out / "checkpoints").glob("step-*")):
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    for process in processes:
+        process.kill()
+        process.wait()
     call("train", features, "--out", out, "--resume", *settings, processes=then)
     assert losses(out) == pytest.approx(list(alone.training.losses), abs=1e-5)

@@ -6,7 +6,6 @@ import dataclasses
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from packed_data import pack
-from run_commands import FEATURES, IMAGES, call, command, flags, invoke, losses, prepare, train
+from run_commands import FEATURES, IMAGES, call, flags, invoke, losses, prepare, start, train
 from safetensors.torch import load_file
 
 from spurmix import PackedDataset
+from spurmix.core.group_join import join_sizes
+from spurmix.data.dataset.format import write_description
 from spurmix.train.runs import files, run
 from spurmix.train.runs.files import read_evaluations
 from spurmix.train.runs.finished import open_run
@@ -26,11 +27,10 @@ from spurmix.train.runs.finished import open_run
 def check_killed_run(images: Path, out: Path, finished: Path, kills: int) -> None:
     """Kill training at random times, let it finish, and compare it with an uninterrupted run."""
     rng, hit = random.Random(kills), 0
-    arguments = command("train", images, "--out", out, "--resume", *flags(IMAGES))
     for kill in range(kills):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = start("train", images, "--out", out, "--resume", *flags(IMAGES))
         if kill % 4 == 3:  # at any time, also while it starts or ends
-            wait: Any = time.monotonic() + rng.uniform(0, 12)
+            wait: Any = time.monotonic() + rng.uniform(0, 6)
             while process.poll() is None and time.monotonic() < wait:
                 time.sleep(0.01)
         else:  # after a random number of batches
@@ -151,6 +151,22 @@ def test_data_and_weights_may_move_but_not_change(features: Path, tmp_path: Path
     opened = open_run(out, str(pack(tmp_path / "third", "features", seed=2)))
     assert not opened.same_data and opened.train_groups is not None
     assert opened.train_groups.sizes.tolist() == PackedDataset(features).split("train").groups().sizes.tolist()
+
+
+def test_groups_are_joined_by_name_with_another_dataset(features: Path, tmp_path: Path) -> None:
+    """Names are in `dataset.json`, so that they may differ although all files have the same checksums."""
+    train(features, tmp_path / "run", FEATURES)
+    renamed = shutil.copytree(features, tmp_path / "renamed")
+    metadata = dataclasses.replace(PackedDataset(renamed).metadata, attribute_names={"colour": ("red", "dark")})
+    write_description(renamed, "features", metadata, {})
+    opened = open_run(tmp_path / "run", str(renamed))
+    assert opened.train_groups is not None
+    joined = join_sizes(opened.split("test").groups, opened.train_groups)
+    assert joined.sizes.tolist() == opened.train_groups.sizes[[1, 0, 3, 2]].tolist()
+    with pytest.raises(
+        ValueError, match=r"attribute names of .*renamed are red, dark, those of the run .* are dark, red"
+    ):
+        train(renamed, tmp_path / "run", FEATURES, resume=True)
 
 
 def test_best_weights_of_an_interrupted_run_are_discarded(

@@ -12,6 +12,7 @@ from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.layouts.table import column_values, read_table
 from spurmix.data.pack.manifest import Manifest, check_paths, numbered_splits
 from spurmix.data.pack.remote import join_url
+from spurmix.data.pack.strays import without_strays
 
 
 def from_celeba(root: str | Path, *, target: str = "Blond_Hair", attributes: Sequence[str] = ("Male",)) -> Manifest:
@@ -62,4 +63,4 @@ def from_celeba(root: str | Path, *, target: str = "Blond_Hair", attributes: Seq
         (f"not {target}", target),
         {name: (f"not {name}", name) for name in attributes},
     )
-    return Manifest(str(root), metadata)
+    return without_strays(Manifest(str(root), metadata))

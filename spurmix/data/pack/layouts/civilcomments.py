@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core import checks
+from spurmix.core.files import FileError
 from spurmix.core.groups import GroupIndex
+from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.job import counted
 from spurmix.data.pack.manifest import Manifest, digest_texts
@@ -243,9 +245,12 @@ def _read_header(file: Path, columns: Iterable[str]) -> list[str]:
     """Return the names of all columns. Each of `columns` must occur once."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            header = next(csv.reader(stream), [])
+            lines = iter(lambda: stream.readline(_MAX_CHARACTERS), "")
+            header = next(csv.reader(lines), [])
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 ({error.reason}); convert it first") from None
+    except csv.Error as error:
+        raise ValueError(f"{file} has no header: {error}") from None
     if not header:
         raise ValueError(f"{file} is empty")
     for name in columns:
@@ -261,22 +266,15 @@ def _read_csv(file: Path, fraction_columns: Iterable[str]) -> Table:
     """Read comment_text, split and the given columns of numbers. Empty numbers are null."""
     try:
         import pyarrow
-        import pyarrow.csv
     except ModuleNotFoundError as error:
         raise ImportError("tables need the package 'pyarrow': pip install 'spurmix[data]'") from error
     types = {"comment_text": pyarrow.large_string(), "split": pyarrow.string()}
     types |= dict.fromkeys(fraction_columns, pyarrow.float64())
     try:
-        with pyarrow.OSFile(str(file)) as stream:
-            return pyarrow.csv.read_csv(
-                stream,
-                # One thread: only then do errors name the row.
-                read_options=pyarrow.csv.ReadOptions(block_size=1 << 24, use_threads=False),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=list(types), column_types=types, null_values=["", "nan", "NaN"]
-                ),
-            )
+        with tables.open_file(file) as stream:
+            return tables.read_csv(stream, types, list(types), ["", "nan", "NaN"])
+    except FileError as error:
+        raise ValueError(f"{file} {error}") from None
     except pyarrow.ArrowException as error:
         raise ValueError(
             f"{file} is not valid CSV in UTF-8: {error} (pyarrow counts rows from 1, including the header)"

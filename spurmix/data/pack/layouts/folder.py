@@ -8,6 +8,7 @@ from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.job import counted
 from spurmix.data.pack.manifest import Manifest, check_paths, encode_column
 from spurmix.data.pack.remote import list_files, open_root
+from spurmix.data.pack.strays import is_stray, stray_note
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
@@ -16,7 +17,8 @@ SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 def from_folder(root: str | Path) -> Manifest:
     """Read class folders `root/<class>/**`, or `root/<split>/<class>/**`.
 
-    Folders are splits if they are named train, val, valid, validation or test, in upper or lower case.
+    Folders are splits if they are named train, val, valid, validation or test, in upper or lower case. Hidden files and
+    files of operating systems are left out, see `is_stray`.
 
     Args:
         root: Folder or fsspec URL.
@@ -31,9 +33,12 @@ def from_folder(root: str | Path) -> Manifest:
     images: list[list[str]] = []
     without_class: list[str] = []
     not_images: list[str] = []
+    strays: list[str] = []
     for name in list_files(system, base):
         parts = name.split("/")
-        if not name.lower().endswith(IMAGE_SUFFIXES):
+        if is_stray(name):
+            strays.append(name)
+        elif not name.lower().endswith(IMAGE_SUFFIXES):
             not_images.append(name)
         elif len(parts) == 1:
             without_class.append(name)
@@ -46,14 +51,16 @@ def from_folder(root: str | Path) -> Manifest:
         for what, names in (("outside class folders", without_class), ("without an image suffix", not_images))
         if names
     ]
+    if strays:
+        notes.append(stray_note(strays))
     in_split = [parts[0].lower() in SPLIT_FOLDERS for parts in images]
     below_class = [inside and len(parts) > 2 for parts, inside in zip(images, in_split, strict=True)]
     has_splits = all(in_split) or any(below_class)
     if has_splits and not all(below_class):
-        strays = [parts for parts, valid in zip(images, below_class, strict=True) if not valid]
+        misplaced = [parts for parts, valid in zip(images, below_class, strict=True) if not valid]
         raise ValueError(
-            f"root: {root} has split folders, but {counted(len(strays), 'image')} outside <split>/<class>, such as "
-            f"{'/'.join(strays[0])}; move or remove these files"
+            f"root: {root} has split folders, but {counted(len(misplaced), 'image')} outside <split>/<class>, such as "
+            f"{'/'.join(misplaced[0])}; move or remove these files"
         )
     labels, names, _ = encode_column([p[1] if has_splits else p[0] for p in images], str(root), "class")
     splits = [p[0].lower() if has_splits else "train" for p in images]

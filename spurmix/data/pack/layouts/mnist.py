@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core.files import FileError
+from spurmix.core.limits import MAX_IDX_BYTES
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.manifest import Manifest
-from spurmix.data.pack.remote import list_files, open_root
+from spurmix.data.pack.remote import list_files, open_root, read_remote
+from spurmix.data.pack.strays import is_stray
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_MAX_BYTES = 1 << 34
-"""Maximum size of an array: no dataset in this format is larger."""
 _IMAGE_FILE = re.compile(r"(.*)images([-.])idx3-ubyte(\.gz)?")
 
 
@@ -84,7 +85,7 @@ def from_mnist(root: str | Path) -> Manifest:
 
 def _find_splits(paths: Sequence[str], root: str | Path) -> dict[str, tuple[str, str]]:
     """Return the paths of images and labels of each split."""
-    path_of = {posixpath.basename(path): path for path in paths}
+    path_of = {posixpath.basename(path): path for path in paths if not is_stray(path)}
     found: dict[str, tuple[str, str]] = {}
     for name, path in path_of.items():
         if (match := _IMAGE_FILE.fullmatch(name)) is None:
@@ -105,7 +106,10 @@ def _find_splits(paths: Sequence[str], root: str | Path) -> dict[str, tuple[str,
 def _read_idx(system: AbstractFileSystem, base: str, path: str, root: str | Path, rank: int) -> NDArray[np.uint8]:
     """Read an idx file of bytes with the given number of dimensions."""
     location = f"{root}/{path}"
-    data: bytes = system.cat_file(f"{base}/{path}")
+    try:
+        data = read_remote(system, base, path, MAX_IDX_BYTES)
+    except FileError as error:
+        raise ValueError(f"{location} {error}") from None
     is_zipped = data[:2] == b"\x1f\x8b"
     stream = cast(BinaryIO, gzip.GzipFile(fileobj=io.BytesIO(data)) if is_zipped else io.BytesIO(data))
     try:
@@ -114,8 +118,10 @@ def _read_idx(system: AbstractFileSystem, base: str, path: str, root: str | Path
             raise ValueError(f"{location} is not an idx file of bytes with {rank} dimensions")
         shape = tuple(int.from_bytes(head[k : k + 4], "big") for k in range(4, len(head), 4))
         size = math.prod(shape)
-        if not 0 < size <= _MAX_BYTES:
-            raise ValueError(f"{location} is damaged: its header claims a size of {list(shape)} bytes")
+        if not 0 < size <= MAX_IDX_BYTES:
+            raise ValueError(
+                f"{location} is damaged: its header claims a size of {list(shape)} bytes, the maximum is {MAX_IDX_BYTES:,}"
+            )
         body = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{location} is truncated or damaged: {error}") from None

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spurmix.core.files import FileError
+from spurmix.core.limits import MAX_REMOTE_TABLE_BYTES
+from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.manifest import (
     Manifest,
@@ -17,6 +20,7 @@ from spurmix.data.pack.manifest import (
     split_names,
 )
 from spurmix.data.pack.remote import import_fsspec, parent_url
+from spurmix.data.pack.strays import without_strays
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, NativeFile, Table
@@ -69,7 +73,9 @@ def from_table(
         splits = split_names(column_values(rows, split, location), location, split)
     metadata = Metadata(labels, splits, sources, codes, names, value_names)
     root = str(root) if root is not None else parent_url(table)
-    return Manifest(root, metadata, tuple(notes), samples, kind="images" if samples is None else "texts")
+    return without_strays(
+        Manifest(root, metadata, tuple(notes), samples, kind="images" if samples is None else "texts")
+    )
 
 
 def read_table(
@@ -91,8 +97,6 @@ def read_table(
     """
     try:
         import pyarrow
-        import pyarrow.csv
-        import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise ImportError("tables need the package 'pyarrow': pip install 'spurmix[data]'") from error
     location = str(path)
@@ -102,38 +106,31 @@ def read_table(
     try:
         with _open_arrow(location) as stream:
             if is_parquet:
-                file = pyarrow.parquet.ParquetFile(stream)
+                file = tables.open_parquet(stream)
                 names = file.schema_arrow.names
                 wanted = names if columns is None else [name for name in names if name in set(columns)]
                 repeated = [name for name in wanted if wanted.count(name) > 1]
                 if repeated:
                     raise ValueError(f"there are two columns {repeated[0]!r}")
-                return file.read(wanted)
-            return pyarrow.csv.read_csv(
-                stream,
-                read_options=pyarrow.csv.ReadOptions(block_size=1 << 24, use_threads=False),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(string_columns, pyarrow.large_string())
-                ),
-            )
+                return tables.read_columns(file, wanted)
+            return tables.read_csv(stream, dict.fromkeys(string_columns, pyarrow.large_string()))
     except FileNotFoundError as error:  # fsspec also raises it if a server does not answer
         reason = f" ({error.__cause__})" if error.__cause__ is not None and "://" in location else ""
         raise ValueError(f"there is no file {location}{reason}") from None
     except ImportError as error:
         raise ImportError(f"{location} needs another package: {error}") from None
+    except FileError as error:
+        raise ValueError(f"{location} {error}") from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"cannot read {location}: {error}") from None
 
 
 def _open_arrow(location: str) -> NativeFile:
-    """Open a file without a Python file object, which can abort the process if pyarrow still uses it at exit."""
-    import pyarrow
-
+    """Open a file or URL for pyarrow. A remote file is copied into memory."""
     if "://" not in location:
-        return pyarrow.OSFile(location)
+        return tables.open_file(location)
     with import_fsspec().open(location, "rb") as stream:
-        return pyarrow.BufferReader(stream.read())
+        return tables.copy_stream(stream, MAX_REMOTE_TABLE_BYTES)
 
 
 def get_column(table: Table, name: str, location: str) -> ChunkedArray:

@@ -8,6 +8,7 @@ from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.layouts.table import column_values, read_table
 from spurmix.data.pack.manifest import Manifest, check_paths, encode_attributes, encode_column, numbered_splits
 from spurmix.data.pack.remote import join_url
+from spurmix.data.pack.strays import without_strays
 
 
 def from_waterbirds(root: str | Path) -> Manifest:
@@ -35,4 +36,4 @@ def from_waterbirds(root: str | Path) -> Manifest:
         if values.max() > 1:
             raise ValueError(f"{location}, row {int(values.argmax())}: {name} must be 0 or 1, got {values.max()}")
     metadata = Metadata(labels, splits, sources, codes, ("landbird", "waterbird"), {"place": ("land", "water")})
-    return Manifest(str(root), metadata, tuple(notes))
+    return without_strays(Manifest(str(root), metadata, tuple(notes)))

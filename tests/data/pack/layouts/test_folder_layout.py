@@ -59,3 +59,11 @@ def test_split_folders_and_stray_files(tmp_path: Path) -> None:
     (tmp_path / "flat/train/1.png").touch()
     with pytest.raises(ValueError, match="has split folders, but 1 image outside <split>/<class>"):
         from_folder(tmp_path / "flat")
+
+
+def test_links_to_themselves_are_reported_by_name(tmp_path: Path) -> None:
+    (tmp_path / "root/cat").mkdir(parents=True)
+    (tmp_path / "root/cat/1.png").write_bytes(png(1))
+    os.symlink("loop.png", tmp_path / "root/cat/loop.png")
+    report = pack_images(from_folder(tmp_path / "root"), tmp_path / "t", size=4, broken="skip")
+    assert report.broken == (("cat/loop.png", "cannot be read: Too many levels of symbolic links"),)

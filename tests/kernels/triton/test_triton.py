@@ -13,56 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from comparison import FLOATS, TOLERANCE, close, pairs, random_draws, random_tables
+from hypothesis import settings
 
 from spurmix import Beta, GroupIndex, MixPolicy
 from spurmix.ops import backends, library
 from spurmix.ops import functional as F
 from spurmix.ops.reference import draw as reference_draw
-from spurmix.ops.tables import DrawTables, draw_tables
+from spurmix.ops.tables import draw_tables
 
-FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 BOTH = ["reference", "triton"]
-TOLERANCE: dict[torch.dtype, dict[str, float]] = {
-    torch.float64: dict(rtol=1e-12, atol=1e-12),
-    torch.float32: dict(rtol=3e-6, atol=3e-6),
-    torch.float16: dict(rtol=2.0**-10, atol=2.0**-10),
-    torch.bfloat16: dict(rtol=2.0**-7, atol=2.0**-7),
-}
-
-
-def close(actual: Any, expected: Any) -> None:
-    assert actual.dtype == expected.dtype
-    torch.testing.assert_close(actual, expected, equal_nan=True, **TOLERANCE[expected.dtype])
-
-
-def pairs(rng: np.random.Generator, n: int, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    index, partner = (torch.from_numpy(rng.integers(0, n, batch)) for _ in range(2))
-    lam = torch.from_numpy(rng.random(batch).astype(np.float32))
-    lam[::3] = 1.0
-    return index, partner, lam
-
-
-random_draws = given(
-    st.integers(1, 3000),
-    st.integers(1, 6),
-    st.integers(0, 2**63 - 1),
-    st.integers(0, 2**62),
-    st.integers(0, 300),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from(["groups", "classes", "all"]),
-)
-"""Number of examples, number of labels, seed, start, count, replacement, whether there are partners, strata."""
-
-
-def random_tables(n: int, labels: int, replacement: bool, partners: bool, strata: Any) -> DrawTables:
-    rng = np.random.default_rng(n)
-    groups = GroupIndex(rng.integers(0, labels, n), rng.integers(0, 3, n))
-    weights = rng.random((groups.num_groups,) * 2) * (rng.random((groups.num_groups, 1)) < 0.7)
-    policy = MixPolicy(strata, partner=weights if partners else None, lam=Beta(0.4), replacement=replacement)
-    return draw_tables(groups, policy)
 
 
 @settings(max_examples=12)
@@ -360,6 +320,7 @@ def check_compiled(lines: list[str]) -> None:
     assert len(rows) > 8 and not any("loads=0" in line for line in rows if "num_warps=4" in line), rows
 
 
+@pytest.mark.kernels
 def test_compiles_for_gpus_without_spills() -> None:
     check_compiled(compiled())
 

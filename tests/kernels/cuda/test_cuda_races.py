@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import emulated
+import pytest
 
 ERRORS = {
     "valid": "^valid$",

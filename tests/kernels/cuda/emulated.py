@@ -26,7 +26,7 @@ import torch
 from spurmix.ops import backends, device_errors, library
 from spurmix.ops.schema import SCHEMAS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "build" / "emulated"
 LIBRARY = "spurmix_emulated"  # as in csrc/ops/tensors.h
 # tests/sanitize/run.sh sets it to "address,undefined", which replaces the search for races.

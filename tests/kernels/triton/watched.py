@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from triton.runtime import interpreter
@@ -173,3 +174,10 @@ def watching() -> Iterator[None]:
         builder.options, executor._init_args_hst = options, begin
         for name in ("masked_load", "masked_store", "atomic_cas", "atomic_rmw"):
             delattr(builder, f"create_{name}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def watched_kernels() -> Iterator[None]:
+    """Check all launches of the tests in folders whose `conftest.py` imports this."""
+    with watching():
+        yield

@@ -4,22 +4,17 @@ access, rows that many tokens share, long rows, and gradients of ids out of rang
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from comparison import FLOATS, TOLERANCE, close, pairs
 
 from spurmix.ops import device_errors, library
 from spurmix.ops import functional as F
 from spurmix.ops.reference.embeddings import mix_bert_embeddings, mix_bert_embeddings_backward
-
-sys.path.insert(0, str(Path(__file__).parent))
-from emulated import built_fixture, cuda_fixture  # noqa: F401
-from test_triton import FLOATS, TOLERANCE, close, pairs
 
 WIDE = [*FLOATS, torch.float64]
 

@@ -1,0 +1,72 @@
+"""Names of classes, attributes, groups, files and datasets: how they are shown, and which of them look the same."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+_CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories of control characters, invisible formatting (such as bidirectional overrides), surrogates, and line
+and paragraph separators."""
+
+
+def _is_control(character: str) -> bool:
+    return not character.isprintable() and unicodedata.category(character) in _CONTROL_CATEGORIES
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Return a text in which control characters are escaped as in `repr`, so that a terminal shows and does not obey them.
+
+    Args:
+        text: The text. Other values are converted.
+        keep: Control characters to keep, such as "\n" in a table.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> printable("cat\x1b[31m\n")
+        'cat\\x1b[31m\\n'
+    """
+    given = str(text)
+    if given.isprintable():
+        return given
+    return "".join(repr(c)[1:-1] if _is_control(c) and c not in keep else c for c in given)
+
+
+def without_controls(text: object, keep: str = "") -> str:
+    """Return a text without control characters, for HTML and images. Arguments are those of `printable`."""
+    given = str(text)
+    if given.isprintable():
+        return given
+    return "".join(c for c in given if not _is_control(c) or c in keep)
+
+
+def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Find names that differ only by white space, invisible characters or Unicode form.
+
+    Args:
+        names: The names. Repetitions are ignored.
+
+    Returns:
+        The names that look the same as another one, together with it.
+
+    Example:
+        >>> similar_names(["cat", "cat ", "dog"])
+        [('cat', 'cat ')]
+    """
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        normalized = unicodedata.normalize("NFKC", name)
+        key = "".join(c for c in normalized if not c.isspace() and not _is_control(c))
+        found.setdefault(key, []).append(name)
+    return [tuple(alike) for alike in found.values() if len(alike) > 1]
+
+
+def similarity_notes(names: Iterable[str], what: str) -> list[str]:
+    """Return a note for each set of names that look the same. `what` is the plural of what they name."""
+    return [
+        f"{what} {' and '.join(map(ascii, alike))} differ only by white space or Unicode form; give them one name if they "
+        "mean the same"
+        for alike in similar_names(names)
+    ]

@@ -1,0 +1,130 @@
+"""Join of groups: by names, by whole cells, by custom numbers; what is refused and what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spurmix import GroupIndex
+from spurmix.core.group_join import check_name_order, join_sizes
+
+
+def index(cells: list[list[int]], counts: list[int], **options: Any) -> GroupIndex:
+    """Groups with the given cells (label, attributes...) and sizes."""
+    rows = np.repeat(np.array(cells), counts, axis=0)
+    return GroupIndex(rows[:, 0], rows[:, 1:] if rows.shape[1] > 1 else None, **options)
+
+
+CELLS = [[0, 0], [0, 1], [1, 0], [1, 1]]
+TWO_COLUMNS = [[0, 0, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]]
+
+
+def test_groups_are_joined_by_all_attribute_columns() -> None:
+    for spurious in (0, 1):
+        split, train = (index(TWO_COLUMNS, n, spurious=spurious) for n in ([1] * 4, [7, 3, 1, 9]))
+        assert join_sizes(split, train).sizes.tolist() == [7, 3, 1, 9]
+
+
+@pytest.mark.parametrize("class_names", [None, ("cat", "dog")])
+def test_attributes_are_joined_by_name(class_names: tuple[str, ...] | None) -> None:
+    split = index(CELLS, [1] * 4, attribute_names=("water", "land"), class_names=class_names)
+    train = index(CELLS, [7, 3, 1, 9], attribute_names=("land", "water"), class_names=class_names)
+    joined = join_sizes(split, train)
+    assert joined.sizes.tolist() == [3, 7, 9, 1] and joined.missing == () and joined.notes == ()
+    unnamed = join_sizes(split, index(CELLS, [7, 3, 1, 9]))
+    assert unnamed.sizes.tolist() == [7, 3, 1, 9]
+
+
+def test_classes_are_joined_by_name() -> None:
+    split = index(CELLS, [1] * 4, class_names=("dog", "cat"))
+    joined = join_sizes(split, index(CELLS, [7, 3, 1, 9], class_names=("cat", "dog")))
+    assert joined.sizes.tolist() == [1, 9, 7, 3]
+    assert joined.notes == (
+        "classes have other numbers in training; predictions are compared by the numbers of this split",
+    )
+    same_numbers = join_sizes(split, index(CELLS, [7, 3, 1, 9], class_names=("dog", "cat", "cow")))
+    assert same_numbers.sizes.tolist() == [7, 3, 1, 9] and same_numbers.notes == ()
+
+
+def test_values_that_one_side_lacks() -> None:
+    split = index([[0, 0], [0, 1], [0, 2], [1, 2]], [1] * 4, attribute_names=("sky", "land", "water"))
+    train = index([*CELLS, [1, 2]], [7, 3, 1, 9, 2], attribute_names=("water", "land", "fire"))
+    joined = join_sizes(split, train)
+    assert joined.sizes.tolist() == [0, 3, 7, 1]
+    assert joined.missing == ("y=1, land", "y=1, fire")
+
+
+def test_unknown_attributes_are_joined_to_unknown_attributes() -> None:
+    split = index([[0, -1], [0, 0], [0, 1]], [1, 1, 1], attribute_names=("b", "a"))
+    train = index([[0, -1], [0, 0], [1, -1]], [4, 5, 6], attribute_names=("a", "b"))
+    joined = join_sizes(split, train)
+    assert joined.sizes.tolist() == [4, 0, 5] and joined.missing == ("y=1, unknown",)
+
+
+def test_custom_groups_are_joined_by_number() -> None:
+    labels, groups = np.array([0, 1, 0, 1]), np.array([0, 0, 2, 2])
+    split = GroupIndex(labels, groups=groups)
+    train = GroupIndex(np.repeat(labels, [7, 3, 1, 9]), groups=np.repeat(np.array([2, 2, 0, 1]), [7, 3, 1, 9]))
+    joined = join_sizes(split, train)
+    assert joined.sizes.tolist() == [1, 0, 10] and joined.missing == ("group 1",)
+
+
+def test_custom_groups_of_one_cell_are_joined_to_cells() -> None:
+    cells = index(CELLS, [7, 3, 1, 9])
+    parts = GroupIndex([0, 0, 1, 1, 1], [0, 1, 0, 1, 1], groups=[3, 2, 1, 0, 4])
+    assert join_sizes(cells, parts).sizes.tolist() == [1, 1, 1, 2]
+    with pytest.raises(ValueError, match="several of the evaluated custom groups have the same label and attributes"):
+        join_sizes(parts, cells)
+    single = GroupIndex([0, 0, 1], [0, 1, 0], groups=[3, 2, 1])
+    joined = join_sizes(single, cells)
+    assert joined.sizes.tolist() == [0, 1, 3, 7] and joined.missing == ("y=1, a=1",)
+
+
+MIXED_LABELS = GroupIndex([0, 1, 0, 1], [0, 0, 1, 1], groups=[0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("split", "train", "text"),
+    [
+        (index(CELLS, [1] * 4), index(TWO_COLUMNS, [1] * 4), "same attribute columns .* have 1, got 2"),
+        (index(TWO_COLUMNS, [1] * 4), index(CELLS, [1] * 4), "same attribute columns .* have 2, got 1"),
+        (index(CELLS, [1] * 4), index([[0], [1]], [1, 1]), "same attribute columns .* have 1, got 0"),
+        (index([[0], [1]], [1, 1]), index(CELLS, [1] * 4), "same attribute columns .* have 0, got 1"),
+        (index(TWO_COLUMNS, [1] * 4), index(TWO_COLUMNS, [1] * 4, spurious=1), "same spurious column"),
+        (MIXED_LABELS, index(CELLS, [1] * 4), "group 0 of the evaluated groups has several labels"),
+        (index(CELLS, [1] * 4), MIXED_LABELS, "group 0 of train_groups has several labels"),
+        (
+            index(CELLS, [1] * 4, attribute_names=("a", "a")),
+            index(CELLS, [1] * 4, attribute_names=("a", "b")),
+            "attribute_names must be different names to be compared, got a, a",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_joined_are_refused(split: GroupIndex, train: GroupIndex, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        join_sizes(split, train)
+
+
+def test_no_attributes_are_one_attribute_that_is_always_zero() -> None:
+    bare, zeros = index([[0], [1]], [2, 3]), index([[0, 0], [1, 0]], [4, 5])
+    assert join_sizes(bare, zeros).sizes.tolist() == [4, 5]
+    assert join_sizes(zeros, bare).sizes.tolist() == [2, 3]
+
+
+def test_many_groups_are_joined_quickly() -> None:
+    number = np.arange(100_000)
+    split = GroupIndex(number % 1000, number // 1000)
+    joined = join_sizes(split, split)
+    assert joined.sizes.sum() == 100_000 and joined.missing == ()
+
+
+def test_order_of_class_names() -> None:
+    groups = GroupIndex([0, 1], class_names=["cat", "dog"])
+    check_name_order(["cat", "hound"], groups, "class_names")
+    check_name_order(["dog", "cat"], GroupIndex([0, 1]), "class_names")
+    with pytest.raises(
+        ValueError, match="class_names: class 'dog' has the number 0, but the groups give it the number 1"
+    ):
+        check_name_order(["dog", "cat"], groups, "class_names")
