@@ -190,6 +190,9 @@ def pack(
         str,
         typer.Option(help='Images: "crop" keeps the aspect ratio and crops the center, "exact" stretches the image.'),
     ] = "crop",
+    background: Annotated[
+        str, typer.Option(help="Images: color behind transparent pixels, a name or #rrggbb.")
+    ] = "white",
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="Texts: folder with the tokenizer files of transformers or tokenizers. Required for texts."),
@@ -228,7 +231,14 @@ def pack(
     check_layout(layout, selection)
     check_kind(
         texts,
-        {"size": size, "fit": fit != "crop", "workers": workers, "path-column": path_column != "path", "root": root},
+        {
+            "size": size,
+            "fit": fit != "crop",
+            "workers": workers,
+            "path-column": path_column != "path",
+            "root": root,
+            "background": background != "white",
+        },
         {"tokenizer": tokenizer, "max-length": max_length},
     )
     if texts and tokenizer is None:
@@ -250,8 +260,9 @@ def pack(
 
             pixels = size or (28 if layout is Layout.mnist else 224)
             report = pack_images(
-                manifest, target, size=pixels, fit=fit, workers=workers, limit=limit, broken=broken, shard=number
-            )
+                manifest, target, size=pixels, fit=fit, workers=workers, limit=limit, broken=broken, shard=number,
+                background=background,
+            )  # fmt: skip
     except BrokenFiles as error:
         raise ValueError(str(error).replace("broken='skip'", "--broken skip")) from None
     print(report)

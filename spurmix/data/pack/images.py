@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,18 @@ from spurmix.core.progress import bar
 from spurmix.core.ranges import chunks
 from spurmix.data.dataset.format import array_header, read_array_header
 from spurmix.data.pack import job as jobs
-from spurmix.data.pack.decode import FITS, ImageError, decode_image, import_pillow, to_rgb_of_size
+from spurmix.data.pack.decode import (
+    DEEP,
+    FITS,
+    TRANSPARENT,
+    UNKNOWN_PROFILE,
+    WHITE,
+    ImageError,
+    decode_image,
+    import_pillow,
+    parse_background,
+    to_rgb_of_size,
+)  # fmt: skip
 from spurmix.data.pack.job import (
     DONE,
     PENDING,
@@ -60,6 +72,7 @@ def pack_images(
     limit: int | None = None,
     broken: str = "error",
     shard: tuple[int, int] = (0, 1),
+    background: str | tuple[int, int, int] = "white",
     progress: bool | None = None,
 ) -> PackReport:
     """Decode the images of a manifest and write them as a packed dataset, sorted by split.
@@ -77,6 +90,7 @@ def pack_images(
         broken: "error" raises an error that lists all unreadable images. "skip" leaves them out and lists them in
             `broken.jsonl`. Either way the other images stay packed.
         shard: (i, n) packs the i-th of n parts.
+        background: Color behind transparent pixels: a name, "#rrggbb" or (red, green, blue).
         progress: Whether to show a progress bar. Default: only on a terminal.
 
     Returns:
@@ -88,6 +102,7 @@ def pack_images(
         OSError: If the disk is full. Completed work is kept.
     """
     began = time.perf_counter()
+    color = parse_background(background)
     extent = _check_arguments(manifest, size, fit, workers, limit, broken, shard)
     import_pillow()
     if manifest.samples is None:
@@ -96,14 +111,13 @@ def pack_images(
     part = ordered.select(jobs.shard_rows(len(ordered), shard))
     shape = (len(part), *extent, 3)
     workers = workers or DEFAULT_WORKERS
-    with PackJob(
-        jobs.shard_path(target, shard), "images", {"manifest": part.digest(), "shape": shape, "fit": fit}
-    ) as job:
+    plan = {"manifest": part.digest(), "shape": shape, "fit": fit, "background": color}
+    with PackJob(jobs.shard_path(target, shard), "images", plan) as job:
         if job.finished is not None:
             return job.publish_finished(began)
         state, fingerprints = _open_state(job, part, shape, workers)
         resumed = int((state == DONE).sum())
-        decoder = _Decoder(part, job.folder / IMAGES_FILE, state, fingerprints, extent, fit)
+        decoder = _Decoder(part, job.folder / IMAGES_FILE, state, fingerprints, extent, fit, color)
         known_checksums = decoder.run(workers, progress)
         unreadable = [(part.metadata.sources[n], decoder.reasons[n]) for n in sorted(decoder.reasons)]
         kept = np.flatnonzero(state == DONE)
@@ -114,12 +128,13 @@ def pack_images(
             _drop_rows(job, shape, kept)
             known_checksums = {}
         metadata, emptied = select_readable(part.metadata, kept, shard)
-        job.notes += tuple(emptied)
+        job.notes += (*emptied, *decoder.notes())
         provenance = {
             "spurmix": __version__,
             "root": manifest.root,
             "size": list(extent),
             "fit": fit,
+            "background": list(color),
             "notes": [*manifest.notes, *emptied],
             **jobs.shard_provenance(shard),
             **occurring_provenance(ordered.metadata, shard),
@@ -196,8 +211,11 @@ class _Decoder:
         fingerprints: NDArray[np.int64] | None,
         size: tuple[int, int],
         fit: str,
+        background: tuple[int, int, int],
     ) -> None:
-        self.file, self.state, self.fingerprints, self.size, self.fit = file, state, fingerprints, size, fit
+        self.file, self.state, self.fingerprints = file, state, fingerprints
+        self.size, self.fit, self.background = size, fit, background
+        self.reports: Counter[str] = Counter()
         self.read, self.read_with_fingerprint = part.reader(), part.fingerprint_reader()
         self.from_array = import_pillow()[0].fromarray
         self.reasons: dict[int, str] = {}
@@ -225,6 +243,20 @@ class _Decoder:
             for _ in bar(finished, "packing", total=total, done=done, size=range_rows, unit="images", shown=progress):
                 pass
         return writer.known_checksums
+
+    def _report(self, what: str) -> None:
+        with self._guard:
+            self.reports[what] += 1
+
+    def notes(self) -> list[str]:
+        """Return notes on the images that were decoded."""
+        color = "white" if self.background == WHITE else "#" + bytes(self.background).hex()
+        texts = {
+            TRANSPARENT: f"with transparency placed over {color} (change it with background)",
+            DEEP: "with 16 bits per channel reduced to the upper 8 bits",
+            UNKNOWN_PROFILE: "with an unusable color profile read as sRGB",
+        }
+        return [f"{jobs.counted(self.reports[k], 'image')} {text}" for k, text in texts.items() if self.reports[k]]
 
     def _fill(self, rows: WriteRange, writer: DirectWriter) -> None:
         """Decode the images of a range and hand it to the writer."""
@@ -255,8 +287,8 @@ class _Decoder:
             if item is None:
                 raise ImageError("is missing")
             if isinstance(item, bytes):
-                return decode_image(item, self.size, self.fit)
-            return to_rgb_of_size(self.from_array(item), self.size, self.fit)
+                return decode_image(item, self.size, self.fit, self.background, self._report)
+            return to_rgb_of_size(self.from_array(item), self.size, self.fit, self.background, self._report)
         except (FileError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
                 raise

@@ -38,7 +38,7 @@ T = TypeVar("T")
 PENDING, DONE, UNREADABLE = 0, 1, 2
 """State of a row."""
 PLAN_FILE, LOCK_FILE = "plan.json", "lock"
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Version of the working files. A job of another version starts over."""
 POLL_SECONDS = 0.1
 """Seconds between two checks of the progress of the workers."""

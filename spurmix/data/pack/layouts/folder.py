@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from spurmix.data.dataset.format import Metadata
+from spurmix.data.pack.decode import IMAGE_SUFFIXES
 from spurmix.data.pack.job import counted
 from spurmix.data.pack.manifest import Manifest, check_paths, encode_column
 from spurmix.data.pack.remote import list_files, open_root
 from spurmix.data.pack.strays import is_stray, stray_note
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
 
