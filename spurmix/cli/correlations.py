@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from spurmix.core import policies
+from spurmix.core.audit import correlation_text, unknown_warnings
+from spurmix.core.groups import UNKNOWN, GroupIndex
 
 if TYPE_CHECKING:
-    from spurmix.core.groups import GroupIndex
     from spurmix.core.policy import MixPolicy
+    from spurmix.data.dataset.format import Metadata
 
 NAMES = ("erm", "class_balanced", "group_balanced", "mixup", "lisa", "selecmix", "mixpro", "balance_attributes")
 """Policies that have no required arguments."""
@@ -27,9 +32,9 @@ def residual_correlations(groups: GroupIndex) -> tuple[float, dict[str, float | 
 
     Returns:
         The correlation of class and attribute in the data. Then, by policy, the correlation after mixing, or the reason
-        why the policy does not apply to these groups.
+        why the policy does not apply to these groups. A correlation that cannot be determined is NaN.
     """
-    raw = 0.0
+    raw = math.nan
     residuals: dict[str, float | str] = {}
     for name, policy in default_policies().items():
         try:
@@ -38,3 +43,24 @@ def residual_correlations(groups: GroupIndex) -> tuple[float, dict[str, float | 
         except ValueError as error:
             residuals[name] = str(error)
     return raw, residuals
+
+
+def attribute_notes(metadata: Metadata) -> list[str]:
+    """Describe the correlation of class and attribute in the split "train", or else the first split, before mixing.
+
+    Args:
+        metadata: Metadata of a dataset.
+
+    Returns:
+        A line for each attribute, and warnings about unknown attributes.
+    """
+    notes = []
+    split = "train" if "train" in metadata.splits else metadata.splits[0]
+    rows = np.array([name == split for name in metadata.splits])
+    for name, values in metadata.attributes.items():
+        known = np.ma.MaskedArray(values[rows], mask=values[rows] == UNKNOWN)
+        groups = GroupIndex(metadata.labels[rows], known, class_names=metadata.class_names)
+        raw = correlation_text(policies.erm().audit(groups).raw, 3)
+        notes.append(f"correlation of class and {name} in {split}: {raw}")
+        notes += unknown_warnings(groups)
+    return notes

@@ -9,6 +9,7 @@ import typer
 
 from spurmix.cli.correlations import residual_correlations
 from spurmix.cli.options import AttributeOption, DatasetArgument
+from spurmix.core.audit import correlation_text, unknown_warnings
 
 if TYPE_CHECKING:
     from spurmix.core.groups import GroupIndex
@@ -47,12 +48,14 @@ def inspect(
     table = Table(
         "policy",
         "correlation after mixing",
-        title=f"correlation of class and attribute: {raw:.3f}",
+        title=f"correlation of class and attribute: {correlation_text(raw, 3)}",
         title_justify="left",
     )
     for policy, value in residuals.items():
-        table.add_row(policy, f"{value:.3f}" if isinstance(value, float) else escape(value))
+        table.add_row(policy, correlation_text(value, 3) if isinstance(value, float) else escape(value))
     console.print(table)
+    for note in unknown_warnings(groups):
+        console.print(escape(f"note: {note}"), soft_wrap=True)
     if sheet is not None:
         write_contact_sheet(part, groups, sheet)
         console.print(escape(f"wrote {sheet}: the first images of each group"), soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spurmix.cli.correlations import attribute_notes
 from spurmix.cli.options import ShardOption, TargetArgument, parse_shard, print_merge_command
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def pack(
         raise ValueError("--tokenizer is required to pack texts; give the folder of a tokenizer")
     number = parse_shard(shard)
     manifest = read_manifest(source, layout, selection, broken == "skip")
-    for note in manifest.notes:
+    for note in (*manifest.notes, *attribute_notes(manifest.metadata)):
         print(note)
     try:
         if texts:

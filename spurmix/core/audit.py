@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,19 @@ from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.core.lam import moments
 from spurmix.core.resolved_policy import ResolvedPolicy, normalized_rows
 from spurmix.core.schedule import make_schedule
-from spurmix.core.shares import Prior, prior_shares, require_shares, unknown_counts, unknown_shares
+from spurmix.core.shares import (
+    Prior,
+    known_counts,
+    prior_shares,
+    undetermined_classes,
+    unknown_counts,
+    unknown_shares,
+)
 
 MAX_USES = 20.0
 """The audit warns if an example is used more often than this per pass over the largest group."""
+MAX_UNKNOWN = 0.5
+"""The audit warns if the attribute is unknown for at least this share of the examples of a class."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,12 @@ class Audit:
 
     Attributes:
         policy: repr of the resolved policy.
-        raw: Correlation of class and attribute in the data, from 0 (none) to 1.
-        residual: Correlation of class and attribute in the mixed samples.
-        joint: Soft joint table `[classes, attributes]` of the mixed samples, E[y a^T]. It sums to 1.
+        raw: Correlation of class and attribute in the data, from 0 (none) to 1. NaN if it cannot be determined: less than
+            two attributes occur, or a class has examples of unknown attribute, no prior, and less than two known
+            attributes.
+        residual: Correlation of class and attribute in the mixed samples. NaN if it cannot be determined.
+        joint: Soft joint table `[classes, attributes]` of the mixed samples, E[y a^T]. It sums to 1. NaN if attribute
+            shares of a class are not known.
         classes: Names of the rows of `joint`.
         attributes: Names of the columns of `joint`.
         groups: Use of each group.
@@ -66,12 +79,12 @@ class Audit:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the audit as a dict of JSON types."""
+        """Return the audit as a dict of JSON types. A number that cannot be determined is None."""
         return {
             "policy": self.policy,
-            "raw": self.raw,
-            "residual": self.residual,
-            "joint": self.joint.tolist(),
+            "raw": None if np.isnan(self.raw) else self.raw,
+            "residual": None if np.isnan(self.residual) else self.residual,
+            "joint": [[None if np.isnan(share) else share for share in line] for line in self.joint.tolist()],
             "classes": list(self.classes),
             "attributes": list(self.attributes),
             "groups": [vars(g).copy() for g in self.groups],
@@ -84,6 +97,7 @@ class Audit:
             [name, *(f"{v:.4f}" for v in line), f"{line.sum():.4f}"]
             for name, line in zip(self.classes, self.joint, strict=True)
         ]
+        table = ["", "joint table of mixed samples", *_aligned([head, *rows])]
         use = [["group", "examples", "share", "distinct/epoch", "uses/pass"]]
         use += [
             [g.name, f"{g.count:,}", f"{100 * g.share:.2f}%", f"{g.distinct:,.0f}", f"{g.uses:.1f}"]
@@ -92,15 +106,33 @@ class Audit:
         return "\n".join(
             [
                 self.policy,
-                f"correlation of class and attribute: {self.raw:.4f} in the data, {self.residual:.4f} after mixing",
-                "",
-                "joint table of mixed samples",
-                *_aligned([head, *rows]),
+                f"correlation of class and attribute: {self.correlations()}",
+                *(table if np.isfinite(self.joint).all() and self.joint.size else []),
                 "",
                 *_aligned(use),
                 *(f"warning: {w}" for w in self.warnings),
             ]
         )
+
+    def correlations(self, digits: int = 4) -> str:
+        """Return both correlations in words.
+
+        Args:
+            digits: Number of digits after the point.
+
+        Returns:
+            Text such as "0.7000 in the data, 0.0000 after mixing".
+        """
+        before, after = correlation_text(self.raw, digits), correlation_text(self.residual, digits)
+        return before if before == after == UNDETERMINED else f"{before} in the data, {after} after mixing"
+
+
+UNDETERMINED = "cannot be determined"
+
+
+def correlation_text(value: float | None, digits: int = 4) -> str:
+    """Format a correlation. NaN and None mean that it cannot be determined."""
+    return UNDETERMINED if value is None or np.isnan(value) else f"{value:.{digits}f}"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -146,25 +178,25 @@ def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str
         The audit.
 
     Raises:
-        ValueError: If the prior does not fit the groups, or a class needs one.
+        ValueError: If the prior does not fit the groups.
     """
     given = prior_shares(groups, prior) if prior is not None else policy.attribute_shares
+    undetermined = undetermined_classes(groups, given)
     means = _group_means(groups, given)
     index_share = _index_shares(groups, policy)
     kernel = normalized_rows(policy.partner) if policy.partner is not None else None
 
-    data_share = groups.sizes / groups.num_examples
-    raw, _ = _correlation(means, data_share, None, 1.0, 1.0, True)
-    m1, m2 = moments(policy.quantile)
-    residual, joint = _correlation(means, index_share, kernel, m1, m2, policy.labels == "mix")
+    raw = residual = float("nan")
+    joint = np.full((means.classes.size, means.attributes.size), np.nan)
+    if not undetermined.size:
+        data_share = groups.sizes / groups.num_examples
+        raw, _ = _correlation(means, data_share, None, 1.0, 1.0, True)
+        m1, m2 = moments(policy.quantile)
+        residual, joint = _correlation(means, index_share, kernel, m1, m2, policy.labels == "mix")
+    if means.attributes.size < 2:
+        raw = residual = float("nan")
 
     use = _group_use(groups, policy.replacement, index_share, kernel)
-    warnings = [
-        f"each of the {g.count:,} examples of {g.name} is used {g.uses:.0f} times per pass over the largest group; "
-        "the model may memorize them"
-        for g in use
-        if g.uses > MAX_USES
-    ]
     class_names = groups.class_names or tuple(f"y={c}" for c in range(groups.num_classes))
     attribute_names = groups.attribute_names or tuple(f"a={a}" for a in range(groups.num_attributes))
     return Audit(
@@ -175,8 +207,53 @@ def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str
         tuple(class_names[c] for c in means.classes),
         tuple(attribute_names[a] for a in means.attributes),
         tuple(use),
-        tuple(warnings),
+        (*unknown_warnings(groups, given), *_use_warnings(use)),
     )
+
+
+def _use_warnings(use: list[GroupUse]) -> list[str]:
+    return [
+        f"each of the {g.count:,} examples of {g.name} is used {g.uses:.0f} times per pass over the largest group; "
+        "the model may memorize them"
+        for g in use
+        if g.uses > MAX_USES
+    ]
+
+
+def unknown_warnings(groups: GroupIndex, prior: FloatArray | None = None) -> list[str]:
+    """Describe the classes in which many attributes are unknown, or too many to determine the correlation.
+
+    Args:
+        groups: Groups of the dataset.
+        prior: Attribute shares of each class's examples of unknown attribute, `[C, A]`. NaN where not given.
+
+    Returns:
+        Warnings.
+    """
+    undetermined = undetermined_classes(groups, prior)
+    unknown, known = unknown_counts(groups), known_counts(groups).sum(axis=1)
+    much = (unknown > 0) & (unknown >= MAX_UNKNOWN * (unknown + known))
+    if prior is not None:
+        much &= np.isnan(prior[:, 0])
+    much[undetermined] = False
+    class_names = groups.class_names or tuple(f"y={c}" for c in range(groups.num_classes))
+    warnings = []
+    if undetermined.size:
+        warnings.append(
+            "the correlation cannot be determined: less than two attributes are known, and some examples are unknown, in "
+            f"{_listed(undetermined, class_names, known, unknown)}; label more examples, or give their shares in prior"
+        )
+    if much.any():
+        warnings.append(
+            f"many attributes are unknown in {_listed(np.flatnonzero(much), class_names, known, unknown)}; the audit "
+            "assumes that their shares are those of the known ones of the class. If not, give their shares in prior"
+        )
+    return warnings
+
+
+def _listed(classes: Int64Array, names: Sequence[str], known: Int64Array, unknown: Int64Array, most: int = 4) -> str:
+    shown = [f"{names[c]} ({unknown[c]:,} of {unknown[c] + known[c]:,} unknown)" for c in classes[:most].tolist()]
+    return ", ".join(shown) + (f" and {classes.size - most:,} more classes" if classes.size > most else "")
 
 
 def _index_shares(groups: GroupIndex, policy: ResolvedPolicy) -> FloatArray:
@@ -189,9 +266,7 @@ def _index_shares(groups: GroupIndex, policy: ResolvedPolicy) -> FloatArray:
 
 
 def _group_means(groups: GroupIndex, prior: FloatArray | None) -> _Means:
-    shares = unknown_shares(groups, prior)
-    require_shares(shares, np.flatnonzero(unknown_counts(groups) > 0))
-    shares = np.nan_to_num(shares)
+    shares = np.nan_to_num(unknown_shares(groups, prior))
     joint = np.zeros((groups.num_groups, groups.num_classes, groups.num_attributes))
     if groups.custom:
         ids = groups.group_ids()
@@ -208,7 +283,7 @@ def _group_means(groups: GroupIndex, prior: FloatArray | None) -> _Means:
         else:
             joint[g, y, a] += count
     joint /= np.maximum(groups.sizes, 1)[:, None, None]
-    classes = np.flatnonzero(joint.any(axis=(0, 2)))
+    classes = np.flatnonzero(joint.any(axis=(0, 2)) | (unknown_counts(groups) > 0))
     attributes = np.flatnonzero(joint.any(axis=(0, 1)))
     joint = joint[:, classes][:, :, attributes]
     return _Means(joint.sum(axis=2), joint.sum(axis=1), joint, classes, attributes)

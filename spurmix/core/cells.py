@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 from types import ModuleType
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spurmix.core import memory
 from spurmix.core.array_types import Int64Array, IntArray
@@ -27,14 +29,78 @@ def host_module() -> ModuleType | None:
 def as_integers(values: object, name: str, ranks: tuple[int, ...]) -> IntArray:
     """Return `values` as an integer array of an allowed rank. Arrays and CPU tensors are not copied.
 
-    Raises TypeError if they are not integers, and ValueError if the rank is another one.
+    Raises TypeError if they are not integers, and ValueError if the rank is another one or a value is missing.
+    """
+    array, missing = _split_missing(values, name)
+    if missing is not None and missing.any():
+        at = int(np.argwhere(missing)[0][0])
+        raise ValueError(f"{name} must not have missing values, got one at position {at}")
+    return _checked_integers(array, name, ranks)
+
+
+def as_attributes(values: object) -> IntArray:
+    """Return attributes as an integer array `[N]` or `[N, K]`, in which -1 means unknown.
+
+    None, NaN, pandas.NA and masked values become -1. Other arrays and CPU tensors are not copied.
+
+    Raises TypeError if the values are not integers, and ValueError if the rank is wrong or a column is coded -1 and 1.
+    """
+    array, missing = _split_missing(values, "attributes")
+    array = _checked_integers(array, "attributes", (1, 2))
+    for k in range(array.shape[1] if array.ndim == 2 else 1):
+        column, gaps = (
+            (array, missing) if array.ndim == 1 else (array[:, k], None if missing is None else missing[:, k])
+        )
+        known = column if gaps is None else column[~gaps]
+        if known.size and known.min() == -1 and known.max() == 1 and known.all():
+            of_column = f" of column {k}" if array.ndim == 2 else ""
+            raise ValueError(
+                f"attributes: the values{of_column} are exactly -1 and 1, and -1 means unknown; code two values as 0 and 1, "
+                "or give unknown values as None, NaN or a masked array"
+            )
+    if missing is None or (array[missing] == -1).all():
+        return array
+    filled = array.astype(np.int64) if array.dtype.kind == "u" else array.copy()
+    filled[missing] = -1
+    return filled
+
+
+def _split_missing(values: object, name: str) -> tuple[NDArray[np.generic], NDArray[np.bool_] | None]:
+    """Convert to an array. Also return which values are missing, or None if the type has no missing values.
+
+    Missing values are 0 in the array, except that those of a masked array are unchanged. Floats without a fraction become
+    integers if a value is missing, because pandas and Arrow convert columns with gaps to floats.
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
+    missing: NDArray[np.bool_] | None = None
+    if isinstance(values, np.ma.MaskedArray):
+        missing, values = np.ma.getmaskarray(values), values.data
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name} must be a regular array of integers ({error})") from None
+    if array.dtype.kind == "O" and array.ndim:
+        gaps = np.frompyfunc(_is_missing, 1, 1)(array).astype(bool)
+    elif array.dtype.kind == "f" and array.size:
+        gaps = np.isnan(array)
+    else:
+        return array, missing
+    missing = gaps if missing is None else missing | gaps
+    array = np.where(missing, 0, array)
+    if array.dtype.kind == "O":
+        array = np.array(array.tolist())
+    whole = array.dtype.kind == "f" and (array == np.floor(array)).all() and np.abs(array).max() < 2.0**53
+    return array.astype(np.int64) if whole and missing.any() else array, missing
+
+
+def _is_missing(value: object) -> bool:
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return isinstance(value, (float, np.floating)) and value != value
+
+
+def _checked_integers(array: NDArray[np.generic], name: str, ranks: tuple[int, ...]) -> IntArray:
     if array.size == 0 and array.dtype == np.float64:
         array = array.astype(np.int64)
     if array.dtype == np.bool_:
@@ -46,7 +112,7 @@ def as_integers(values: object, name: str, ranks: tuple[int, ...]) -> IntArray:
         raise ValueError(f"{name} must have shape {shapes}, got {list(array.shape)}")
     if array.ndim == 2 and array.shape[1] == 0:
         raise ValueError(f"{name} must have at least one column, got shape {list(array.shape)}")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return cast("IntArray", array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
 
 
 def check_range(column: IntArray, name: str, low: int) -> tuple[int, int]:
@@ -54,7 +120,8 @@ def check_range(column: IntArray, name: str, low: int) -> tuple[int, int]:
     smallest, largest = int(column.min()), int(column.max())
     if smallest < low:
         at = int(np.argmin(column))
-        raise ValueError(f"{name} must be {low} or more, got {smallest} at position {at}")
+        hint = "; code two classes as 0 and 1" if (smallest, largest) == (-1, 1) and column.all() else ""
+        raise ValueError(f"{name} must be {low} or more, got {smallest} at position {at}{hint}")
     if largest > MAX_VALUE:
         at = int(np.argmax(column))
         raise ValueError(f"{name} must be less than 2^31, got {largest} at position {at}")

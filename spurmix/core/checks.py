@@ -142,6 +142,8 @@ def float_array(values: object, name: str) -> FloatArray:
 
     Raises TypeError if they are not numbers, or the sequences have different lengths.
     """
+    if np.ma.is_masked(values):
+        raise TypeError(f"{name} must be an array of numbers, got masked values")
     try:
         return np.asarray(on_host(values), dtype=np.float64)
     except (TypeError, ValueError) as error:

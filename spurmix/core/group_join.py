@@ -113,7 +113,7 @@ def _check_columns(groups: GroupIndex, cells: Int64Array, train_groups: GroupInd
 
 def _renumber(train_cells: Int64Array, groups: GroupIndex, train_groups: GroupIndex) -> tuple[str, ...]:
     """Replace the numbers of named training values by those of `groups`, in place. Returns notes."""
-    notes = ()
+    notes: tuple[str, ...] = ()
     columns = [
         (0, "class_names", groups.class_names, train_groups.class_names),
         (1 + groups.spurious, "attribute_names", groups.attribute_names, train_groups.attribute_names),

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spurmix.core import checks
 from spurmix.core.array_types import Int64Array, IntArray
-from spurmix.core.cells import as_integers, check_range, sort_by_cell
+from spurmix.core.cells import as_attributes, as_integers, check_range, sort_by_cell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,13 +63,14 @@ class GroupIndex:
     """The examples of a dataset sorted by group.
 
     By default, the groups are the pairs (label, attribute) that occur, in lexicographic order with unknown attributes (-1)
-    first. They are found with a stable counting sort in O(N) time. The inputs are not copied. The only array of length N
-    that is allocated is `members`.
+    first. They are found with a stable counting sort in O(N) time. Inputs without missing values are not copied: the only
+    array of length N that is allocated is `members`.
 
     Args:
         labels: Class of each example, integers `[N]` in [0, 2^31): an array, a tensor or a list.
-        attributes: Spurious attribute of each example, integers `[N]` or `[N, K]`. -1 means unknown. With K columns, a group
-            is a combination of the label and all columns. Default: all examples have the attribute 0.
+        attributes: Spurious attribute of each example, integers from 0, `[N]` or `[N, K]`. Unknown values are -1, None,
+            NaN, pandas.NA or masked. With K columns, a group is a combination of the label and all columns. Default: all
+            examples have the attribute 0.
         groups: Group of each example, integers `[N]` in [0, 2^24), instead of the groups by label and attribute. Numbers
             without examples are empty groups. Labels and attributes are then used for names and audits only.
         class_names: Names of the classes, by number.
@@ -78,7 +79,7 @@ class GroupIndex:
 
     Attributes:
         labels: The labels as an array, `[N]`.
-        attributes: The attributes as an array, `[N]` or `[N, K]`, or None.
+        attributes: The attributes as an array, `[N]` or `[N, K]`, -1 where unknown, or None.
         num_examples: Number of examples, N.
         num_groups: Number of groups, G.
         num_classes: Number of classes, C: the number of names, or the largest label + 1.
@@ -96,7 +97,8 @@ class GroupIndex:
 
     Raises:
         TypeError: If labels, attributes or groups are not integers.
-        ValueError: If the dataset is empty, lengths differ, a value is out of range, or there are too few names.
+        ValueError: If the dataset is empty, lengths differ, a value is out of range, or there are too few names. If the
+            values of an attribute are exactly -1 and 1, which would make half of them unknown.
 
     Example:
         >>> groups = GroupIndex([0, 0, 1, 1, 1], [0, 1, 1, 1, -1])
@@ -120,7 +122,7 @@ class GroupIndex:
             raise ValueError("labels must have at least one example, got an empty dataset")
         self.attributes: IntArray | None = None
         if attributes is not None:
-            self.attributes = as_integers(attributes, "attributes", (1, 2))
+            self.attributes = as_attributes(attributes)
             self._check_length(self.attributes, "attributes")
         columns = self._attribute_columns()
         spurious = checks.integer(spurious, "spurious, an attribute column,", 0, max(1, len(columns)) - 1)

@@ -109,6 +109,16 @@ def unknown_shares(groups: GroupIndex, prior: FloatArray | None) -> FloatArray:
     return shares
 
 
+def undetermined_classes(groups: GroupIndex, prior: FloatArray | None) -> Int64Array:
+    """Classes in which class and attribute cannot be related, because too few attributes are known.
+
+    Such a class has examples of unknown attribute, no shares in `prior`, and known examples of less than two attributes.
+    """
+    few = np.count_nonzero(known_counts(groups), axis=1) < 2
+    given = ~np.isnan(prior[:, 0]) if prior is not None else np.zeros_like(few)
+    return np.flatnonzero((unknown_counts(groups) > 0) & few & ~given)
+
+
 def require_shares(shares: FloatArray, classes: Int64Array) -> None:
     """Check that each class in `classes` has shares.
 

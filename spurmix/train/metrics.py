@@ -94,6 +94,8 @@ class Cells:
             TypeError: If the matrix is not boolean.
             ValueError: If the shape of the matrix or the number of names is wrong, or names repeat.
         """
+        if np.ma.is_masked(membership):
+            raise ValueError("membership must not have masked values; decide whether each example is in each cell")
         members = np.asarray(membership.cpu() if hasattr(membership, "cpu") else membership)
         if members.dtype != np.bool_:
             raise TypeError(f"membership must be a boolean matrix [N, K], got {members.dtype}")

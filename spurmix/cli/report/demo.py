@@ -55,6 +55,7 @@ def write_report(
         The contents of report.json.
     """
     audit = audits[str(settings["policy"])]
+    details = audit.to_dict()
     residuals = {name: a.residual for name, a in audits.items()}
     onnx: _OnnxResult = {
         "file": exported.path.name,
@@ -73,7 +74,12 @@ def write_report(
         **settings,
         "erm": before.to_dict(),
         "debiased": after.to_dict(),
-        "audit": {"raw": audit.raw, "residual": audit.residual, "policies": residuals, "details": audit.to_dict()},
+        "audit": {
+            "raw": details["raw"],
+            "residual": details["residual"],
+            "policies": {name: a.to_dict()["residual"] for name, a in audits.items()},
+            "details": details,
+        },
         "onnx": onnx,
         "versions": versions(),
         "seconds": seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from spurmix.core.audit import correlation_text
 from spurmix.train.runs.files import write_text
 
 
@@ -27,5 +28,6 @@ def write_page(out: Path, template: str, pictures: list[Path], **values: object)
     loader = jinja2.PackageLoader("spurmix.cli.report")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["correlation"] = lambda value: correlation_text(value, 3)
     encoded = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in pictures}
     write_text(out / "report.html", environment.get_template(template).render(pictures=encoded, **values))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from spurmix.cli.report.text import ImageSamples
+from spurmix.core.audit import correlation_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,8 +94,8 @@ def draw_audit(out: Path, residuals: Mapping[str, float], raw: float, attribute:
 
     Args:
         out: Folder for audit.png.
-        residuals: Correlation after mixing, by policy.
-        raw: Correlation in the data.
+        residuals: Correlation after mixing, by policy. NaN if it cannot be determined.
+        raw: Correlation in the data, or NaN.
         attribute: Name of the attribute.
 
     Returns:
@@ -106,8 +107,8 @@ def draw_audit(out: Path, residuals: Mapping[str, float], raw: float, attribute:
     values = [residuals[name] for name in names]
     axes.barh(names, values, color=BLUE)
     for k, value in enumerate(values):
-        axes.text(value + 0.01, k, f"{value:.3f}", va="center", fontsize=8)
-    axes.axvline(raw, color=GRAY, linestyle="--", label=f"data without mixing: {raw:.3f}")
+        axes.text(np.nan_to_num(value) + 0.01, k, correlation_text(value, 3), va="center", fontsize=8)
+    axes.axvline(raw, color=GRAY, linestyle="--", label=f"data without mixing: {correlation_text(raw, 3)}")
     axes.set_xlim(0, 1.1)
     axes.set_xlabel(f"correlation of class and {attribute} after mixing", parse_math=False)
     axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spurmix.core import checks
 from spurmix.core.deprecation import renamed_argument, renamed_attribute
-from spurmix.core.groups import GroupIndex
+from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.data.dataset.checksums import Damage, find_damage
 from spurmix.data.dataset.format import (
     ARRAY_FILES,
@@ -275,9 +275,10 @@ class PackedDataset:
         chosen = attribute if attribute is not None else names[0]
         if not isinstance(chosen, str) or chosen not in known:
             raise ValueError(f"attribute must be one of {', '.join(names) or 'none'}, got {chosen!r}")
+        values = known[chosen]
         return GroupIndex(
             self.metadata.labels,
-            known[chosen],
+            np.ma.MaskedArray(values, mask=values == UNKNOWN),
             class_names=self.metadata.class_names,
             attribute_names=self.metadata.attribute_names[chosen],
         )

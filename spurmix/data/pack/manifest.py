@@ -154,7 +154,7 @@ def check_paths(paths: Sequence[str], file_name: str) -> None:
 
 def _normalize(value: object) -> object:
     """Return None for a missing value, and an integer for a float that a column with gaps was converted to."""
-    if value is None or value == "" or value != value:
+    if value is None or type(value).__name__ == "NAType" or value == "" or value != value:
         return None
     return int(value) if isinstance(value, (float, np.floating)) and value == value // 1 else value
 
@@ -176,7 +176,7 @@ def encode_column(
 
     Raises:
         ValueError: If a value is missing, is neither an integer nor a name, or is too large for a class number. The
-            message names the row.
+            message names the row. If the values are exactly -1 and 1.
     """
     rows = [_normalize(value) for value in values]
     missing = [n for n, value in enumerate(rows) if value is None]
@@ -186,6 +186,10 @@ def encode_column(
     integers = [int(v) for v in given if isinstance(v, (int, np.integer)) and not isinstance(v, bool)]
     if len(integers) == len(given):
         low, end = -1 if optional else 0, max(1000, 10 * len(rows), max_classes)
+        if set(integers) == {-1, 1}:
+            raise ValueError(
+                f"{file_name}: {column} is coded -1 and 1, and -1 means unknown; code the two values as 0 and 1, or as names"
+            )
         for n, value in enumerate(rows):
             if isinstance(value, (int, np.integer)) and not low <= value < end:
                 accepted = "0 or more" if value < low else f"a class number below {end:,}, or a name"

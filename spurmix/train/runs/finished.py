@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from spurmix.core.groups import GroupIndex
+from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.train.runs.config import MODELS, RunConfig, read_run_config
 from spurmix.train.runs.data import SplitData, example_shape, read_split
@@ -96,9 +96,10 @@ def _train_groups(about: dict[str, Any], attribute: str, attribute_names: Sequen
     label, value, size = np.array(about["groups"], dtype=np.int64).reshape(-1, 3).T
     if (label < 0).any():
         return None
+    masked = np.ma.MaskedArray(value, mask=value == UNKNOWN)
     return GroupIndex(
         np.repeat(label, size),
-        np.repeat(value, size) if attribute else None,
+        masked.repeat(size) if attribute else None,
         class_names=about["classes"],
         attribute_names=attribute_names or None,
     )

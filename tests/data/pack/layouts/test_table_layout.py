@@ -81,3 +81,15 @@ def test_float_columns_with_missing_values(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(twice, tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="there are two columns 'label'"):
         from_table(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("place", ["-1,1,1,-1", "-1,1,1,", "-1.0,1.0,1.0,1.0"])
+def test_columns_coded_minus_one_and_one_are_refused(place: str, tmp_path: Path) -> None:
+    rows = [f"{n},{n % 2},{value}" for n, value in enumerate(place.split(","))]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,place", *rows]))
+    with pytest.raises(
+        ValueError, match="place is coded -1 and 1, and -1 means unknown; code the two values as 0 and 1"
+    ):
+        from_table(tmp_path / "t.csv", attributes=["place"])
+    with pytest.raises(ValueError, match=r"place is coded -1 and 1|place is missing"):
+        from_table(tmp_path / "t.csv", label="place")

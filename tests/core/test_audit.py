@@ -1,0 +1,79 @@
+"""The audit of unknown attributes: too little evidence gives NaN and words, never a correlation of 0."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spurmix import GroupIndex, policies
+from spurmix.core.audit import Audit, correlation_text
+
+POLICIES = [policies.erm(), policies.group_balanced(), policies.mixup(), policies.lisa()]
+
+
+def check_undetermined(audit: Audit) -> None:
+    assert math.isnan(audit.raw) and math.isnan(audit.residual)
+    assert "correlation of class and attribute: cannot be determined\n" in str(audit)
+    stored = json.loads(json.dumps(audit.to_dict(), allow_nan=False))
+    assert stored["raw"] is None and stored["residual"] is None
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        [1, None, 1, None, 1, None, None, None],  # two values, of which the second is missing
+        [0, 1, 0, 1, 1, 1, None, None],  # one known value in class 1
+        [0, 1, 0, 1, None, None, None, None],  # none in class 1
+        [None] * 8,
+    ],
+)
+def test_too_few_known_attributes_in_a_class(policy: Any, attributes: list[int | None]) -> None:
+    audit = policy.audit(GroupIndex([0] * 4 + [1] * 4, attributes, class_names=["cat", "dog"]))
+    check_undetermined(audit)
+    assert np.isnan(audit.joint).all() and "joint table" not in str(audit)
+    assert audit.classes == ("cat", "dog")
+    assert "the correlation cannot be determined" in audit.warnings[0] and "dog (" in audit.warnings[0]
+
+
+def test_a_prior_determines_it() -> None:
+    groups = GroupIndex([0] * 4 + [1] * 4, [0, 1, 0, 1, None, None, None, None])
+    audit = policies.erm().audit(groups, prior={1: [0, 1]})
+    assert audit.raw == audit.residual == pytest.approx(1 / math.sqrt(3)) and audit.warnings == ()
+
+
+def test_no_or_a_constant_attribute_has_no_correlation() -> None:
+    for attributes in (None, [0] * 8, [2] * 8):
+        for policy in POLICIES:
+            audit = policy.audit(GroupIndex([0] * 4 + [1] * 4, attributes))
+            check_undetermined(audit)
+            assert audit.joint.sum() == pytest.approx(1) and audit.warnings == ()
+
+
+def test_known_attributes_that_equal_the_class_are_correlated() -> None:
+    audit = policies.erm().audit(GroupIndex([0] * 4 + [1] * 4, [0] * 4 + [1] * 4))
+    assert audit.raw == audit.residual == pytest.approx(1) and audit.warnings == ()
+
+
+def test_much_unknown_is_a_warning() -> None:
+    labels, attributes = [0] * 8 + [1] * 8, [0, 0, 0, 1, *[None] * 4, 0, 1, 1, 1, 1, 1, 1, None]
+    (warning,) = policies.erm().audit(GroupIndex(labels, attributes)).warnings
+    assert warning.startswith("many attributes are unknown in y=0 (4 of 8 unknown); the audit assumes")
+    assert policies.erm().audit(GroupIndex(labels, attributes), prior={0: [0.5, 0.5]}).warnings == ()
+    many = GroupIndex(np.repeat(np.arange(9), 4), [0, 1, None, None] * 9)
+    (warning,) = policies.erm().audit(many).warnings
+    assert "y=3 (2 of 4 unknown) and 5 more classes" in warning
+
+
+def test_custom_groups() -> None:
+    groups = GroupIndex([0] * 4 + [1] * 4, [0, 1, 0, 1, 1, 1, None, None], groups=[0, 1] * 4)
+    check_undetermined(policies.erm().audit(groups))
+
+
+def test_words_of_a_correlation() -> None:
+    assert correlation_text(0.25, 3) == "0.250"
+    assert correlation_text(math.nan) == correlation_text(None) == "cannot be determined"
