@@ -9,6 +9,7 @@ import typer
 
 from spurmix.cli.correlations import NAMES, default_policies
 from spurmix.cli.options import AttributeOption, DatasetArgument, JsonOption
+from spurmix.cli.terminal import show
 
 
 def audit(
@@ -24,4 +25,4 @@ def audit(
     if policy not in NAMES:
         raise ValueError(f"--policy must be one of {', '.join(NAMES)}, got {policy!r}")
     result = default_policies()[policy].audit(PackedDataset(dataset).split(split).groups(attribute))
-    print(json.dumps(result.to_dict(), indent=1) if as_json else result)
+    show(json.dumps(result.to_dict(), indent=1) if as_json else result, lines=True)

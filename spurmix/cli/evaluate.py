@@ -10,6 +10,7 @@ import typer
 
 from spurmix.cli.finished_run import open_finished_run
 from spurmix.cli.options import JsonOption, OtherDatasetOption, RunArgument
+from spurmix.cli.terminal import show
 
 
 def evaluate(
@@ -45,5 +46,9 @@ def evaluate(
     data = opened.split(split)
     result = evaluate_split(settings, opened.model.to(processes.device), data, opened.train_groups, processes)
     if processes.main:
-        print(json.dumps({"split": data.name, **result.to_dict()}, indent=1) if as_json else f"{data.name}\n{result}")
+        if as_json:
+            print(json.dumps({"split": data.name, **result.to_dict()}, indent=1))
+        else:
+            show(data.name)
+            show(result, lines=True)
     processes.leave()

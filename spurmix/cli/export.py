@@ -9,6 +9,7 @@ import typer
 
 from spurmix.cli.finished_run import open_finished_run
 from spurmix.cli.options import OtherDatasetOption, RunArgument
+from spurmix.cli.terminal import show
 
 
 def export(
@@ -41,4 +42,4 @@ def export(
         min_group_size=opened.config.min_group_size, tolerance=tolerance, batch_size=opened.config.evaluation_batch,
         tokenizer=opened.dataset.tokenizer() if opened.dataset.kind == "tokens" else None,
     )  # fmt: skip
-    print(report)
+    show(report, lines=True)

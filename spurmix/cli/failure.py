@@ -7,6 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from spurmix.cli.terminal import escape_warnings, show
+from spurmix.core.names import printable
+
 EXPECTED = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)
 """Errors whose message is enough for a user. Any other error is a bug, so its traceback is shown."""
 
@@ -38,13 +41,15 @@ def run_command(app: Callable[..., object]) -> int:
     Returns:
         The exit code.
     """
+    escape_warnings()
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         return _run_under_torchrun(app)
     try:
         return _run(app)
     except CommandError as error:
         rank = os.environ.get("RANK", "0")
-        print(f"spurmix{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr, flush=True)
+        process = "" if rank == "0" else f" (process {rank})"
+        show(f"spurmix{process}: {error}", lines=True, error=True)
         return error.exit_code
 
 
@@ -87,14 +92,16 @@ def _run(app: Callable[..., object], standalone_mode: bool = True) -> int:
         return 130
     except Exception as error:  # every error becomes one message
         if hasattr(error, "format_message"):  # a usage error of click. In standalone mode, click prints it and exits.
-            raise CommandError(error.format_message(), 2) from None
+            raise CommandError(printable(error.format_message(), keep="\n"), 2) from None
         if _is_interrupt(error):
             return 130
         if os.environ.get("SPURMIX_TRACEBACK") or not isinstance(error, EXPECTED):
             raise
         if isinstance(error, ModuleNotFoundError) and error.name == "torch":
             error = ImportError("this command needs the package 'torch': pip install 'spurmix[train]'")
-        raise CommandError(str(error), 2 if isinstance(error, (ValueError, TypeError)) else 1) from None
+        # Messages of spurmix have one line, so a line break in them is part of a name. Those of PyTorch may have several.
+        message = printable(error, keep="\n" if isinstance(error, (RuntimeError, ImportError)) else "")
+        raise CommandError(message, 2 if isinstance(error, (ValueError, TypeError)) else 1) from None
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

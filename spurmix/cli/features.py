@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spurmix.cli.options import DatasetArgument, ShardOption, TargetArgument, parse_shard, print_merge_command
+from spurmix.cli.terminal import show
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,5 +88,5 @@ def features(
         load_encoder(model, weights, opened), opened, target,
         name=model or str(weights), batch_size=batch_size, device=device, dtype=dtype, shard=number,
     )  # fmt: skip
-    print(report)
+    show(report, lines=True)
     print_merge_command(target, number)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from spurmix.cli.terminal import show
 
 if TYPE_CHECKING:
     from spurmix.train.runs.finished import FinishedRun
@@ -25,5 +26,5 @@ def open_finished_run(folder: Path, dataset: str | None, show_notes: bool = True
 
     opened = open_run(folder, dataset)
     if show_notes and dataset is None and not opened.same_data:
-        print(f"note: {opened.dataset.path} has changed since the run was trained on it", file=sys.stderr)
+        show(f"note: {opened.dataset.path} has changed since the run was trained on it", error=True)
     return opened

@@ -9,7 +9,9 @@ import typer
 
 from spurmix.cli.correlations import residual_correlations
 from spurmix.cli.options import AttributeOption, DatasetArgument
+from spurmix.cli.terminal import cell
 from spurmix.core.audit import correlation_text, unknown_warnings
+from spurmix.core.names import without_controls
 
 if TYPE_CHECKING:
     from spurmix.core.groups import GroupIndex
@@ -24,7 +26,6 @@ def inspect(
 ) -> None:
     """Show a packed dataset: its size, its groups, and the correlation of class and attribute that each policy leaves."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from spurmix.data.dataset.packed import PackedDataset
@@ -32,16 +33,16 @@ def inspect(
     opened = PackedDataset(dataset)
     console = Console()
     size = sum(f.stat().st_size for f in opened.path.iterdir() if f.is_file())
-    console.print(escape(f"{opened}, {size / 2**20:,.1f} MiB"), soft_wrap=True)
-    console.print(escape("splits: " + ", ".join(f"{name} {count:,}" for name, count in opened.splits.items())))
+    console.print(cell(f"{opened}, {size / 2**20:,.1f} MiB"), soft_wrap=True)
+    console.print(cell("splits: " + ", ".join(f"{name} {count:,}" for name, count in opened.splits.items())))
     name = split if split is not None else next(iter(opened.splits))
     part = opened.split(name)
     groups = part.groups(attribute)
     table = Table(
-        "group", "label", "attribute", "count", "share", title=escape(f"groups of {name}"), title_justify="left"
+        "group", "label", "attribute", "count", "share", title=cell(f"groups of {name}"), title_justify="left"
     )
     for row in groups.table():
-        names = (escape(str(row[column])) for column in ("group", "label", "attribute"))
+        names = (cell(row[column]) for column in ("group", "label", "attribute"))
         table.add_row(*names, f"{row['count']:,}", f"{100 * row['share']:.2f}%")
     console.print(table)
     raw, residuals = residual_correlations(groups)
@@ -52,13 +53,13 @@ def inspect(
         title_justify="left",
     )
     for policy, value in residuals.items():
-        table.add_row(policy, correlation_text(value, 3) if isinstance(value, float) else escape(value))
+        table.add_row(policy, correlation_text(value, 3) if isinstance(value, float) else cell(value))
     console.print(table)
     for note in unknown_warnings(groups):
-        console.print(escape(f"note: {note}"), soft_wrap=True)
+        console.print(cell(f"note: {note}"), soft_wrap=True)
     if sheet is not None:
         write_contact_sheet(part, groups, sheet)
-        console.print(escape(f"wrote {sheet}: the first images of each group"), soft_wrap=True)
+        console.print(cell(f"wrote {sheet}: the first images of each group"), soft_wrap=True)
 
 
 def write_contact_sheet(part: PackedDataset, groups: GroupIndex, path: Path, columns: int = 8, side: int = 96) -> None:
@@ -89,7 +90,8 @@ def write_contact_sheet(part: PackedDataset, groups: GroupIndex, path: Path, col
     ids, array = groups.group_ids(), part.array
     for g in range(groups.num_groups):
         top = g * (side + head)
-        pen.text((4, top + 3), f"{groups.group_name(g)}: {int(groups.sizes[g]):,} images", fill="black")
+        name = without_controls(groups.group_name(g))
+        pen.text((4, top + 3), f"{name}: {int(groups.sizes[g]):,} images", fill="black")
         for k, row in enumerate((ids == g).nonzero()[0][:columns]):
             canvas.paste(library.fromarray(array[row]).resize((side, side)), (k * side, top + head))
     temporary = path.with_name(f".{path.name}.part")

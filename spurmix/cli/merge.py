@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from spurmix.cli.terminal import show
+
 
 def merge(
     target: Annotated[Path, typer.Option(help="Folder to create.")],
@@ -21,4 +23,4 @@ def merge(
     from spurmix.data.pack.merge import merge as merge_datasets
     from spurmix.data.pack.merge import shards_of
 
-    print(merge_datasets(parts or shards_of(target), target))
+    show(merge_datasets(parts or shards_of(target), target), lines=True)

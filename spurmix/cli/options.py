@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from spurmix.cli.terminal import show
+
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of a packed dataset.")]
 TargetArgument = Annotated[Path, typer.Argument(help="Folder to create.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
@@ -52,4 +54,4 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 def print_merge_command(target: Path, shard: tuple[int, int]) -> None:
     """Print how to join the shards of `target`, if there are several."""
     if shard[1] > 1:
-        print(f"after all {shard[1]} shards are packed, run: spurmix merge --target {target}")
+        show(f"after all {shard[1]} shards are packed, run: spurmix merge --target {target}")

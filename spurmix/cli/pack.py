@@ -12,6 +12,7 @@ import typer
 
 from spurmix.cli.correlations import attribute_notes
 from spurmix.cli.options import ShardOption, TargetArgument, parse_shard, print_merge_command
+from spurmix.cli.terminal import show
 
 if TYPE_CHECKING:
     from spurmix.data.pack.manifest import Manifest
@@ -247,7 +248,7 @@ def pack(
     number = parse_shard(shard)
     manifest = read_manifest(source, layout, selection, broken == "skip")
     for note in (*manifest.notes, *attribute_notes(manifest.metadata)):
-        print(note)
+        show(note)
     try:
         if texts:
             from spurmix.data.pack.texts import pack_texts
@@ -266,5 +267,5 @@ def pack(
             )  # fmt: skip
     except BrokenFiles as error:
         raise ValueError(str(error).replace("broken='skip'", "--broken skip")) from None
-    print(report)
+    show(report, lines=True)
     print_merge_command(target, number)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from spurmix.cli.terminal import show
 from spurmix.train.runs.config import DEFAULT, FIELDS, RENAMED, parse_policy_option, read_run_config, resolve
 from spurmix.train.runs.recipes import RECIPES
 
@@ -56,12 +56,12 @@ def train(
     if processes.main:
         if recipe is not None:
             print(f"{recipe}: {RECIPES[recipe].model}. {RECIPES[recipe].source}\n")
-        print(f"{audit}\n\n{training_run.train.source!r}", flush=True)
+        show(f"{audit}\n\n{training_run.train.source!r}", lines=True)
     try:
         outcome = run.train(training_run, resume=resume)
     except KeyboardInterrupt:
         if processes.main:
-            print(f"spurmix: interrupted; to continue, run: spurmix train --resume --out {out}", file=sys.stderr)
+            show(f"spurmix: interrupted; to continue, run: spurmix train --resume --out {out}", error=True)
         raise
     if processes.main:
         from spurmix.cli.report.run import write_report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spurmix.cli.options import DatasetArgument
+from spurmix.cli.terminal import show
 
 
 def verify(dataset: DatasetArgument) -> None:
@@ -13,7 +14,7 @@ def verify(dataset: DatasetArgument) -> None:
     opened = PackedDataset(dataset)
     damages = opened.verify()
     for damage in damages:
-        print(damage)
+        show(damage)
     if damages:
         raise ValueError(f"{dataset} is damaged in {counted(len(damages), 'place')}; pack it again")
-    print(f"{opened}: all checksums match")
+    show(f"{opened}: all checksums match")

@@ -13,6 +13,7 @@ import numpy as np
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.core.lam import moments
+from spurmix.core.names import printable
 from spurmix.core.resolved_policy import ResolvedPolicy, normalized_rows
 from spurmix.core.schedule import make_schedule
 from spurmix.core.shares import (
@@ -110,7 +111,7 @@ class Audit:
                 *(table if np.isfinite(self.joint).all() and self.joint.size else []),
                 "",
                 *_aligned(use),
-                *(f"warning: {w}" for w in self.warnings),
+                *(f"warning: {printable(w)}" for w in self.warnings),
             ]
         )
 
@@ -136,6 +137,7 @@ def correlation_text(value: float | None, digits: int = 4) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
+    rows = [[printable(cell) for cell in row] for row in rows]
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

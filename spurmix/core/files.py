@@ -13,12 +13,16 @@ from types import UnionType
 from typing import Any, NotRequired, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from spurmix.core.limits import MAX_JSON_BYTES, MAX_JSON_DEPTH
+from spurmix.core.names import printable
 
 T = TypeVar("T")
 
 
 class FileError(ValueError):
-    """A file cannot be read, is damaged, or exceeds a limit."""
+    """A file cannot be read, is damaged, or exceeds a limit. Control characters in the message are escaped."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message))
 
 
 def read_limited(path: str | Path, limit: int) -> tuple[bytes, os.stat_result]:

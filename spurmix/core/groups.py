@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from spurmix.core import checks
 from spurmix.core.array_types import Int64Array, IntArray
 from spurmix.core.cells import as_attributes, as_integers, check_range, sort_by_cell
+from spurmix.core.names import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ class GroupTable:
     def __str__(self) -> str:
         head = ("group", "label", "attribute", "count", "share")
         body = [
-            (str(r["group"]), str(r["label"]), str(r["attribute"]), f"{r['count']:,}", f"{r['share']:.2%}")
+            (str(r["group"]), printable(r["label"]), printable(r["attribute"]), f"{r['count']:,}", f"{r['share']:.2%}")
             for r in self.rows
         ]
         width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from spurmix.core import checks
 from spurmix.core.group_join import JoinedSizes, join_sizes
 from spurmix.core.groups import MIXED, GroupIndex
+from spurmix.core.names import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,22 +211,23 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        width = max(5, *(len(g.name) for g in self.groups + self.cells))
+        shown = {g.name: printable(g.name) for g in self.groups + self.cells}
+        width = max(5, *map(len, shown.values()))
         lines = []
         for head, rows in (("group", self.groups), ("cell", self.cells)):
             if rows:
                 lines.append(f"{head:<{width}}  {'count':>8}  accuracy  95% interval")
             lines += [
-                f"{g.name:<{width}}  {g.count:>8,}  {100 * g.accuracy:7.2f}%  {100 * g.low:.1f} to {100 * g.high:.1f}"
+                f"{shown[g.name]:<{width}}  {g.count:>8,}  {100 * g.accuracy:7.2f}%  {100 * g.low:.1f} to {100 * g.high:.1f}"
                 + ("" if g.decides else f"  (below {self.min_group_size})")
                 for g in rows
             ]
         lines.append(
-            f"worst {'cell' if self.cells else 'group'} {100 * self.worst_group:.2f}% ({self.worst_name}), "
+            f"worst {'cell' if self.cells else 'group'} {100 * self.worst_group:.2f}% ({printable(self.worst_name)}), "
             f"average {100 * self.average:.2f}%, "
             f"adjusted average {100 * self.adjusted_average:.2f}% (weights: {self.weights_from} group sizes)"
         )
-        return "\n".join(lines + [f"note: {remark}" for remark in self.remarks()])
+        return "\n".join(lines + [f"note: {printable(remark)}" for remark in self.remarks()])
 
     def remarks(self) -> list[str]:
         """Return sentences about groups that only training or only this evaluation has, and the notes."""
@@ -246,7 +248,7 @@ class Evaluation:
 def _listed(names: Sequence[str], most: int = 8) -> str:
     """Join names in brackets. Long lists are shortened."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(f"[{name}]" for name in names[:most]) + more
+    return ", ".join(f"[{printable(name)}]" for name in names[:most]) + more
 
 
 @dataclass(frozen=True)

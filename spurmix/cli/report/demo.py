@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 from spurmix.cli.report.page import write_page
 from spurmix.cli.report.pictures import BLUE, GRAY, draw_accuracy, draw_audit, draw_samples
 from spurmix.cli.report.text import ImageSamples, ReportText, TextSample
+from spurmix.cli.terminal import cell, show
 from spurmix.cli.versions import versions
 from spurmix.train.runs.files import write_text
 
@@ -95,7 +96,7 @@ def write_report(
         f"{onnx['file']} was verified on the test set: maximum logit difference {onnx['max_abs_logit_diff']:.1e}, "
         f"{onnx['argmax_flips']} changed predictions, worst group {100 * onnx['worst_group']:.1f}%"
     )
-    print(f"finished in {seconds} s; see {out / 'report.html'}")
+    show(f"finished in {seconds} s; see {out / 'report.html'}")
     return result
 
 
@@ -106,7 +107,7 @@ def _print_table(before: Evaluation, after: Evaluation) -> None:
 
     table = Table("group", "examples", "ERM", "debiased", title="accuracy on the test set")
     for old, new in zip(before.groups, after.groups, strict=True):
-        table.add_row(old.name, str(old.count), f"{100 * old.accuracy:.1f}%", f"{100 * new.accuracy:.1f}%")
+        table.add_row(cell(old.name), str(old.count), f"{100 * old.accuracy:.1f}%", f"{100 * new.accuracy:.1f}%")
     table.add_section()
     for name in ("worst_group", "average", "adjusted_average"):
         values = (f"{100 * getattr(evaluation, name):.1f}%" for evaluation in (before, after))

@@ -6,7 +6,13 @@ import base64
 from pathlib import Path
 
 from spurmix.core.audit import correlation_text
+from spurmix.core.names import without_controls
 from spurmix.train.runs.files import write_text
+
+
+def _clean(value: object) -> object:
+    """Remove control characters from a value that the template inserts. Markup of the template stays as it is."""
+    return without_controls(value, keep="\n") if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def write_page(out: Path, template: str, pictures: list[Path], **values: object) -> None:
@@ -26,7 +32,9 @@ def write_page(out: Path, template: str, pictures: list[Path], **values: object)
     except ModuleNotFoundError as error:
         raise ImportError("report.html needs the package 'jinja2': pip install 'spurmix[demo]'") from error
     loader = jinja2.PackageLoader("spurmix.cli.report")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_clean
+    )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     environment.filters["correlation"] = lambda value: correlation_text(value, 3)
     encoded = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in pictures}

@@ -11,6 +11,7 @@ import numpy as np
 
 from spurmix.cli.report.text import ImageSamples
 from spurmix.core.audit import correlation_text
+from spurmix.core.names import without_controls
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,10 +67,18 @@ def draw_accuracy(out: Path, evaluations: Sequence[tuple[str, Evaluation, str]])
         value, low, high = (np.array([getattr(g, key) for g in shown]) for key in ("accuracy", "low", "high"))
         interval = np.maximum(0, [value - low, high - value])
         shift = (k - (len(evaluations) - 1) / 2) * width
-        options: dict[str, Any] = {"color": color, "label": label, error: interval, "capsize": 3, "ecolor": "#444444"}
+        options: dict[str, Any] = {
+            "color": color,
+            "label": without_controls(label),
+            error: interval,
+            "capsize": 3,
+            "ecolor": "#444444",
+        }
         bars(position + shift, value, 0.95 * width, **options)
     _label_groups(axes, names, horizontal)
-    axes.legend(loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
+    legend = axes.legend(loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, out / "accuracy.png")
 
@@ -77,6 +86,7 @@ def draw_accuracy(out: Path, evaluations: Sequence[tuple[str, Evaluation, str]])
 def _label_groups(axes: Axes, names: list[str], horizontal: bool) -> None:
     """Label the axes of a bar chart of accuracies."""
     positions, label = np.arange(len(names)), "accuracy (95% interval)"
+    names = [without_controls(name) for name in names]
     if horizontal:
         shortened = [name if len(name) <= 50 else name[:49] + "…" for name in names]
         axes.set_yticks(positions, shortened, fontsize=8, parse_math=False)
@@ -110,7 +120,7 @@ def draw_audit(out: Path, residuals: Mapping[str, float], raw: float, attribute:
         axes.text(np.nan_to_num(value) + 0.01, k, correlation_text(value, 3), va="center", fontsize=8)
     axes.axvline(raw, color=GRAY, linestyle="--", label=f"data without mixing: {correlation_text(raw, 3)}")
     axes.set_xlim(0, 1.1)
-    axes.set_xlabel(f"correlation of class and {attribute} after mixing", parse_math=False)
+    axes.set_xlabel(f"correlation of class and {without_controls(attribute)} after mixing", parse_math=False)
     axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, out / "audit.png")
@@ -174,7 +184,7 @@ def draw_samples(out: Path, samples: ImageSamples) -> Path:
         lam, label, partner_label = float(batch.lam[k]), int(batch.label[k]), int(batch.partner_label[k])
         axes.imshow(pixels[k])
         lines = [
-            f"{share:.2f} {names[y] if names else f'of class {y}'}"[:22]
+            f"{share:.2f} {without_controls(names[y]) if names else f'of class {y}'}"[:22]
             for share, y in ((lam, label), (1 - lam, partner_label))
         ]
         axes.set_title("\n".join(lines), fontsize=8, parse_math=False)

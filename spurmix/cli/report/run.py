@@ -10,6 +10,7 @@ from spurmix.cli.correlations import residual_correlations
 from spurmix.cli.report.page import write_page
 from spurmix.cli.report.pictures import BLUE, GRAY, draw_accuracy, draw_audit, draw_curves, draw_samples
 from spurmix.cli.report.text import ImageSamples
+from spurmix.cli.terminal import show
 from spurmix.cli.versions import versions
 from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.data.sources.arrays import ImageSource
@@ -50,14 +51,15 @@ def write_report(run: TrainingRun, outcome: Outcome, audit: Audit, seconds: floa
     }
     write_text(out / "report.json", json.dumps(result, indent=1))
     for name, evaluation in outcome.evaluations.items():
-        print(f"{name}\n{evaluation}\n")
+        show(name)
+        show(f"{evaluation}\n", lines=True)
     try:
         _write_page(run, outcome, audit, result)
         where = f"see {out / 'report.html'}"
     except ImportError as error:
         where = f"see {out / 'report.json'} (no report.html: {error})"
     kept = f"kept the weights of batch {outcome.kept_step:,} of {len(training.losses):,}"
-    print(f"{kept}, finished in {seconds:.1f} s; {where}")
+    show(f"{kept}, finished in {seconds:.1f} s; {where}")
 
 
 def _write_page(run: TrainingRun, outcome: Outcome, audit: Audit, result: dict[str, object]) -> None:

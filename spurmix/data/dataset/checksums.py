@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from spurmix.core.cells import host_module
+from spurmix.core.names import printable
 from spurmix.core.progress import bar
 
 CHUNK = 1 << 24
@@ -39,7 +40,7 @@ class Damage:
     end: int
 
     def __str__(self) -> str:
-        return f"{self.file}: bytes {self.begin:,} to {self.end:,} are damaged"
+        return f"{printable(self.file)}: bytes {self.begin:,} to {self.end:,} are damaged"
 
 
 def range_checksum(path: Path, begin: int, size: int) -> tuple[str, int]:

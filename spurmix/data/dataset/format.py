@@ -43,7 +43,7 @@ Provenance: TypeAlias = dict[str, Any]
 """A JSON object that describes how a dataset was made: version, root, settings and notes."""
 
 
-class DatasetError(ValueError):
+class DatasetError(FileError):
     """A folder is not a packed dataset, is damaged, or was written by a newer version."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core.files import FileError
+from spurmix.core.names import printable
 from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.decode import read_file
@@ -173,7 +174,7 @@ def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], 
     if not local.exists():
         if not _HUB_NAME.fullmatch(str(path)):
             raise ValueError(f"there is no file or folder {path}")
-        notify(f"there is no local path {path}; the dataset is downloaded from the Hugging Face hub")
+        notify(f"there is no local path {printable(path)}; the dataset is downloaded from the Hugging Face hub")
     try:
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             found = library.load_from_disk(str(local))

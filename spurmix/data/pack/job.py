@@ -20,6 +20,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from spurmix.core.names import printable
 from spurmix.data.dataset.format import (
     ARRAY_FILES,
     DESCRIPTION_FILE,
@@ -72,7 +73,7 @@ class PackReport:
             lines.append(
                 f"skipped {counted(len(self.broken), 'unreadable example')}, see {self.path / UNREADABLE_FILE}"
             )
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def counted(count: int, noun: str) -> str:
@@ -91,6 +92,7 @@ class BrokenFiles(ValueError):
 
     def __init__(self, broken: list[tuple[str, str]], report: Path, what: str = "file") -> None:
         shown = "; ".join(f"{source}: {reason}" for source, reason in broken[:5])
+        shown = printable(shown)
         more = f"; and {len(broken) - 5:,} more" if len(broken) > 5 else ""
         super().__init__(
             f"{counted(len(broken), what)} cannot be packed: {shown}{more}. {report} lists all of them. Repair them and run "

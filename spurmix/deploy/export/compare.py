@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spurmix.core.names import printable
 from spurmix.deploy.export.errors import ExportError
 from spurmix.deploy.export.inputs import ExportInput
 from spurmix.deploy.predictor import Predictor
@@ -35,8 +36,8 @@ class ExportReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: max |logit difference| {self.max_abs_logit_diff:.2e}, {self.argmax_flips} argmax flips\n"
-            f"{self.evaluation}"
+            f"{printable(self.path)}: max |logit difference| {self.max_abs_logit_diff:.2e}, "
+            f"{self.argmax_flips} argmax flips\n{self.evaluation}"
         )
 
 
