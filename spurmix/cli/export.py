@@ -25,8 +25,10 @@ def export(
         ),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Maximum difference between logits of the file and the model.")
+        float,
+        typer.Option(help="Maximum difference between logits of the file and the model, as a fraction of the largest."),
     ] = 1e-3,
+    opset: Annotated[int, typer.Option(help="Version of the ONNX operator set.", min=1)] = 20,
 ) -> None:
     """Export a run's model to ONNX, with preprocessing.
 
@@ -39,7 +41,8 @@ def export(
     report = export_onnx(
         opened.model, out if out is not None else folder / "model.onnx", source=data.source, groups=data.groups,
         train_groups=opened.train_groups, membership=data.membership, cell_names=data.cell_names,
-        min_group_size=opened.config.min_group_size, tolerance=tolerance, batch_size=opened.config.evaluation_batch,
+        min_group_size=opened.config.min_group_size, tolerance=tolerance, opset=opset,
+        batch_size=opened.config.evaluation_batch,
         tokenizer=opened.dataset.tokenizer() if opened.dataset.kind == "tokens" else None,
     )  # fmt: skip
     show(report, lines=True)

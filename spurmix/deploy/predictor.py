@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from spurmix.core import checks
 from spurmix.core.deprecation import warn_renamed
 from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE
+from spurmix.deploy.file_metadata import parse_metadata
+from spurmix.deploy.model_file import read_model_file
 from spurmix.deploy.tokenizer import TextInput
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 PredictorInput: TypeAlias = ArrayLike | Sequence[str] | Mapping[str, ArrayLike]
 """Images or features, strings, or token ids and attention mask by name."""
@@ -39,13 +43,14 @@ class Predictor:
     Attributes:
         classes: Name of each class.
         report: Accuracy of the model per group at export, as JSON types.
-        metadata: All metadata stored in the file.
+        metadata: Metadata of the file whose names start with `spurmix.`, as JSON types.
         shape: Shape of one example: (H, W, C) or (D,), and () for a text model.
         text: Tokenizer of a text model, or None.
 
     Raises:
         ImportError: If onnxruntime is not installed, or tokenizers for a text model.
-        ValueError: If the file does not exist, is not a model that `export_onnx` wrote, or has another model's tokenizer.
+        ValueError: If the file does not exist, is not a model that `export_onnx` wrote, was changed after the export, or
+            has another model's tokenizer, or if ONNX Runtime does not use the given providers or number of threads.
 
     Example:
         >>> predictor = Predictor("model.onnx")  # doctest: +SKIP
@@ -68,19 +73,19 @@ class Predictor:
         missing = [name for name in chosen if name not in available]
         if missing or not chosen:
             raise ValueError(f"providers must be some of {', '.join(available)}, got {', '.join(missing) or 'none'}")
+        path = Path(path)
+        stored = read_model_file(path)
+        stored.check(path)
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=list(chosen))
         except Exception as error:  # the errors of onnxruntime share no base class
             raise ValueError(f"{path} cannot be loaded as an ONNX model: {error}") from None
-        stored = self.session.get_modelmeta().custom_metadata_map
-        if "spurmix.version" not in stored:
-            raise ValueError(f"{path} was not written by spurmix.export_onnx; export the model again")
-        self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in stored.items()}
-        self.classes: list[str] = self.metadata["spurmix.classes"]
-        self.report: dict[str, Any] = self.metadata["spurmix.report"]
+        _check_session(self.session, chosen, threads)
+        found = parse_metadata(path, stored.metadata)
+        self.metadata, self.classes, self.report = found.entries, found.classes, found.report
+        self.text = TextInput(path.parent / TOKENIZER_FILE, found.text) if found.text is not None else None
+        _check_inputs(path, self.session, len(self.classes), ("input_ids", "attention_mask") if self.text else ())
         self._input = self.session.get_inputs()[0]
-        settings = self.metadata.get("spurmix.text")
-        self.text = TextInput(Path(path).parent / TOKENIZER_FILE, settings) if settings is not None else None
         self.shape: tuple[int, ...] = tuple(self._input.shape[1:]) if self.text is None else ()
         self._dtype = np.uint8 if "uint8" in self._input.type else np.float32
 
@@ -154,3 +159,34 @@ class Predictor:
         logits = self.predict(inputs)
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def _check_session(session: onnxruntime.InferenceSession, providers: Sequence[str], threads: int | None) -> None:
+    """Check that ONNX Runtime uses the given providers and threads. It ignores a provider that cannot be loaded."""
+    used = session.get_providers()
+    missing = [name for name in providers if name not in used]
+    if missing:
+        raise ValueError(
+            f"providers: ONNX Runtime could not load {', '.join(missing)} and uses {', '.join(used)}; install what the "
+            "provider requires, or choose another one"
+        )
+    number = session.get_session_options().intra_op_num_threads
+    if threads is not None and number != threads:
+        raise ValueError(f"threads: ONNX Runtime uses {number} threads, {threads} were requested; leave out threads")
+
+
+def _check_inputs(path: Path, session: onnxruntime.InferenceSession, classes: int, names: tuple[str, ...]) -> None:
+    """Check that inputs and output of a model are those of an exported file."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    found = tuple(one.name for one in inputs)
+    ranks = all(len(one.shape) == 2 for one in inputs) if names else len(inputs) == 1 and len(inputs[0].shape) in (2, 4)
+    fixed = all(isinstance(size, int) for one in inputs for size in one.shape[1:]) or bool(names)
+    types = {one.type for one in inputs} <= ({"tensor(int64)"} if names else {"tensor(uint8)", "tensor(float)"})
+    if (names and found != names) or not (ranks and fixed and types):
+        described = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+        raise ValueError(f"{path} has other inputs than exported models: {described}; export the model again")
+    if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[1] not in (classes, None):
+        described = ", ".join(f"{one.name} {one.shape}" for one in outputs)
+        raise ValueError(
+            f"{path} has other outputs than logits of {classes} classes: {described}; export the model again"
+        )

@@ -79,19 +79,20 @@ def compare_with_model(
         evaluation: Accuracy of the file per group.
         model_logits: Logits of the model, float32 `[N, classes]`.
         model_evaluation: Accuracy of the model per group.
-        tolerance: Maximum accepted difference of a logit.
+        tolerance: Maximum accepted difference of a logit, as a fraction of the largest logit.
 
     Returns:
         The report.
 
     Raises:
-        ExportError: If a logit differs by more than `tolerance`, or the accuracy of a group or cell differs.
+        ExportError: If a logit differs by more than the tolerance, or the accuracy of a group or cell differs.
     """
     difference = float(np.abs(logits - model_logits).max())
-    if not difference <= tolerance:  # also true for NaN
+    size = float(np.abs(model_logits).max())
+    if not difference <= tolerance * size:  # also true for NaN
         raise ExportError(
             f"{target}: the exported model's logits differ from the PyTorch model's by up to {difference:.3g}, "
-            f"tolerance is {tolerance:g}; the file was not written"
+            f"tolerance is {tolerance:g} of the largest logit, {size:.3g}; the file was not written"
         )
     rows = evaluation.groups + evaluation.cells
     for row, model_row in zip(rows, model_evaluation.groups + model_evaluation.cells, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spurmix._version import __version__
@@ -12,6 +12,7 @@ from spurmix.train.metrics import Evaluation
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 
 def file_metadata(inputs: ExportInput, class_names: Sequence[str], evaluation: Evaluation) -> dict[str, object]:
@@ -37,8 +38,19 @@ def file_metadata(inputs: ExportInput, class_names: Sequence[str], evaluation: E
     return metadata
 
 
-def store_metadata(proto: onnx.ModelProto, metadata: dict[str, object]) -> None:
-    """Add metadata to an ONNX model, each value as JSON."""
+def store_metadata(proto: onnx.ModelProto, metadata: Mapping[str, object]) -> None:
+    """Replace the metadata of an ONNX model, each value as JSON."""
+    del proto.metadata_props[:]
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)
+
+
+def strip_traces(message: Message) -> None:
+    """Remove the notes of the exporter from all parts of a model. They contain source code and paths of this machine."""
+    for field, value in list(message.ListFields()):
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if isinstance(value, Sequence) or hasattr(value, "add") else (value,):
+                strip_traces(part)

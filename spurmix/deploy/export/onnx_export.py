@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,12 @@ from torch import nn
 from spurmix.core import checks
 from spurmix.core.group_join import check_name_order
 from spurmix.core.groups import GroupIndex
+from spurmix.core.temporary import temporary_file
 from spurmix.data.sources.arrays import ImageSource, Source, SourceLike, as_source
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.export.compare import ExportReport, compare_with_model, run_file
 from spurmix.deploy.export.features import FeatureExport
-from spurmix.deploy.export.graph import write_onnx
+from spurmix.deploy.export.graph import check_size, in_single_precision, write_onnx
 from spurmix.deploy.export.images import ImageExport
 from spurmix.deploy.export.inputs import ExportInput
 from spurmix.deploy.export.metadata import file_metadata
@@ -59,6 +59,9 @@ def export_onnx(
     deviation, version and the report per group as metadata. The tokenizer of a text model is written next to the file, as
     `tokenizer.json` and `tokenizer_config.json`, so that `Predictor` takes strings.
 
+    A model of another precision (float16, bfloat16, float64) is converted to float32. The weights may have at most 2 GiB.
+    The file contains a checksum, which `Predictor` verifies, and no paths of this machine.
+
     Args:
         model: Model that maps the inputs of the source to logits (a tensor, an object with `.logits`, or a tuple).
         path: File to write. Missing folders are created.
@@ -70,9 +73,9 @@ def export_onnx(
         membership: Boolean matrix `[N, K]` of K cells that may overlap, as for `evaluate`.
         cell_names: Names of the K cells.
         min_group_size: Minimum size of a group or cell that can be the worst group of the report.
-        tolerance: Maximum accepted difference of a logit, greater than 0.
+        tolerance: Maximum accepted difference of a logit, as a fraction of the largest logit, greater than 0.
         batch_size: Number of examples per batch.
-        opset: Version of the ONNX operator set.
+        opset: Version of the ONNX operator set. The file has this version, otherwise an error is raised.
 
     Returns:
         Path of the file, maximum difference of a logit, number of changed predictions and accuracy of the file per group.
@@ -81,8 +84,8 @@ def export_onnx(
         TypeError: If an argument has a wrong type, or the tokenizer is not a fast one.
         ValueError: If an argument is invalid, the tokenizer is not the model's, or the folder cannot be written. This is
             checked before the export starts.
-        ExportError: If a logit differs by more than `tolerance`, the accuracy of a group differs, or the stored tokenizer
-            gives other ids. The file is not written.
+        ExportError: If PyTorch cannot convert the model, a logit differs by more than the tolerance, the accuracy of a
+            group differs, or the stored tokenizer gives other ids. The file is not written.
 
     Example:
         >>> report = export_onnx(model, "model.onnx", source=test_images, groups=test_groups)  # doctest: +SKIP
@@ -100,7 +103,9 @@ def export_onnx(
     )
     check_options(groups, **options)
     _check_class_names(class_names, groups)
+    check_size(model)
     target = _checked_path(path)
+    model = in_single_precision(model)
     inputs = _export_input(data, model, tokenizer, target)
     with _temporary_file(target) as temporary:
         model_logits = predict(model, data, batch_size=batch_size).numpy()
@@ -149,18 +154,16 @@ def _export_input(data: Source, model: nn.Module, tokenizer: TokenizerLike | Non
 @contextlib.contextmanager
 def _temporary_file(target: Path) -> Iterator[Path]:
     """Create an empty file in the folder of `target`. After an error, the folders created here are removed."""
-    temporary = target.with_name(f".{target.stem}-{os.getpid()}.onnx")
+    stack = contextlib.ExitStack()
     created = [folder for folder in target.parents if not folder.exists()]
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.touch()
+            opened = stack.enter_context(temporary_file(target))
         except OSError as error:
             raise ValueError(f"path: cannot write into {target.parent} ({error.strerror})") from None
-        try:
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
+        with stack:
+            yield opened
     except BaseException:
         with contextlib.suppress(OSError):  # a folder is kept if another process wrote into it
             for folder in created:

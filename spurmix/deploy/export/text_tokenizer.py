@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from spurmix.core.temporary import temporary_file
 from spurmix.data.dataset import tokenize
 from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE, require_fast, tokenizer_files
 from spurmix.data.sources.tokens import TokenSource
@@ -114,12 +114,9 @@ class ExportedTokenizer:
         if self._keep_existing:
             return
         for name, text in self._files.items():
-            temporary = self._folder / f".{name}-{os.getpid()}"
-            try:
+            with temporary_file(self._folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
                 temporary.replace(self._folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
 
 
 def _checked_vocabulary_size(tokenizer: TokenizerLike, source: TokenSource, model: nn.Module) -> int:

@@ -1,0 +1,131 @@
+"""Reads metadata and checksum of an ONNX file without loading the model. Only entries named `spurmix.*` are interpreted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from spurmix.core.files import FileError
+
+PREFIX = "spurmix."
+DIGEST = "spurmix.digest"
+"""Metadata entry with the checksum of the model and all other entries named `spurmix.*`."""
+CHUNK = 1 << 24
+"""Number of bytes that are read at once."""
+MAX_METADATA = 1 << 26
+"""Maximum size of the metadata of a file, in bytes."""
+_METADATA_FIELD, _DOCUMENTATION_FIELD = 14, 6
+"""Fields of `ModelProto` that other programs may change without changing the model."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Metadata of an ONNX file.
+
+    Attributes:
+        metadata: Text of each entry named `spurmix.*`.
+        digest: Checksum of the contents.
+    """
+
+    metadata: dict[str, str]
+    digest: str
+
+    @property
+    def intact(self) -> bool:
+        """Whether the contents match the stored checksum. Files of version 0.1.0 have none."""
+        return self.metadata.get(DIGEST, json.dumps(self.digest)) == json.dumps(self.digest)
+
+    def check(self, path: Path) -> None:
+        """Raise a `FileError` that names `path` if the contents do not match the checksum."""
+        if not self.intact:
+            raise FileError(
+                f"{path} was changed after export_onnx compared it with its model: its checksum is {self.digest[:16]}, "
+                f"the stored one {self.metadata[DIGEST][1:17]}; copy the file again or export the model again"
+            )
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Read metadata and checksum of an ONNX file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        FileError: If the file is not an ONNX file.
+    """
+    contents = hashlib.sha256()
+    stored: dict[str, str] = {}
+    size = 0
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, 2) == 0:
+                raise ValueError("the file is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                for field, begin, end in _fields(data):
+                    if field == _METADATA_FIELD:
+                        size += end - begin
+                        if size > MAX_METADATA:
+                            raise ValueError(f"more than {MAX_METADATA:,} bytes of metadata")
+                        key, value = _entry(data[begin:end])
+                        if key.startswith(PREFIX):
+                            stored[key] = value
+                    elif field != _DOCUMENTATION_FIELD:
+                        contents.update(f"{field} {end - begin} ".encode())
+                        for at in range(begin, end, CHUNK):
+                            contents.update(data[at : min(at + CHUNK, end)])
+    except (OSError, ValueError, IndexError) as error:
+        raise FileError(f"{path} cannot be loaded as an ONNX model: {error}") from None
+    return ModelFile(stored, _with_metadata(contents.copy(), stored))
+
+
+def _with_metadata(contents: hashlib._Hash, stored: Mapping[str, str]) -> str:
+    for key, value in sorted(stored.items()):
+        if key != DIGEST:
+            contents.update(json.dumps([key, value]).encode())
+    return contents.hexdigest()
+
+
+def _fields(view: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
+    """Yield number, begin and end of each field of a protobuf message."""
+    at = 0
+    while at < len(view):
+        tag, at = _number(view, at)
+        kind = tag & 7
+        if kind == 0:
+            _, end = _number(view, at)
+        elif kind == 2:
+            length, at = _number(view, at)
+            end = at + length
+        elif kind in (1, 5):
+            end = at + (8 if kind == 1 else 4)
+        else:
+            raise ValueError("it is not a protobuf message")
+        if end > len(view):
+            raise ValueError("the file is truncated")
+        yield tag >> 3, at, end
+        at = end
+
+
+def _number(view: bytes | mmap.mmap, at: int) -> tuple[int, int]:
+    """Read a number of variable length. Return it and the position after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = view[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("it is not a protobuf message")
+
+
+def _entry(view: bytes) -> tuple[str, str]:
+    """Read key and value of a metadata entry."""
+    parts = {field: view[begin:end].decode("utf-8", errors="replace") for field, begin, end in _fields(view)}
+    return parts.get(1, ""), parts.get(2, "")

@@ -1,0 +1,124 @@
+"""The written ONNX graph: requested version, precision, size, dynamic dimensions, and no paths of this machine."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_samples import IMAGE_GROUPS, IMAGES, ImageModel
+from torch import nn
+
+from spurmix import GroupIndex, Predictor, export_onnx
+from spurmix.core.temporary import temporary_name
+from spurmix.deploy.export import ExportError
+from spurmix.deploy.export import graph as graph_module
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "m.onnx"
+    export_onnx(ImageModel(), path, source=IMAGES, groups=IMAGE_GROUPS)
+    return path
+
+
+def test_file_has_no_paths_and_no_notes_of_the_exporter(exported: Path) -> None:
+    contents = exported.read_bytes()
+    for text in (os.getcwd(), str(Path.home()), str(exported.parent), "stack_trace", ".py", "pkg.torch"):
+        assert text.encode() not in contents, text
+    model = onnx.load(exported)
+    assert {entry.key.split(".")[0] for entry in model.metadata_props} == {"spurmix"}
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+def test_file_has_the_requested_version(opset: int, tmp_path: Path) -> None:
+    export_onnx(ImageModel(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS, opset=opset)
+    assert [one.version for one in onnx.load(tmp_path / "m.onnx").opset_import] == [opset]
+
+
+@pytest.mark.parametrize("opset", [9, 99])
+def test_a_version_that_the_exporter_does_not_write_is_an_error(opset: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"opset: the exporter wrote version \d+, {opset} was requested"):
+        export_onnx(ImageModel(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS, opset=opset)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_another_precision_are_converted(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = ImageModel().to(dtype)
+    report = export_onnx(model, tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS)
+    assert report.argmax_flips == 0
+    assert next(model.parameters()).dtype == dtype
+    x = torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(Predictor(tmp_path / "m.onnx").metadata["spurmix.normalise"][k]) for k in ("mean", "std"))  # type: ignore[index]
+    expected = copy.deepcopy(model).float()((x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    np.testing.assert_allclose(
+        Predictor(tmp_path / "m.onnx").predict(IMAGES), expected.detach().numpy(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_precisions_that_cannot_be_exported_are_named() -> None:
+    model = nn.Linear(2, 2).to(torch.complex64)
+    with pytest.raises(ValueError, match=r"weight has dtype torch\.complex64"):
+        graph_module.in_single_precision(model)
+
+
+def test_models_above_the_limit_are_refused_before_any_work(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(30_000, 20_000), nn.Linear(20_000, 2))
+    with pytest.raises(
+        ValueError, match=r"weights have 2\.24 GiB in float32, but an ONNX file holds at most 1\.98 GiB"
+    ):
+        export_onnx(model, tmp_path / "a" / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS)
+    assert list(tmp_path.iterdir()) == []
+
+
+class FixedBatch(ImageModel):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) + (torch.zeros(3, 3) if torch.compiler.is_exporting() else 0)
+
+
+def test_models_that_the_exporter_cannot_convert_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot convert FixedBatch: "):
+        export_onnx(FixedBatch(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fixed_dimension_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = graph_module._convert
+
+    def with_fixed_batch(*arguments: Any) -> onnx.ModelProto:
+        proto = convert(*arguments)
+        proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 3
+        return proto
+
+    monkeypatch.setattr(graph_module, "_convert", with_fixed_batch)
+    with pytest.raises(ExportError, match=r"fixes dimension 0 \(batch\) of logits to 3"):
+        export_onnx(ImageModel(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS)
+
+
+@pytest.mark.parametrize("scale", [1e4])
+def test_tolerance_is_relative_to_the_logits(scale: float, tmp_path: Path) -> None:
+    class Scaled(ImageModel):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return scale * super().forward(x)
+
+    groups = GroupIndex(IMAGE_GROUPS.labels, IMAGE_GROUPS.attributes)
+    export_onnx(Scaled(), tmp_path / "m.onnx", source=IMAGES, groups=groups)
+    with pytest.raises(ExportError, match=r"tolerance is 0\.001 of the largest logit"):
+        export_onnx(Scaled(drift=0.02), tmp_path / "n.onnx", source=IMAGES, groups=groups)
+
+
+def test_files_of_killed_exports_are_removed(tmp_path: Path) -> None:
+    left = temporary_name(tmp_path / "m.onnx", 999_999_999)
+    other = tmp_path / ".other-999999999.onnx"
+    left.write_bytes(b"partial")
+    other.touch()
+    export_onnx(ImageModel(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "m.onnx"]
