@@ -131,7 +131,7 @@ def extract(texts: list[str], progress: bool | None = None) -> torch.Tensor:
     """Return the features of every text, float32 `[N, 384]`."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder(), local_files_only=True, trust_remote_code=False)
     return extract_features(
         models.minilm(2), TokenSource.from_texts(texts, tokenizer, max_length=MAX_LENGTH), progress=progress
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spurmix.core import checks
+from spurmix.core.model_folders import refuse_code
 from spurmix.train.weights import load_weights
 
 
@@ -99,7 +100,7 @@ def bert(num_classes: int, *, pretrained: str | Path | None = None, **config: ob
         The model.
 
     Raises:
-        ValueError: If `pretrained` is not the folder of a model.
+        ValueError: If `pretrained` is not the folder of a model, or the model needs code.
     """
     _check_classes(num_classes)
     library = _transformers()
@@ -107,7 +108,11 @@ def bert(num_classes: int, *, pretrained: str | Path | None = None, **config: ob
         return library.BertForSequenceClassification(library.BertConfig(num_labels=num_classes, **config))
     with _without_progress_bar(library):
         return library.BertForSequenceClassification.from_pretrained(
-            _folder(pretrained), num_labels=num_classes, local_files_only=True, **config
+            _folder(pretrained),
+            num_labels=num_classes,
+            local_files_only=True,
+            trust_remote_code=False,
+            **config,
         )
 
 
@@ -128,6 +133,7 @@ def _folder(pretrained: str | Path) -> Path:
     folder = checks.path(pretrained, "pretrained")
     if not (folder / "config.json").is_file():
         raise ValueError(f"pretrained must be a local folder with a model, {pretrained} has no config.json")
+    refuse_code(folder, "pretrained")
     return folder
 
 
@@ -194,12 +200,12 @@ def text_classifier(num_classes: int, *, pretrained: str | Path, dropout: float 
         The model, with a randomly initialized head.
 
     Raises:
-        ValueError: If `pretrained` is not the folder of a text encoder.
+        ValueError: If `pretrained` is not the folder of a text encoder, or the encoder needs code.
     """
     _check_classes(num_classes)
     library = _transformers()
     with _without_progress_bar(library):
-        encoder = library.AutoModel.from_pretrained(_folder(pretrained), local_files_only=True)
+        encoder = library.AutoModel.from_pretrained(_folder(pretrained), local_files_only=True, trust_remote_code=False)
     if "inputs_embeds" not in inspect.signature(encoder.forward).parameters:
         raise ValueError(f"pretrained must be a text encoder with inputs_embeds, got {type(encoder).__name__}")
     return TextClassifier(encoder, num_classes, dropout=dropout)

@@ -6,7 +6,6 @@ checkpoints of the `robustness` library. Only tensors and plain containers are u
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spurmix.core import checks
+from spurmix.core.files import parse_json, read_json
 
 State = dict[str, Tensor]
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -77,11 +77,11 @@ def _read_normalization(path: Path) -> tuple[tuple[float, ...] | None, tuple[flo
             from safetensors import safe_open
 
             with safe_open(str(path), framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("spurmix", "{}"))
+                about = parse_json((file.metadata() or {}).get("spurmix", "{}"), str(path), dict[str, Any])
             described = about.get("architecture", {}).get("config", {})
         beside = path.with_name("preprocessor_config.json")
         if not described and beside.is_file() and path.name in FOLDER_FILES:
-            described = json.loads(beside.read_text())
+            described = read_json(beside, dict[str, Any])
         mean, std = (described.get(f"image_{name}") for name in ("mean", "std"))
         return (tuple(map(float, mean)), tuple(map(float, std))) if mean and std else (None, None)
     except (OSError, ValueError, TypeError, AttributeError) as error:

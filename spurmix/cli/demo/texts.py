@@ -91,7 +91,7 @@ def run(
     test_groups = GroupIndex(test.label, test.attribute, class_names=names[0], attribute_names=names[1])
     print(train_groups.table())
     model = MixedInputs(models.minilm(2))
-    tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder(), local_files_only=True, trust_remote_code=False)
     source, held_out = (TokenSource.from_texts(s.examples, tokenizer, max_length=MAX_LENGTH) for s in (train, test))
     default = FULL_EPOCHS if full else HEAD_EPOCHS
     passes = [e if e is not None else d for e, d in zip(epochs, default, strict=True)]

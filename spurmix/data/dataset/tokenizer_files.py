@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spurmix.core.limits import MAX_TOKENIZER_BYTES
+from spurmix.core.model_folders import refuse_code
 from spurmix.data.dataset.tokenize import fast_backend, padding_side, special_ids
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> Toke
         A tokenizer of transformers, or one of tokenizers if there is only `tokenizer.json`.
 
     Raises:
-        ValueError: If the folder does not exist or its tokenizer cannot be read.
+        ValueError: If the folder does not exist, needs code, or its tokenizer cannot be read.
         TypeError: If the tokenizer is not a fast one.
         ImportError: If the package is missing.
     """
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f"tokenizer: there is no folder {path}")
+    refuse_code(path, "tokenizer")
     for file in path.iterdir():
         if file.suffix in _TEXT_SUFFIXES and file.is_file() and file.stat().st_size > MAX_TOKENIZER_BYTES:
             raise ValueError(
@@ -56,7 +58,9 @@ def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> Toke
     try:
         if tokenizers_only:
             return tokenizers.Tokenizer.from_file(str(path / TOKENIZER_FILE))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # both libraries raise plain exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"tokenizer: no tokenizer can be read from {path}: {reason}") from None

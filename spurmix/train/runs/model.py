@@ -91,7 +91,8 @@ def rebuild(described: dict[str, Any]) -> nn.Module:
     options = dict(described["config"])
     config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
     if described["model"] in ("encoder", "minilm"):
-        return _mixed(models.TextClassifier(transformers.AutoModel.from_config(config), described["head"]), mix_at)
+        encoder = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        return _mixed(models.TextClassifier(encoder, described["head"]), mix_at)
     if described["model"] == "bert":
         return _mixed(transformers.BertForSequenceClassification(config), mix_at)
     return transformers.ResNetForImageClassification(config)

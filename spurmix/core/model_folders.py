@@ -1,0 +1,39 @@
+"""Folders of pre-trained models and tokenizers: one that needs Python code is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spurmix.core.files import FileError, read_json
+from spurmix.core.limits import MAX_TOKENIZER_BYTES
+
+_CODE_KEYS = ("auto_map", "custom_pipelines")
+"""Keys of configuration files that name Python code of the folder or of another one."""
+_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
+"""Keys that may name a repository with compiled kernels, as "owner/name"."""
+
+
+def refuse_code(folder: Path, name: str) -> None:
+    """Check that a folder of transformers needs no code. Only its configuration files are read.
+
+    Args:
+        folder: The folder.
+        name: Name of the argument, for errors.
+
+    Raises:
+        ValueError: If a configuration file names code. The message names the file and the key.
+    """
+    for file in sorted(folder.glob("*.json")):
+        # Weight indexes, vocabularies and tokenizers have other names and may be large.
+        if not file.name.endswith("config.json") or file.stat().st_size > MAX_TOKENIZER_BYTES:
+            continue
+        try:
+            content = read_json(file, dict[str, object])
+        except FileError as error:
+            raise ValueError(f"{name}: {error}") from None
+        for key, value in content.items():
+            if (key in _CODE_KEYS and value) or (key in _ATTENTION_KEYS and "/" in str(value)):
+                raise ValueError(
+                    f"{name}: {folder} needs code to load it ({key} in {file.name}), and spurmix never runs code of model "
+                    f"folders; use an architecture that transformers contains, and remove {key} from {file.name}"
+                )

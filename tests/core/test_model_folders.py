@@ -1,0 +1,77 @@
+"""Folders of models and tokenizers that need code are refused, and their code does not run."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spurmix.core.model_folders import refuse_code
+from spurmix.data.dataset.tokenizer_files import load_tokenizer
+from spurmix.train import models
+from spurmix.train.runs.model import rebuild
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoTokenizer": ["code.Tokenizer", None]}
+
+
+def hostile(folder: Path, model_type: str, **entries: object) -> Path:
+    """A folder whose Python code creates a file when it is imported."""
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **entries}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(entries))
+    return folder
+
+
+@pytest.mark.parametrize("model_type", ["bert", "unknown"])
+@pytest.mark.parametrize("entries", [{"auto_map": CODE}, {"attn_implementation": "someone/kernel"}])
+def test_folders_that_need_code_are_refused_by_name(
+    model_type: str, entries: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_: object) -> str:
+        raise AssertionError("nobody is asked")
+
+    monkeypatch.setattr("builtins.input", answer)
+    folder = hostile(tmp_path / "m", model_type, **entries)
+    for load in (
+        lambda: models.bert(2, pretrained=folder),
+        lambda: models.text_classifier(2, pretrained=folder),
+        lambda: load_tokenizer(folder),
+    ):
+        with pytest.raises(ValueError, match=rf"{folder} needs code to load it \({next(iter(entries))} in .*config"):
+            load()
+    assert not (folder / "ran").exists()
+
+
+def test_other_folders_pass_and_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "auto_map": null, "attn_implementation": "sdpa"}')
+    refuse_code(tmp_path, "pretrained")
+    (tmp_path / "config.json").write_text("[" * 5000)
+    with pytest.raises(ValueError, match=r"pretrained: .*config\.json is damaged"):
+        refuse_code(tmp_path, "pretrained")
+
+
+def test_architectures_of_runs_run_no_code(tmp_path: Path) -> None:
+    described: dict[str, Any] = {
+        "model": "encoder", "mix_at": "embeddings", "head": 2,
+        "config": {
+            "model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 30,
+            "auto_map": {"AutoModel": f"{tmp_path}--code.Model"},
+        },
+    }  # fmt: skip
+    assert type(rebuild(described).model.encoder).__name__ == "BertModel"  # type: ignore[union-attr]
+
+
+def test_every_call_forbids_code() -> None:
+    for folder in ("spurmix", "bench"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                    (".from_pretrained", "AutoModel.from_config")
+                ):
+                    options = {one.arg: ast.unparse(one.value) for one in node.keywords}
+                    assert options.get("trust_remote_code") == "False", f"{file}:{node.lineno}"
