@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spurmix import Beta, Fixed, InverseCDF, Uniform
-from spurmix.core.lam import ONE, Folded, as_distribution, moments, quantile_table
+from spurmix import Beta, Fixed, GroupIndex, InverseCDF, Uniform, policies
+from spurmix.core.lam import ONE, Folded, LamDistribution, Scaled, as_distribution, moments, quantile_table
 
 
 def test_known_tables(vectors: dict) -> None:
@@ -23,6 +23,42 @@ def test_moments_of_beta(a: float, b: float) -> None:
     m1, m2 = moments(quantile_table(Beta(a, b)))
     assert m1 == pytest.approx(a / (a + b), abs=2e-3)
     assert m2 == pytest.approx(a * (a + 1) / ((a + b) * (a + b + 1)), abs=2e-3)
+
+
+EXTREME = [5e-324, 1e-100, 1e-4, 0.001, 0.002, 0.005, 0.4, 10.0, 1e3, 1e5, 1e8, 1e9, 2e10, 1e12, 1e30, 1e300]
+
+
+@pytest.mark.parametrize("a", EXTREME)
+def test_any_parameters_of_beta(a: float) -> None:
+    for b in EXTREME:
+        table = quantile_table(Beta(a, b))
+        mirrored = quantile_table(Beta(b, a))
+        assert (np.diff(table) >= 0).all() and np.abs(ONE - mirrored[::-1] - table).max() <= 1
+        mean = 1 / (1 + b / a)
+        assert moments(table)[0] == pytest.approx(mean, abs=2e-3)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e3, 1e9), (1e12, 1e12), (2e10, 1e15), (1e6, 1e12), (50.0, 2e8)])
+def test_spread_of_narrow_beta(a: float, b: float) -> None:
+    values = Beta(a, b).inverse_cdf(np.array([0.02275013, 0.5, 0.97724987]))  # 2 standard deviations from the mean
+    mean = a / (a + b)
+    spread = np.sqrt(mean * (1 - mean) / (a + b + 1))
+    assert values[1] == pytest.approx(mean, rel=0.02) and (values[2] - values[0]) / 4 == pytest.approx(spread, rel=0.02)
+
+
+@pytest.mark.parametrize("lam", [
+    Uniform(0, 5e-324), Uniform(1 - 2**-53, 1), Fixed(5e-324), Scaled(Beta(1e-3), 1e-300), Beta(1e-3).folded(),
+    Beta(1e12).folded(), Uniform(0, 1e-300).folded(), InverseCDF(lambda u: np.round(u * 1e3) / 1e3 - 1e-17 * (u == 0.5)),
+])  # fmt: skip
+def test_extreme_parameters_of_other_distributions(lam: LamDistribution) -> None:
+    table = quantile_table(lam)
+    assert (np.diff(table) >= 0).all() and 0 <= table[0] <= table[-1] <= ONE
+
+
+def test_policies_accept_extreme_parameters() -> None:
+    groups = GroupIndex([0, 0, 1, 1], [0, 1, 0, 1])
+    for policy in (policies.mixup(0.001), policies.mixup(0.002), policies.mixup(1e12), policies.lisa(alpha=1e-3)):
+        assert policy.audit(groups).residual == pytest.approx(0, abs=1e-6)
 
 
 def test_moments_of_uniform_and_fixed() -> None:
