@@ -26,6 +26,8 @@ from spurmix.data.pack.manifest import (
     encode_attributes,
     encode_column,
     split_names,
+    unlabelled_rows,
+    with_labels,
 )
 from spurmix.data.pack.remote import local_path
 from spurmix.data.pack.strays import without_strays
@@ -110,7 +112,7 @@ def from_huggingface(
         notify: Receives a message before anything is downloaded.
 
     Returns:
-        The rows of all splits.
+        The rows of all splits. A split without any label is left out, and a note names it.
 
     Raises:
         ValueError: If the dataset cannot be read, or a column is missing or has the wrong type.
@@ -121,6 +123,7 @@ def from_huggingface(
     with _progress_bars_on_terminals(library):
         splits = _load_splits(library, path, notify)
     location = str(path)
+    splits, without_column = _labelled_splits(splits, label)
     features = _check_columns(splits, (label, *attributes, text, image, split), location)
     parts = list(splits.values())
     samples: SampleSource = (
@@ -132,23 +135,35 @@ def from_huggingface(
     def values(column: str) -> list[object]:
         return [value for part in parts for value in _arrow_column(part, column).to_pylist()]
 
-    labels, class_names, _ = encode_column(
-        values(label), location, label, max_classes=len(getattr(features[label], "names", None) or ())
-    )
-    class_names = _class_label_names(features[label], labels, location, label) or class_names
-    codes, value_names, notes = encode_attributes({name: values(name) for name in attributes}, location)
-    value_names = {
-        name: _class_label_names(features[name], codes[name], location, name) or found
-        for name, found in value_names.items()
-    }
     sources = [f"{name}#{n}" for name, part in splits.items() for n in range(len(part))]
     if split is not None:
         split_of_row = split_names(values(split), location, split)
     else:
         split_of_row = [name for name, part in splits.items() for _ in range(len(part))]
+    given = values(label)
+    skipped, left_out = unlabelled_rows(given, split_of_row)
+    count = len(getattr(features[label], "names", None) or ())
+    labels, class_names, _ = encode_column(given, location, label, max_classes=count, skipped=skipped)
+    class_names = _class_label_names(features[label], labels, location, label) or class_names
+    codes, value_names, notes = encode_attributes({name: values(name) for name in attributes}, location, skipped)
+    value_names = {
+        name: _class_label_names(features[name], codes[name], location, name) or found
+        for name, found in value_names.items()
+    }
     metadata = Metadata(labels, split_of_row, sources, codes, class_names, value_names)
-    manifest = Manifest(location, metadata, tuple(notes), samples, kind="texts" if text is not None else "images")
-    return without_strays(manifest, samples.paths(Path(path)) if isinstance(samples, _ImageColumn) else None)
+    kind = "texts" if text is not None else "images"
+    manifest = Manifest(location, metadata, (*without_column, *left_out, *notes), samples, kind=kind)
+    paths = samples.paths(Path(path)) if isinstance(samples, _ImageColumn) else None
+    return with_labels(without_strays(manifest, paths))
+
+
+def _labelled_splits(splits: dict[str, Dataset], label: str) -> tuple[dict[str, Dataset], list[str]]:
+    """Leave out splits without the label column, unless no split has it. Returns a note for each of them."""
+    found = {name: part for name, part in splits.items() if label in part.features}
+    if not found:
+        return splits, []
+    notes = [f"split {name} is left out, because it has no column {label}" for name in splits if name not in found]
+    return found, notes
 
 
 @contextmanager

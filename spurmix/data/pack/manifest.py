@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -160,7 +161,12 @@ def _normalize(value: object) -> object:
 
 
 def encode_column(
-    values: Iterable[object], file_name: str, column: str, optional: bool = False, max_classes: int = 0
+    values: Iterable[object],
+    file_name: str,
+    column: str,
+    optional: bool = False,
+    max_classes: int = 0,
+    skipped: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], tuple[str, ...], int]:
     """Encode a column of integers from 0, or of names, as codes.
 
@@ -170,6 +176,7 @@ def encode_column(
         column: Column name for messages.
         optional: Whether values may be missing. Their code is -1.
         max_classes: Number of classes, if it is known.
+        skipped: Rows that are not read, bool `[N]`. Their code is -1.
 
     Returns:
         Codes, int64 `[N]`, the name of each code, and the number of unknown values.
@@ -179,7 +186,9 @@ def encode_column(
             message names the row. If the values are exactly -1 and 1.
     """
     rows = [_normalize(value) for value in values]
-    missing = [n for n, value in enumerate(rows) if value is None]
+    if skipped is not None:
+        rows = [None if skip else value for value, skip in zip(rows, skipped, strict=True)]
+    missing = [n for n, value in enumerate(rows) if value is None and (skipped is None or not skipped[n])]
     if missing and not optional:
         raise ValueError(f"{file_name}, row {missing[0]}: {column} is missing")
     given = [value for value in rows if value is not None]
@@ -195,7 +204,7 @@ def encode_column(
                 accepted = "0 or more" if value < low else f"a class number below {end:,}, or a name"
                 raise ValueError(f"{file_name}, row {n}: {column} must be {accepted}, got {value}")
         codes = np.array([-1 if v is None else v for v in rows], dtype=np.int64)
-        return codes, tuple(str(v) for v in range(max(integers, default=0) + 1)), int((codes < 0).sum())
+        return codes, tuple(str(v) for v in range(max(integers, default=0) + 1)), len(missing) + integers.count(-1)
     for n, value in enumerate(rows):
         if not isinstance(value, (str, bool)) and value is not None:
             raise ValueError(f"{file_name}, row {n}: {column} must be an integer or a name, got {value!r}")
@@ -206,13 +215,14 @@ def encode_column(
 
 
 def encode_attributes(
-    columns: Mapping[str, Iterable[object]], file_name: str
+    columns: Mapping[str, Iterable[object]], file_name: str, skipped: NDArray[np.bool_] | None = None
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, tuple[str, ...]], list[str]]:
     """Encode attribute columns with `encode_column`.
 
     Args:
         columns: Values of each attribute, by name.
         file_name: File name for messages.
+        skipped: See `encode_column`.
 
     Returns:
         Codes and names of the values by attribute, and a note for each attribute with unknown values.
@@ -226,10 +236,35 @@ def encode_attributes(
     for name, column in columns.items():
         if name in RESERVED_COLUMNS:
             raise ValueError(f"attributes: {name!r} is reserved in packed datasets; rename the column")
-        codes[name], names[name], unknown = encode_column(column, file_name, name, optional=True)
+        codes[name], names[name], unknown = encode_column(column, file_name, name, optional=True, skipped=skipped)
         if unknown:
-            notes.append(f"{name} is unknown in {unknown:,} of {codes[name].size:,} rows")
+            read = codes[name].size - (0 if skipped is None else int(skipped.sum()))
+            notes.append(f"{name} is unknown in {unknown:,} of {read:,} rows")
     return codes, names, notes
+
+
+def unlabelled_rows(labels: Sequence[object], splits: Sequence[str]) -> tuple[NDArray[np.bool_], list[str]]:
+    """Find the splits without any label, such as a test split whose labels are not published.
+
+    Args:
+        labels: Values of the label column. None, NaN, "" and -1 mean that there is no label.
+        splits: Name of the split of each row.
+
+    Returns:
+        Which rows are in such splits, bool `[N]`, and a note for each of them. No row if no split has a label.
+    """
+    labelled = {name for name, label in zip(splits, labels, strict=True) if _normalize(label) not in (None, -1)}
+    counts = Counter(name for name in splits if name not in labelled)
+    if not labelled or not counts:
+        return np.zeros(len(splits), dtype=bool), []
+    notes = [f"split {name} is left out, because its {count:,} rows have no labels" for name, count in counts.items()]
+    return np.array([name in counts for name in splits]), notes
+
+
+def with_labels(manifest: Manifest) -> Manifest:
+    """Return the examples of a manifest that have a label. Those of splits without labels have the code -1."""
+    labelled = manifest.metadata.labels >= 0
+    return manifest if labelled.all() else manifest.select(np.flatnonzero(labelled))
 
 
 def split_names(values: Iterable[object], file_name: str, column: str) -> list[str]:

@@ -151,3 +151,26 @@ def test_parquet_with_too_many_rows_is_refused_before_it_is_converted(
     monkeypatch.setattr(tables, "MAX_TABLE_ROWS", 5)
     with pytest.raises(ValueError, match=r"rows\.parquet has 6 rows, the maximum is 5"):
         from_huggingface(tmp_path if folder else tmp_path / "rows.parquet")
+
+
+def test_splits_without_labels_are_left_out(tmp_path: Path) -> None:
+    def texts(labels: list[int], first: int) -> Any:
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+        )
+        rows = {"text": [f"text {first + n}" for n in range(len(labels))], "label": labels}
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    hidden = datasets.DatasetDict(test=texts([-1, -1], 0), train=texts([0, 1], 2))
+    hidden.save_to_disk(str(tmp_path / "hidden"))
+    found = from_huggingface(tmp_path / "hidden", text="text")
+    assert found.notes == ("split test is left out, because its 2 rows have no labels",)
+    absent = datasets.DatasetDict(test=texts([0, 0], 0).remove_columns("label"), train=texts([0, 1], 2))
+    absent.save_to_disk(str(tmp_path / "absent"))
+    other = from_huggingface(tmp_path / "absent", text="text")
+    assert other.notes == ("split test is left out, because it has no column label",)
+    for manifest in (found, other):
+        read = manifest.reader()
+        assert [read(n) for n in range(len(manifest))] == ["text 2", "text 3"]
+        assert manifest.metadata.splits == ["train", "train"] and manifest.metadata.labels.tolist() == [0, 1]
+        assert manifest.metadata.class_names == ("no", "yes")

@@ -18,6 +18,8 @@ from spurmix.data.pack.manifest import (
     encode_attributes,
     encode_column,
     split_names,
+    unlabelled_rows,
+    with_labels,
 )
 from spurmix.data.pack.remote import import_fsspec, parent_url
 from spurmix.data.pack.strays import without_strays
@@ -39,6 +41,7 @@ def from_table(
     """Read a CSV or Parquet file with a row for each image or text.
 
     Labels and attributes are integers from 0, or names. A missing attribute is unknown (-1), and a note counts them.
+    A split without any label is left out, and a note names it.
 
     Args:
         table: The file, or its fsspec URL.
@@ -66,16 +69,19 @@ def from_table(
         check_paths(sources, location)
     if not sources:
         raise ValueError(f"{location} has no rows")
-    labels, names, _ = encode_column(column_values(rows, label, location), location, label)
-    codes, value_names, notes = encode_attributes({a: column_values(rows, a, location) for a in attributes}, location)
     splits = ["train"] * len(sources)
     if split is not None:
         splits = split_names(column_values(rows, split, location), location, split)
+    given = column_values(rows, label, location)
+    skipped, left_out = unlabelled_rows(given, splits)
+    labels, names, _ = encode_column(given, location, label, skipped=skipped)
+    codes, value_names, notes = encode_attributes(
+        {a: column_values(rows, a, location) for a in attributes}, location, skipped
+    )
     metadata = Metadata(labels, splits, sources, codes, names, value_names)
     root = str(root) if root is not None else parent_url(table)
-    return without_strays(
-        Manifest(root, metadata, tuple(notes), samples, kind="images" if samples is None else "texts")
-    )
+    kind = "images" if samples is None else "texts"
+    return with_labels(without_strays(Manifest(root, metadata, (*left_out, *notes), samples, kind=kind)))
 
 
 def read_table(

@@ -93,3 +93,29 @@ def test_columns_coded_minus_one_and_one_are_refused(place: str, tmp_path: Path)
         from_table(tmp_path / "t.csv", attributes=["place"])
     with pytest.raises(ValueError, match=r"place is coded -1 and 1|place is missing"):
         from_table(tmp_path / "t.csv", label="place")
+
+
+@pytest.mark.parametrize("missing", ["-1", "-1.0", ""])
+def test_splits_without_labels_are_left_out(missing: str, tmp_path: Path) -> None:
+    rows = ["a,0,train,in", "t,{},test,far", "b,1,train,out", "u,{},test,", "c,1,val,"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,part,place", *rows]).format(missing, missing))
+    found = from_table(tmp_path / "t.csv", split="part", attributes=["place"])
+    assert found.metadata.sources == ["a", "b", "c"] and found.metadata.labels.tolist() == [0, 1, 1]
+    assert found.metadata.attribute_names == {"place": ("in", "out")}
+    assert found.notes == (
+        "split test is left out, because its 2 rows have no labels",
+        "place is unknown in 1 of 3 rows",
+    )
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,part,place", *rows, "v,0,test,in"]).format(-1, -1))
+    with pytest.raises(ValueError, match="row 1: label must be 0 or more, got -1"):
+        from_table(tmp_path / "t.csv", split="part")
+    (tmp_path / "t.csv").write_text("path,label\na,-1\nb,-1\n")
+    with pytest.raises(ValueError, match="row 0: label must be 0 or more, got -1"):
+        from_table(tmp_path / "t.csv")
+
+
+def test_texts_of_a_split_without_labels_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label,part\none,-1,test\ntwo,0,train\nthree,1,train\n")
+    found = from_table(tmp_path / "t.csv", text="text", split="part")
+    read = found.reader()
+    assert [read(n) for n in range(len(found))] == ["two", "three"]
