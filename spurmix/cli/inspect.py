@@ -11,6 +11,7 @@ from spurmix.cli.correlations import residual_correlations
 from spurmix.cli.options import AttributeOption, DatasetArgument
 from spurmix.cli.terminal import cell
 from spurmix.core.audit import correlation_text, unknown_warnings
+from spurmix.core.files import discard
 from spurmix.core.names import without_controls
 
 if TYPE_CHECKING:
@@ -99,5 +100,5 @@ def write_contact_sheet(part: PackedDataset, groups: GroupIndex, path: Path, col
         canvas.save(temporary, "PNG")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
         raise ValueError(f"--sheet: cannot write {path} ({error.strerror or error})") from None

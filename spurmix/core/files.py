@@ -127,6 +127,11 @@ def parse_json(text: str | bytes, name: str, form: type[T]) -> T:
     except (ValueError, TypeError) as error:
         raise FileError(f"{name} is damaged: {error}") from None
     _check_depth(value, name)
+    return check_form(value, name, form)
+
+
+def check_form(value: object, name: str, form: type[T]) -> T:
+    """Return a JSON value, if it has a given form. Arguments and errors are those of `parse_json`."""
     problem = _problem(value, form, "")
     if problem is not None:
         raise FileError(f"{name} is damaged: {problem}")

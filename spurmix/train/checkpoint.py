@@ -9,12 +9,14 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from spurmix.core.files import FileError, check_form, read_json
 
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
@@ -152,25 +154,36 @@ def save(folder: Path, step: int, run: dict[str, object], state: dict[str, objec
     return final
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, object]]:
+class _RunManifest(TypedDict):
+    """Contents of `manifest.json`, without its checksum."""
+
+    step: int
+    run: dict[str, object]
+    files: dict[str, str]
+
+
+def _read(path: Path) -> tuple[_RunManifest, dict[str, object]]:
     """Read and check the manifest and the state of a checkpoint."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if not isinstance(manifest, dict) or manifest.get("checksum") != _seal(manifest):
+        found = read_json(path / MANIFEST, dict[str, object])
+        if found.get("checksum") != _seal(found):
             raise CheckpointError(f"{path / MANIFEST} is corrupt: wrong checksum")
-        if manifest["files"].keys() != {TENSORS, STATE} or not isinstance(manifest["run"], dict):
+        manifest = check_form(found, str(path / MANIFEST), _RunManifest)
+        if manifest["files"].keys() != {TENSORS, STATE}:
             raise CheckpointError(f"{path / MANIFEST} is corrupt: unexpected entries")
         for name, digest in manifest["files"].items():
             if _digest(path / name) != digest:
                 raise CheckpointError(f"{path / name} is corrupt: wrong checksum")
         if path.name != f"step-{manifest['step']:08d}":
             raise CheckpointError(f"{path} is corrupt: its manifest is of step {manifest['step']}")
-        state = _unpack(json.loads((path / STATE).read_text()), load_file(str(path / TENSORS)))
+        state = _unpack(read_json(path / STATE, object), load_file(str(path / TENSORS)))
         if not isinstance(state, dict):
             raise CheckpointError(f"{path / STATE} is corrupt: it must contain a dict")
         return manifest, state
     except CheckpointError:
         raise
+    except FileError as error:
+        raise CheckpointError(error) from None
     except Exception as error:  # readers of corrupt files raise errors of many types
         raise CheckpointError(f"{path} is corrupt: {type(error).__name__}: {error}") from None
 

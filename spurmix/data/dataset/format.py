@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias, TypedDict, cast
+from typing import Any, NotRequired, TypeAlias, TypedDict, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from spurmix.core.files import FileError
+from spurmix.core.files import FileError, check_form, read_json
 from spurmix.data.dataset import checksums, tables
 from spurmix.data.dataset.checksums import FileRecord
 
@@ -58,6 +58,28 @@ class Description(TypedDict):
     chunk: int
     files: dict[str, FileRecord]
     made: Provenance
+
+
+class TokenSettings(TypedDict):
+    """Settings of a `TokenSource`, in the provenance of a dataset of texts."""
+
+    vocab_size: int
+    pad_id: int | None
+    sep_id: int | None
+    max_length: int | None
+    tokenizer: str | None
+    padding_side: NotRequired[str]
+
+
+class _KnownProvenance(TypedDict):
+    """The fields of the provenance that are read."""
+
+    tokens: NotRequired[TokenSettings]
+    cells: NotRequired[list[str]]
+    notes: NotRequired[list[str]]
+    broken: NotRequired[int]
+    shard: NotRequired[list[int]]
+    occurring: NotRequired[dict[str, list[int]]]
 
 
 def import_parquet() -> ModuleType:
@@ -243,58 +265,51 @@ def read_description(folder: Path, incomplete: bool = False) -> Description:
     if not path.is_file():
         raise DatasetError(f"{folder} is not a packed dataset: {DESCRIPTION_FILE} is missing")
     try:
-        description = json.loads(path.read_bytes())
-        version = description["format"]
-        if type(version) is not int or version < 1:
-            raise ValueError(f"format must be a positive integer, got {version!r}")
+        found = read_json(path, dict[str, object])
+        version = check_form(found, str(path), _Versioned)["format"]
         if version > FORMAT_VERSION:
             raise DatasetError(
                 f"{path}: format {version} is not supported, this version reads up to {FORMAT_VERSION}; update spurmix"
             )
-        if description["checksum"] != with_checksum(description)["checksum"]:
-            raise ValueError("the content does not match its checksum")
-        _check_description(description)
+        if check_form(found, str(path), _Sealed)["checksum"] != with_checksum(found)["checksum"]:
+            raise DatasetError(f"{path} is damaged: the content does not match its checksum")
+        description = check_form(found, str(path), Description)
+        problem = _problem(description)
+        if problem is not None:
+            raise DatasetError(f"{path} is damaged: {problem}")
     except DatasetError:
         raise
-    except Exception as error:  # damaged content raises exceptions of any type
-        raise DatasetError(f"{path} is damaged: {error}") from None
-    return cast(Description, description)
+    except FileError as error:
+        raise DatasetError(error) from None
+    return description
 
 
-_FIELD_TYPES = {
-    "kind": str,
-    "count": int,
-    "classes": list,
-    "attributes": dict,
-    "chunk": int,
-    "files": dict,
-    "made": dict,
-}
+class _Versioned(TypedDict):
+    format: int
 
 
-def _check_description(description: dict[str, Any]) -> None:
-    """Check names and types of all fields."""
-    for field, expected in _FIELD_TYPES.items():
-        if type(description[field]) is not expected:
-            raise TypeError(f"{field} must be {expected.__name__}, got {description[field]!r}")
-    if description["kind"] not in ARRAY_FILES:
-        raise ValueError(f"kind must be one of {', '.join(ARRAY_FILES)}, got {description['kind']!r}")
-    if description["count"] < 0 or description["chunk"] < 1:
-        raise ValueError(f"invalid count {description['count']} or chunk {description['chunk']}")
-    for field, values in {"classes": description["classes"], **description["attributes"]}.items():
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise TypeError(f"{field} must be a list of names, got {values!r}")
-    absent = {*ARRAY_FILES[description["kind"]], METADATA_FILE} - description["files"].keys()
+class _Sealed(TypedDict):
+    checksum: str
+
+
+def _problem(description: Description) -> str | None:
+    """Return which value of a description is invalid, or None."""
+    kind, count, chunk = description["kind"], description["count"], description["chunk"]
+    if description["format"] < 1:
+        return f"format must be a positive integer, got {description['format']}"
+    if kind not in ARRAY_FILES:
+        return f"kind must be one of {', '.join(ARRAY_FILES)}, got {kind!r}"
+    if count < 0 or chunk < 1:
+        return f"invalid count {count} or chunk {chunk}"
+    absent = {*ARRAY_FILES[kind], METADATA_FILE} - description["files"].keys()
     if absent:
-        raise ValueError(f"no record of {', '.join(sorted(absent))}")
+        return f"no record of {', '.join(sorted(absent))}"
     for name, record in description["files"].items():
-        if Path(name).name != name:
-            raise ValueError(f"{name!r} is outside the folder")
-        size, sums = record["size"], record["checksums"]
-        if type(size) is not int or not isinstance(sums, list) or not all(isinstance(c, str) for c in sums):
-            raise TypeError(f"{name!r} needs a size and checksums")
-        if len(sums) != -(-size // description["chunk"]):
-            raise ValueError(f"the checksums of {name!r} do not cover the file")
+        if Path(name).name != name or "\0" in name:
+            return f"{name!r} is outside the folder"
+        if len(record["checksums"]) != -(-record["size"] // chunk):
+            return f"the checksums of {name!r} do not cover the file"
+    return None
 
 
 def check_size(path: Path, size: int) -> None:
@@ -315,10 +330,21 @@ def check_provenance(folder: Path, kind: str, provenance: Provenance, metadata: 
     Raises `DatasetError` if one is missing or invalid.
     """
     path = folder / DESCRIPTION_FILE
-    if kind == "tokens" and not isinstance(provenance.get("tokens"), dict):
-        raise DatasetError(f"{path} is damaged: the tokenizer's settings are missing")
+    try:
+        check_form(provenance, f"{path}, 'made',", _KnownProvenance)
+    except FileError as error:
+        raise DatasetError(error) from None
+    if kind == "tokens":
+        settings = provenance.get("tokens")
+        if settings is None:
+            raise DatasetError(f"{path} is damaged: the tokenizer's settings are missing")
+        unknown = settings.keys() - TokenSettings.__annotations__.keys()
+        if unknown:
+            raise DatasetError(f"{path}: unknown settings of texts: {', '.join(sorted(unknown))}; update spurmix")
+    if len(provenance.get("shard", (0, 0))) != 2:
+        raise DatasetError(f"{path} is damaged: shard must be [number, count], got {provenance['shard']!r}")
     cells = provenance.get("cells", [])
-    if not isinstance(cells, list) or not all(isinstance(c, str) and c in metadata.attributes for c in cells):
+    if not all(name in metadata.attributes for name in cells):
         raise DatasetError(f"{path} is damaged: cells must be names of attributes, got {cells!r}")
 
 

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypedDict, TypeVar
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from spurmix.core import checks
+from spurmix.core.files import FileError, discard, read_json, read_json_lines
 from spurmix.core.names import printable
 from spurmix.data.dataset.format import (
     ARRAY_FILES,
@@ -124,7 +126,7 @@ class PackJob:
     """
 
     def __init__(self, target: str | Path, kind: str, plan: Mapping[str, object]) -> None:
-        self.target = Path(target)
+        self.target = checks.path(target, "target")
         first = self.target.parts[0] if self.target.parts else ""
         if first.endswith(":") and not Path(first).is_dir():  # Path keeps one slash of "s3://"
             raise ValueError(f"target must be a local folder, got the URL {target}")
@@ -163,10 +165,10 @@ class PackJob:
                 self.notes = (f"{self.folder} contains a dataset with other settings; packing starts over",)
             return
         try:
-            plan = json.loads((self.folder / PLAN_FILE).read_text())
-            changed = [key for key in {**plan, **self.plan} if plan.get(key) != self.plan.get(key)]
-        except (OSError, ValueError, TypeError, AttributeError):
+            plan = read_json(self.folder / PLAN_FILE, dict[str, object])
+        except FileError:
             return
+        changed = [key for key in {**plan, **self.plan} if plan.get(key) != self.plan.get(key)]
         self.resumes = not changed
         if "version" in changed:
             self.notes = (f"{self.folder} contains an interrupted job of another spurmix version; packing starts over",)
@@ -277,7 +279,7 @@ class PackJob:
         if unreadable:
             path.write_text("".join(json.dumps({"source": s, "reason": r}) + "\n" for s, r in unreadable))
         else:
-            path.unlink(missing_ok=True)
+            discard(path)
         return path
 
     def finish(
@@ -315,15 +317,22 @@ class PackJob:
         return PackReport(self.target, count, tuple(unreadable), count, time.perf_counter() - began)
 
 
+class _UnreadableRow(TypedDict):
+    """Line of `broken.jsonl`."""
+
+    source: str
+    reason: str
+
+
 def read_report(data: PackedDataset) -> list[tuple[str, str]]:
     """Return source and reason of the examples that could not be read when a dataset was packed."""
     path = data.path / UNREADABLE_FILE
     if not path.is_file():
         return []
     try:
-        return [(row["source"], row["reason"]) for row in map(json.loads, path.read_text().splitlines())]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DatasetError(f"{path} is damaged: {error}") from None
+        return [(row["source"], row["reason"]) for row in read_json_lines(path, _UnreadableRow)]
+    except FileError as error:
+        raise DatasetError(error) from None
 
 
 def _array_bytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -148,6 +148,8 @@ def check_paths(paths: Sequence[str], file_name: str) -> None:
             raise ValueError(f"{file_name}, row {n}: the path must be relative to the root and below it, got {given!r}")
         if path in seen:
             raise ValueError(f"{file_name}, row {n}: {given!r} is also in row {seen[path]}; remove one of the two")
+        if "\0" in given:
+            raise ValueError(f"{file_name}, row {n}: the path {given!r} has a NUL character")
         if encoding_error(given) is not None:
             raise ValueError(f"{file_name}, row {n}: the file name {given!r} is not valid UTF-8; rename the file")
         seen[path] = n

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -156,9 +157,9 @@ def _expected(opened: list[PackedDataset]) -> dict[str, list[int]]:
     """Return the codes that occur in all shards together, before unreadable examples were skipped."""
     numbers = {part.provenance["shard"][0] for part in opened if "shard" in part.provenance}
     occurring = opened[0].provenance.get("occurring")
-    if not isinstance(occurring, dict) or len(numbers) != opened[0].provenance["shard"][1]:
+    if occurring is None or len(numbers) != opened[0].provenance["shard"][1]:
         return {}
-    return occurring
+    return cast(dict[str, list[int]], occurring)
 
 
 def _row_layout(data: PackedDataset) -> tuple[tuple[int, ...], np.dtype[np.generic]] | None:

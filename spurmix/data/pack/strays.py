@@ -88,7 +88,7 @@ def drop_absent(metadata: Metadata, expected: Mapping[str, Sequence[int]]) -> tu
     def reduce(
         column: str, codes: NDArray[np.int64], names: tuple[str, ...]
     ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        gone = sorted(set(expected.get(column, ())) - set(found[column]))
+        gone = sorted(set(expected.get(column, ())).intersection(range(len(names))) - set(found[column]))
         if not gone or not found[column]:
             return codes, names
         what = "class" if column == "label" else f"value of {column}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spurmix.core import policies
+from spurmix.core import files, policies
 from spurmix.core.deprecation import warn_renamed
 from spurmix.core.lam import Beta, Fixed, Uniform
 from spurmix.core.policy import MixPolicy
@@ -238,11 +238,9 @@ def read_toml(path: str | Path) -> dict[str, object]:
         ValueError: If the file is missing or not valid TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"config: cannot read {path} ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} is not valid TOML: {error}") from None
+        return files.read_toml(Path(path))
+    except files.FileError as error:
+        raise ValueError(f"config: {error}") from None
 
 
 def to_toml(config: RunConfig) -> str:
@@ -284,6 +282,8 @@ def parse_policy_option(text: str) -> tuple[str, object]:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name.strip(), value.strip()
+    except RecursionError:
+        raise ValueError(f"--policy-option {name.strip()} has too many nested brackets") from None
 
 
 _DISTRIBUTIONS: dict[str, Callable[..., Beta | Uniform | Fixed]] = {"beta": Beta, "uniform": Uniform, "fixed": Fixed}

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from spurmix.core.files import FileError, discard, read_json, read_json_lines
 from spurmix.train.checkpoint import sync_to_disk
 from spurmix.train.runs.config import RunConfig
 from spurmix.train.runs.model import describe, rebuild
@@ -31,6 +32,20 @@ class EvaluationRow(TypedDict):
     average: float
     adjusted_average: float
     worst_name: str
+
+
+class _Architecture(TypedDict):
+    model: str
+
+
+class _About(TypedDict):
+    """Entries of `run.json` that every version writes."""
+
+    dataset: str
+    classes: list[str]
+    shape: list[int]
+    groups: list[list[int]]
+    architecture: _Architecture
 
 
 def lock(folder: Path) -> IO[str]:
@@ -103,7 +118,7 @@ def write_by_rename(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write {path}: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -127,12 +142,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     if not path.exists():
         return {}
-    try:
-        about = json.loads(path.read_text())
-        about["dataset"], about["classes"], about["shape"], about["groups"], about["architecture"]["model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is corrupt: {error!r}") from None
-    return about
+    return {**read_json(path, _About)}
 
 
 def read_evaluations(folder: Path) -> list[EvaluationRow]:
@@ -147,18 +157,11 @@ def read_evaluations(folder: Path) -> list[EvaluationRow]:
     Raises:
         ValueError: If a line is corrupt.
     """
-    path, rows = folder / EVALUATIONS, []
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            row["step"] + row["worst_group"] + row["average"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{path}, line {number}, is corrupt; remove this line and all after it, then resume"
-            ) from None
-        rows.append(row)
-    return rows
+    path = folder / EVALUATIONS
+    try:
+        return list(read_json_lines(path, EvaluationRow)) if path.exists() else []
+    except FileError as error:
+        raise ValueError(f"{error}; remove this line and all after it, then resume") from None
 
 
 def write_evaluations(folder: Path, rows: Iterable[EvaluationRow]) -> None:

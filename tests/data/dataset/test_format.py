@@ -82,17 +82,27 @@ def test_wrong_number_of_rows(change: Any, name: str, message: str, tmp_path: Pa
     ("change", "message"),
     [
         (lambda d: d["files"].update({"../x": {"size": 0, "checksums": []}}), "'../x' is outside the folder"),
-        (lambda d: d.update(made=[]), "dataset.json is damaged: made must be dict"),
-        (lambda d: d.update(format="2"), "format must be a positive integer, got '2'"),
-        (lambda d: d.update(format=True), "format must be a positive integer, got True"),
+        (lambda d: d.update(made=[]), r"dataset\.json is damaged: \['made'\] must be an object, got \[\]"),
+        (lambda d: d.update(format="2"), r"\['format'\] must be an integer, got '2'"),
+        (lambda d: d.update(format=True), r"\['format'\] must be an integer, got True"),
         (lambda d: d.update(chunk=0), "invalid count 12 or chunk 0"),
-        (lambda d: d.update(chunk=1e300), "dataset.json is damaged: chunk must be int"),
-        (lambda d: d.update(attributes=[]), "dataset.json is damaged: attributes must be dict"),
-        (lambda d: d.update(attributes={"a": 3}), "dataset.json is damaged: a must be a list of names"),
-        (lambda d: d.update(classes=[1]), "dataset.json is damaged: classes must be a list of names"),
+        (lambda d: d.update(chunk=1e300), r"dataset\.json is damaged: \['chunk'\] must be an integer"),
+        (lambda d: d.update(attributes=[]), r"dataset\.json is damaged: \['attributes'\] must be an object"),
+        (lambda d: d.update(attributes={"a": 3}), r"\['attributes'\]\['a'\] must be an array, got 3"),
+        (lambda d: d.update(classes=[1]), r"\['classes'\]\[0\] must be a string, got 1"),
         (lambda d: d["files"].update({"images.npy": 3}), "dataset.json is damaged"),
-        (lambda d: d["files"]["images.npy"].update(size="x"), "'images.npy' needs a size and checksums"),
-        (lambda d: d.update(made={"cells": [[]]}), "cells must be names of attributes"),
+        (
+            lambda d: d["files"]["images.npy"].update(size="x"),
+            r"\['files'\]\['images.npy'\]\['size'\] must be an integer, got 'x'",
+        ),
+        (lambda d: d.update(made={"cells": [[]]}), r"'made', is damaged: \['cells'\]\[0\] must be a string"),
+        (lambda d: d.update(made={"cells": ["hat"]}), "cells must be names of attributes"),
+        (lambda d: d.update(made={"shard": "0"}), r"\['shard'\] must be an array"),
+        (lambda d: d.update(made={"shard": [0]}), "shard must be"),
+        (lambda d: d.update(made={"notes": 3}), r"\['notes'\] must be an array"),
+        (lambda d: d.update(made={"occurring": {"label": ["x"]}}), r"\['label'\]\[0\] must be an integer"),
+        (lambda d: d.update(format=0), "format must be a positive integer, got 0"),
+        (lambda d: d["files"].update({"a\0b": {"size": 0, "checksums": []}}), "is outside the folder"),
     ],
 )
 def test_invalid_descriptions(change: Any, message: str, tmp_path: Path) -> None:
@@ -102,6 +112,14 @@ def test_invalid_descriptions(change: Any, message: str, tmp_path: Path) -> None
     (place / "dataset.json").write_text(json.dumps(with_checksum(description)))
     with pytest.raises(DatasetError, match=message):
         PackedDataset(place)
+
+
+def test_deeply_nested_description(tmp_path: Path) -> None:
+    path = pack_images(class_folder(tmp_path), tmp_path / "t", size=4).path / "dataset.json"
+    for text in ("[" * 100_000, '{"made":' * 100_000, '{"a": ' * 300 + "1" + "}" * 300):
+        path.write_text(text)
+        with pytest.raises(DatasetError, match=r"dataset\.json is damaged: more than 100 nested arrays and objects"):
+            PackedDataset(path.parent)
 
 
 def test_damaged_description(tmp_path: Path) -> None:

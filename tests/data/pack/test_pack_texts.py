@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from image_samples import edit_description
 from text_samples import sentences, tokenizer, write_comments, write_table
 
 from spurmix import MixLoader, TokenSource, policies, read_civilcomments
@@ -220,3 +221,22 @@ def test_side_of_padding_is_that_of_the_tokenizer(tmp_path: Path) -> None:
     words.padding_side = "right"
     pack_texts(found, tmp_path / "q", words)
     assert "padding_side" not in PackedDataset(tmp_path / "q").provenance["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokens": {}}, r"\['tokens'\] has no 'vocab_size'"),
+        ({"tokens": None}, r"\['tokens'\] must be an object, got None"),
+        ({}, "the tokenizer's settings are missing"),
+    ],
+)
+def test_datasets_without_valid_settings(settings: dict[str, object], message: str, tmp_path: Path) -> None:
+    pack_texts(from_table(write_table(tmp_path / "t.parquet", sentences(4)), text="text"), tmp_path / "p", tokenizer())
+    made = PackedDataset(tmp_path / "p").provenance
+    edit_description(tmp_path / "p", made={k: v for k, v in made.items() if k != "tokens"} | settings)
+    with pytest.raises(DatasetError, match=message):
+        PackedDataset(tmp_path / "p")
+    edit_description(tmp_path / "p", made={**made, "tokens": {**made["tokens"], "new": 1}})
+    with pytest.raises(DatasetError, match="unknown settings of texts: new; update spurmix"):
+        PackedDataset(tmp_path / "p")

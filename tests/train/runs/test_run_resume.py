@@ -110,7 +110,9 @@ def test_errors_name_corrupt_files(finished: Path, images: Path, tmp_path: Path)
         open_run(out)
     with (out / "evaluations.jsonl").open("a") as file:
         file.write('{"step": 4')
-    with pytest.raises(ValueError, match=r"evaluations.jsonl, line 6, is corrupt"):
+    with pytest.raises(
+        ValueError, match=r"evaluations.jsonl, line 6, is damaged: .*; remove this line and all after it"
+    ):
         train(images, out, IMAGES, resume=True)
     (out / "evaluations.jsonl").write_text((finished / "evaluations.jsonl").read_text())
     (out / "metrics.jsonl").write_text((finished / "metrics.jsonl").read_text()[:700])

@@ -119,3 +119,9 @@ def test_texts_of_a_split_without_labels_are_left_out(tmp_path: Path) -> None:
     found = from_table(tmp_path / "t.csv", text="text", split="part")
     read = found.reader()
     assert [read(n) for n in range(len(found))] == ["two", "three"]
+
+
+def test_paths_with_a_nul_character(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a", "b\0c"], "label": [0, 1]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet, row 1: the path 'b\\x00c' has a NUL character"):
+        from_table(tmp_path / "t.parquet")
