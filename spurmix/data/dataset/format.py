@@ -29,6 +29,8 @@ from spurmix.data.dataset import checksums, tables
 from spurmix.data.dataset.checksums import FileRecord
 
 FORMAT_VERSION = 1
+MAX_CHUNK = 1 << 30
+"""Maximum number of bytes that one checksum covers. They are read at once."""
 DESCRIPTION_FILE = "dataset.json"
 METADATA_FILE = "metadata.parquet"
 UNREADABLE_FILE = "broken.jsonl"
@@ -299,7 +301,7 @@ def _problem(description: Description) -> str | None:
         return f"format must be a positive integer, got {description['format']}"
     if kind not in ARRAY_FILES:
         return f"kind must be one of {', '.join(ARRAY_FILES)}, got {kind!r}"
-    if count < 0 or chunk < 1:
+    if count < 0 or not 1 <= chunk <= MAX_CHUNK:
         return f"invalid count {count} or chunk {chunk}"
     absent = {*ARRAY_FILES[kind], METADATA_FILE} - description["files"].keys()
     if absent:

@@ -222,7 +222,7 @@ class PackedDataset:
         from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE, load_tokenizer
 
         if TOKENIZER_FILE not in self.extra_files:
-            raise ValueError(f"{self.path} has no tokenizer, because it contains {self.kind}")
+            raise ValueError(f"{self.path} has no tokenizer: it contains {self.kind} and no {TOKENIZER_FILE}")
         expected = self.provenance["tokens"]["tokenizer"]
         # transformers adds its own rules to a tokenizer that was made without it.
         for tokenizers_only in (False, True):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.data.dataset.format import DatasetError
+
 if TYPE_CHECKING:
     import torch
 
@@ -94,7 +96,10 @@ def open_source(
     elif data.kind == "tokens":
         ids, offsets = data.memory_map(0), data.memory_map(1)
         offsets = np.asarray(offsets[data.begin : data.begin + len(data) + 1])
-        source = TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **data.provenance["tokens"])
+        try:
+            source = TokenSource(ids[offsets[0] : offsets[-1]], offsets - offsets[0], **data.provenance["tokens"])
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"{data.path}: invalid texts or settings of texts: {error}") from None
     elif data.kind == "features":
         source = arrays.FeatureSource(data.array)
     else:

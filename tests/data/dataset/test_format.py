@@ -86,6 +86,7 @@ def test_wrong_number_of_rows(change: Any, name: str, message: str, tmp_path: Pa
         (lambda d: d.update(format="2"), r"\['format'\] must be an integer, got '2'"),
         (lambda d: d.update(format=True), r"\['format'\] must be an integer, got True"),
         (lambda d: d.update(chunk=0), "invalid count 12 or chunk 0"),
+        (lambda d: d.update(chunk=1 << 70), "invalid count 12 or chunk 1180591620717411303424"),
         (lambda d: d.update(chunk=1e300), r"dataset\.json is damaged: \['chunk'\] must be an integer"),
         (lambda d: d.update(attributes=[]), r"dataset\.json is damaged: \['attributes'\] must be an object"),
         (lambda d: d.update(attributes={"a": 3}), r"\['attributes'\]\['a'\] must be an array, got 3"),

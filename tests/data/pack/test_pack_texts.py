@@ -240,3 +240,6 @@ def test_datasets_without_valid_settings(settings: dict[str, object], message: s
     edit_description(tmp_path / "p", made={**made, "tokens": {**made["tokens"], "new": 1}})
     with pytest.raises(DatasetError, match="unknown settings of texts: new; update spurmix"):
         PackedDataset(tmp_path / "p")
+    edit_description(tmp_path / "p", made={**made, "tokens": {**made["tokens"], "pad_id": -1}})
+    with pytest.raises(DatasetError, match="invalid texts or settings of texts: pad_id must be 0 or more, got -1"):
+        PackedDataset(tmp_path / "p").source()
