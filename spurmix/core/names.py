@@ -57,8 +57,10 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
     """
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        normalized = unicodedata.normalize("NFKC", name)
-        key = "".join(c for c in normalized if not c.isspace() and not _is_control(c))
+        key = name
+        if not (name.isascii() and name.isprintable() and " " not in name):
+            normalized = unicodedata.normalize("NFKC", name)
+            key = "".join(c for c in normalized if not c.isspace() and not _is_control(c))
         found.setdefault(key, []).append(name)
     return [tuple(alike) for alike in found.values() if len(alike) > 1]
 

@@ -252,7 +252,7 @@ class _Decoder:
         """Return notes on the images that were decoded."""
         color = "white" if self.background == WHITE else "#" + bytes(self.background).hex()
         texts = {
-            TRANSPARENT: f"with transparency placed over {color} (change it with background)",
+            TRANSPARENT: f"with transparency placed over {color} (the option background changes it)",
             DEEP: "with 16 bits per channel reduced to the upper 8 bits",
             UNKNOWN_PROFILE: "with an unusable color profile read as sRGB",
         }

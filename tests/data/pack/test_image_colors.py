@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def test_notes_and_background_of_packing(tmp_path: Path) -> None:
     (tmp_path / "root/cat/3.png").write_bytes(png(5))
     report = pack_images(from_folder(tmp_path / "root"), tmp_path / "t", size=8)
     assert report.notes == (
-        "3 images with transparency placed over white (change it with background)",
+        "3 images with transparency placed over white (the option background changes it)",
         "1 image with 16 bits per channel reduced to the upper 8 bits",
     )
     assert PackedDataset(tmp_path / "t").array[0, 0, 0].tolist() == [255] * 3
@@ -191,3 +192,13 @@ def test_invalid_backgrounds(color: Any) -> None:
     with pytest.raises(ValueError, match="background must be a color such as 'white'"):
         parse_background(color)
     assert parse_background("red") == parse_background([255, 0, 0]) == (255, 0, 0)
+
+
+def test_tiff_with_12_bits() -> None:
+    pixels = bytes((0x12, 0x3F, 0xFF, 0x80, 0x00, 0x01))  # the values 0x123, 0xFFF, 0x800 and 0x001
+    tags = ((256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8 + 2 + 8 * 12 + 4), (277, 1), (279, len(pixels)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+    reports: list[str] = []
+    found = np.asarray(decode_image(data, (1, 4), "exact", report=reports.append))
+    assert found[0, :, 0].tolist() == [0x12, 0xFF, 0x80, 0x00] and reports == [DEEP]
