@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spurmix.core.files import discard
+
 
 def temporary_name(path: Path, process: int | None = None) -> Path:
     """Return the name of the temporary file of a process that replaces `path`. It is hidden and keeps the suffix."""
@@ -37,17 +39,18 @@ def temporary_file(path: Path) -> Iterator[Path]:
         _try_lock(handle)
         yield temporary
     finally:
-        try:
-            temporary.unlink(missing_ok=True)
-        finally:
-            os.close(handle)
+        discard(temporary)
+        os.close(handle)
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of `path` that killed processes have left. A file that cannot be removed is kept."""
-    pattern = re.compile(rf"\.{re.escape(path.stem)}-(\d+){re.escape(path.suffix)}")
+    _remove_unlocked(path.parent, re.compile(rf"\.{re.escape(path.stem)}-\d+{re.escape(path.suffix)}"))
+
+
+def _remove_unlocked(folder: Path, pattern: re.Pattern[str]) -> None:
     try:
-        found = [file for file in path.parent.iterdir() if pattern.fullmatch(file.name)]
+        found = [file for file in folder.iterdir() if pattern.fullmatch(file.name)]
     except OSError:
         return
     for file in found:
@@ -62,6 +65,11 @@ def remove_leftovers(path: Path) -> None:
             continue
         finally:
             os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove all temporary files in a folder that killed processes have left, also those of earlier versions."""
+    _remove_unlocked(folder, re.compile(r"\..+-\d+(\.\w+)?|metrics\.\d+"))
 
 
 def _try_lock(handle: int) -> bool:

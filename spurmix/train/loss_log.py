@@ -15,6 +15,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from spurmix.core.temporary import temporary_file
 from spurmix.train.checkpoint import sync_to_disk
 
 FILE = "metrics.jsonl"
@@ -137,10 +138,10 @@ class LossLog:
                 rows.append(found[1])
             else:
                 rows.append(json.dumps({"step": step, "loss": None if math.isnan(loss) else loss}))
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text("".join(f"{row}\n" for row in rows))
-        sync_to_disk(temporary)
-        temporary.replace(path)
+        with temporary_file(path) as temporary:
+            temporary.write_text("".join(f"{row}\n" for row in rows))
+            sync_to_disk(temporary)
+            temporary.replace(path)
 
     def add(self, step: int, loss: Tensor, rate: float, examples: int) -> None:
         """Record the loss of a batch. It is read from the device at most `LOSSES_PER_READ` batches later."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +11,7 @@ import numpy as np
 from spurmix.cli.report.text import ImageSamples
 from spurmix.core.audit import correlation_text
 from spurmix.core.names import without_controls
+from spurmix.core.temporary import temporary_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +32,9 @@ def _new_figure(width: float, height: float, layout: Literal["constrained"] | No
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.png")
-    figure.savefig(temporary, dpi=130, bbox_inches="tight")
-    temporary.replace(path)
+    with temporary_file(path) as temporary:
+        figure.savefig(temporary, dpi=130, bbox_inches="tight")
+        temporary.replace(path)
     return path
 
 

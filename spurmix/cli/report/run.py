@@ -14,7 +14,7 @@ from spurmix.cli.terminal import show
 from spurmix.cli.versions import versions
 from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.data.sources.arrays import ImageSource
-from spurmix.train.runs.config import DEFAULT
+from spurmix.train.runs.config import DEFAULT, portable
 from spurmix.train.runs.files import read_evaluations, write_text
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def write_report(run: TrainingRun, outcome: Outcome, audit: Audit, seconds: floa
     """
     out, training = run.folder, outcome.training
     result: dict[str, object] = {
-        "config": dataclasses.asdict(run.config),
+        "config": dataclasses.asdict(portable(run.config, out)),
         "processes": run.processes.count,
         "training": {
             "optimizer_steps": training.steps,
@@ -79,6 +79,6 @@ def _write_page(run: TrainingRun, outcome: Outcome, audit: Audit, result: dict[s
     if isinstance(source, ImageSource):  # samples of the training, without crops and flips
         loader = MixLoader(source, groups, run.policy, 16, seed=run.config.seed, steps=1, device="cpu", prefetch=0)
         pictures.append(draw_samples(out, ImageSamples(source, loader.batch(0), groups.class_names)))
-    config = dataclasses.asdict(run.config)
+    config = dataclasses.asdict(portable(run.config, out))
     changed = {name: value for name, value in config.items() if value != getattr(DEFAULT, name)}
     write_page(out, "run.html.j2", pictures, result=result, changed=changed, audit=str(audit), evaluations=evaluations)

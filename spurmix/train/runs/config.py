@@ -182,7 +182,27 @@ def resolve(
 
 def read_run_config(path: Path) -> RunConfig:
     """Read the settings that a run has written. Names of earlier versions are accepted without a warning."""
-    return resolve({}, path, warn=False)
+    return resolve({}, path.resolve(), warn=False)
+
+
+def portable(config: RunConfig, folder: Path) -> RunConfig:
+    """Return settings whose paths are relative to the folder of the run.
+
+    A run and its data that are moved together still find each other, and the files of the run have no absolute paths.
+
+    Args:
+        config: Settings.
+        folder: Folder of the run.
+
+    Returns:
+        The settings.
+    """
+    relative = {
+        name: os.path.relpath(value, os.path.realpath(folder))
+        for name in ("dataset", "weights")
+        if (value := getattr(config, name))
+    }
+    return dataclasses.replace(config, **relative)  # type: ignore[arg-type]  # both are string fields
 
 
 def _current_names(level: Mapping[str, object], origin: str, warn: bool) -> dict[str, object]:

@@ -42,6 +42,26 @@ class SplitData:
     cell_names: tuple[str, ...] | None = None
 
 
+def dataset_of(config: RunConfig) -> PackedDataset:
+    """Open the dataset of a run.
+
+    Args:
+        config: Settings.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ValueError: If it is not there. A run finds its dataset by a path that is relative to its folder.
+    """
+    if not os.path.isdir(config.dataset):
+        raise ValueError(
+            f"dataset: {config.dataset} is not a folder; give the folder of the packed dataset, for example if it was "
+            "moved"
+        )
+    return PackedDataset(config.dataset)
+
+
 def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
     """Replace the values "auto" and "" by those of the dataset.
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from typing import IO, Any, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from spurmix.core.files import FileError, discard, read_json, read_json_lines
+from spurmix.core.files import FileError, parse_json, read_json, read_json_lines
+from spurmix.core.memory import available
+from spurmix.core.temporary import sweep, temporary_file
 from spurmix.train.checkpoint import sync_to_disk
 from spurmix.train.runs.config import RunConfig
 from spurmix.train.runs.model import describe, rebuild
@@ -32,20 +32,80 @@ class EvaluationRow(TypedDict):
     average: float
     adjusted_average: float
     worst_name: str
+    checksum: NotRequired[str]
 
 
-class _Architecture(TypedDict):
+class Architecture(TypedDict):
+    """Architecture of a model, for `rebuild`. Further entries depend on the model."""
+
     model: str
 
 
-class _About(TypedDict):
-    """Entries of `run.json` that every version writes."""
+class RunDescription(TypedDict):
+    """Contents of `run.json` and part of the header of `model.safetensors`.
+
+    Attributes:
+        dataset: Digest of the dataset.
+        shape: Shape of an example.
+        classes: Names of the classes.
+        groups: Label, attribute and size of each group of the training split.
+        architecture: Architecture of the model, for `rebuild`.
+        attribute_names: Names of the values of the attribute.
+        step: Number of batches after which the weights were saved. Only in `model.safetensors`.
+        digest: Checksum of the weights. Only in `model.safetensors`.
+        checksum: Checksum of the other entries. Version 0.1.0 has none.
+    """
 
     dataset: str
-    classes: list[str]
     shape: list[int]
+    classes: list[str]
     groups: list[list[int]]
-    architecture: _Architecture
+    architecture: Architecture
+    attribute_names: NotRequired[list[str] | None]
+    step: NotRequired[int]
+    digest: NotRequired[str]
+    checksum: NotRequired[str]
+
+
+class WeightsHeader(TypedDict):
+    """Entries that every header of weights has."""
+
+    architecture: Architecture
+    digest: str
+    checksum: NotRequired[str]
+
+
+def sealed(entries: Mapping[str, object], before: str = "") -> dict[str, object]:
+    """Return entries with a checksum of all of them, and of `before`."""
+    content = {name: value for name, value in entries.items() if name != "checksum"}
+    text = json.dumps([before, content], sort_keys=True)
+    return {**content, "checksum": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+
+
+def _check_seal(entries: Mapping[str, object], name: str) -> None:
+    """Check the checksum of entries. Version 0.1.0 wrote none."""
+    if "checksum" in entries and sealed(entries)["checksum"] != entries["checksum"]:
+        raise FileError(f"{name} is damaged: the entries do not match their checksum")
+
+
+def check_description(about: RunDescription, name: str) -> None:
+    """Check the ranges of a description, and that the groups fit into memory.
+
+    Args:
+        about: The description.
+        name: Name of the file, for errors.
+
+    Raises:
+        FileError: If a value is out of range.
+    """
+    numbers = [*about["shape"], about.get("step", 0), *(n for group in about["groups"] for n in group)]
+    if not about["groups"] or any(len(group) != 3 or group[2] < 1 for group in about["groups"]):
+        raise FileError(f"{name} is damaged: groups must be [label, attribute, size], the size 1 or more")
+    if min(numbers) < -1 or max(numbers) >= 2**63 or about.get("step", 0) < 0:
+        raise FileError(f"{name} is damaged: numbers must be in [-1, 2^63), got {min(numbers)} to {max(numbers)}")
+    examples = sum(group[2] for group in about["groups"])
+    if 32 * examples > available():
+        raise FileError(f"{name}: its groups have {examples:,} training examples, more than fit into memory")
 
 
 def lock(folder: Path) -> IO[str]:
@@ -74,9 +134,7 @@ def lock(folder: Path) -> IO[str]:
         raise ValueError(
             f"out: another process is training into {folder}; wait for it or choose another folder"
         ) from None
-    for path in folder.iterdir():
-        if re.fullmatch(r"\..+-\d+(\.png)?|metrics\.\d+", path.name):
-            path.unlink(missing_ok=True)
+    sweep(folder)
     return locked
 
 
@@ -110,15 +168,13 @@ def write_by_rename(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the file cannot be written. The message names `path`.
     """
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        yield temporary
-        sync_to_disk(temporary)
-        temporary.replace(path)
+        with temporary_file(path) as temporary:
+            yield temporary
+            sync_to_disk(temporary)
+            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        discard(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -142,7 +198,15 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     if not path.exists():
         return {}
-    return {**read_json(path, _About)}
+    about = read_json(path, RunDescription)
+    _check_seal(about, str(path))
+    check_description(about, str(path))
+    return {**about}
+
+
+def write_about(folder: Path, about: Mapping[str, object]) -> None:
+    """Write `run.json`."""
+    write_text(folder / ABOUT, json.dumps(sealed(about), indent=1))
 
 
 def read_evaluations(folder: Path) -> list[EvaluationRow]:
@@ -157,16 +221,30 @@ def read_evaluations(folder: Path) -> list[EvaluationRow]:
     Raises:
         ValueError: If a line is corrupt.
     """
-    path = folder / EVALUATIONS
+    path, rows, before = folder / EVALUATIONS, list[EvaluationRow](), ""
+    if not path.exists():
+        return rows
     try:
-        return list(read_json_lines(path, EvaluationRow)) if path.exists() else []
+        for number, row in enumerate(read_json_lines(path, EvaluationRow), 1):
+            # Version 0.1.0 wrote no checksums. Each one includes that of the line before it.
+            checksum = row.pop("checksum", "")
+            if (checksum or before) and sealed(row, before)["checksum"] != checksum:
+                raise FileError(f"{path}, line {number}, is damaged: it does not match its checksum")
+            before = checksum
+            rows.append(row)
     except FileError as error:
         raise ValueError(f"{error}; remove this line and all after it, then resume") from None
+    return rows
 
 
 def write_evaluations(folder: Path, rows: Iterable[EvaluationRow]) -> None:
-    """Write `evaluations.jsonl`."""
-    write_text(folder / EVALUATIONS, "".join(json.dumps(row) + "\n" for row in rows))
+    """Write `evaluations.jsonl`. The checksum of each line includes that of the line before it."""
+    lines, before = [], ""
+    for row in rows:
+        line = sealed(row, before)
+        before = str(line["checksum"])
+        lines.append(json.dumps(line) + "\n")
+    write_text(folder / EVALUATIONS, "".join(lines))
 
 
 def best_path(folder: Path, step: int) -> Path:
@@ -210,7 +288,7 @@ def write_weights(path: Path, model: nn.Module, about: Mapping[str, object], con
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    described = {**about, "architecture": describe(model, config), "digest": _digest(state)}
+    described = sealed({**about, "architecture": describe(model, config), "digest": _digest(state)})
     with write_by_rename(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -235,12 +313,50 @@ def read_weights(path: Path, model: nn.Module | None = None) -> tuple[nn.Module,
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            about = json.loads((file.metadata() or {})["spurmix"])
+            text = (file.metadata() or {}).get("spurmix")
+            if text is None:
+                raise FileError("the header has no entry of spurmix")
+            header = parse_json(text, "the header", WeightsHeader)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        if _digest(state) != about["digest"]:
-            raise ValueError("wrong digest")
-        loaded = model if model is not None else rebuild(about["architecture"])
+        _check_seal(header, "the header")
+        if _digest(state) != header["digest"]:
+            raise FileError("wrong digest of the weights")
+        if model is None:
+            with torch.device("meta"):  # sizes of a damaged header may exceed the memory
+                _check_shapes(rebuild({**header["architecture"]}), state)
+        loaded = model if model is not None else rebuild({**header["architecture"]})
         loaded.load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"cannot read {path} as weights of this model: {error}") from None
+    except Exception as error:  # libraries raise errors of many types for corrupt files
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ValueError(f"cannot read {path} as weights of this model: {reason}") from None
+    return loaded, dict(header)
+
+
+def read_finished(path: Path, model: nn.Module | None = None) -> tuple[nn.Module, RunDescription]:
+    """Load the weights of a finished run, and check its description.
+
+    Args:
+        path: File of the weights.
+        model: Model to load into. Default: a new model of the architecture in the header.
+
+    Returns:
+        The model and the description.
+
+    Raises:
+        ValueError: If the file is missing, corrupt or of another model.
+    """
+    loaded, header = read_weights(path, model)
+    about = parse_json(json.dumps(header), f"{path}: the header", RunDescription)
+    check_description(about, f"{path}: the header")
+    if "step" not in about:
+        raise FileError(f"{path}: the header is damaged: it has no 'step'")
     return loaded, about
+
+
+def _check_shapes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Check that tensors have the names and shapes of a model."""
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in state.items()}
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if different:
+        raise FileError(f"its architecture does not have these weights, for example {different[0]}")

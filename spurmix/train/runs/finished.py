@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -13,8 +12,8 @@ from torch import nn
 from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.train.runs.config import MODELS, RunConfig, read_run_config
-from spurmix.train.runs.data import SplitData, example_shape, read_split
-from spurmix.train.runs.files import CONFIG, MODEL, read_weights
+from spurmix.train.runs.data import SplitData, dataset_of, example_shape, read_split
+from spurmix.train.runs.files import CONFIG, MODEL, RunDescription, read_finished
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
     config = read_run_config(folder / CONFIG)
     if not (folder / MODEL).is_file():
         raise ValueError(f"the run in {folder} is not finished: it has no {MODEL}; resume it (spurmix train --resume)")
-    opened = PackedDataset(dataset if dataset is not None else config.dataset)
-    model, about = read_weights(folder / MODEL)
+    opened = PackedDataset(dataset) if dataset is not None else dataset_of(config)
+    model, about = read_finished(folder / MODEL)
     if config.model not in MODELS[opened.kind]:
         raise ValueError(f"dataset: {opened.path} has {opened.kind}, which the model {config.model} does not accept")
     names = list(opened.metadata.class_names)
@@ -85,13 +84,13 @@ def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
             f"dataset: examples of {opened.path} have shape {example_shape(opened)}, those of the run {about['shape']}"
         )
     same_data = opened.digest() == about["dataset"]
-    attribute_names = about.get("attribute_names")
+    attribute_names: Sequence[str] | None = about.get("attribute_names")
     if attribute_names is None and same_data:  # a run of an earlier version
         attribute_names = opened.metadata.attribute_names.get(config.attribute)
     return FinishedRun(config, opened, model, _train_groups(about, config.attribute, attribute_names), same_data)
 
 
-def _train_groups(about: dict[str, Any], attribute: str, attribute_names: Sequence[str] | None) -> GroupIndex | None:
+def _train_groups(about: RunDescription, attribute: str, attribute_names: Sequence[str] | None) -> GroupIndex | None:
     """Groups of the training split, from the description of the run. None if they are not cells."""
     label, value, size = np.array(about["groups"], dtype=np.int64).reshape(-1, 3).T
     if (label < 0).any():

@@ -78,7 +78,9 @@ def describe(model: nn.Module, config: RunConfig) -> dict[str, object]:
         return {**described, "shape": [model.in_features, model.out_features]}
     inner: Any = unwrapped(model)
     head = inner.classifier.out_features if isinstance(inner, models.TextClassifier) else None
-    return {**described, "head": head, "config": inner.config.to_dict()}
+    config_dict = inner.config.to_dict()
+    config_dict.pop("_name_or_path", None)  # a path of this machine
+    return {**described, "head": head, "config": config_dict}
 
 
 def rebuild(described: dict[str, Any]) -> nn.Module:

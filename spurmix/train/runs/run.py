@@ -8,7 +8,6 @@ far) and, at the end, `model.safetensors`. All files except `metrics.jsonl` are 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -32,14 +31,14 @@ from spurmix.train.loss_log import read_losses
 from spurmix.train.metrics import Evaluation, check_options
 from spurmix.train.process import check_precision
 from spurmix.train.runs import files
-from spurmix.train.runs.config import RunConfig, build_policy, read_run_config, to_toml
-from spurmix.train.runs.data import SplitData, complete, evaluate_split, example_shape, read_split
+from spurmix.train.runs.config import RunConfig, build_policy, portable, read_run_config, to_toml
+from spurmix.train.runs.data import SplitData, complete, dataset_of, evaluate_split, example_shape, read_split
 from spurmix.train.runs.files import (
-    ABOUT,
     CONFIG,
     MODEL,
     EvaluationRow,
     read_evaluations,
+    read_finished,
     read_weights,
     write_text,
     write_weights,
@@ -112,7 +111,7 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
     Raises:
         ValueError: If settings do not fit the data, the folder has another run, or another process trains into it.
     """
-    dataset = PackedDataset(config.dataset)
+    dataset = dataset_of(config)
     config = complete(config, dataset)
     check_precision(config.mixed_precision, processes.device)
     policy = build_policy(config)
@@ -142,8 +141,8 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
         _check_folder(folder, config, dataset, resume)  # another process may have trained into it before the lock
         if not files.has_progress(folder):
             files.clear(folder)
-            write_text(folder / ABOUT, json.dumps(about, indent=1))
-            write_text(folder / CONFIG, to_toml(config))
+            files.write_about(folder, about)
+            write_text(folder / CONFIG, to_toml(portable(config, folder)))
     processes.wait()
     return TrainingRun(config, folder, processes, policy, model, train_data, held_out, loader, about, lock)
 
@@ -262,7 +261,7 @@ def _deterministic_algorithms(enabled: bool) -> Iterator[None]:
 
 def _load_finished(run: TrainingRun) -> tuple[TrainResult, int]:
     """Load the weights of a finished run. Return its training result and the step of the weights."""
-    _, about = read_weights(run.folder / MODEL, run.model)
+    _, about = read_finished(run.folder / MODEL, run.model)
     run.model.to(run.processes.device)
     losses = read_losses(run.folder / loss_log.FILE, len(run.loader))
     steps = math.ceil(len(run.loader) / run.config.accumulate)

@@ -37,7 +37,9 @@ def test_train_writes_settings_metrics_weights_and_a_report(finished: Path, imag
     best = max(rows, key=lambda r: r["worst_group"])
     assert report["training"]["kept_step"] == best["step"]
     assert report["evaluations"]["val"]["worst_group"] == best["worst_group"]
-    assert report["config"]["dataset"] == str(images) and report["config"]["attribute"] == "colour"
+    assert (finished / report["config"]["dataset"]).resolve() == images.resolve() and report["config"][
+        "attribute"
+    ] == "colour"
     assert report["audit"]["residual"] < 1e-6 < report["audit"]["raw"]
     page = (finished / "report.html").read_text()
     assert "upright, red" in page and "crop_area" in page and page.count("data:image/png;base64,") == 4
