@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from spurmix.core.array_types import FloatArray, Int64Array
-from spurmix.core.groups import UNKNOWN, GroupIndex
+from spurmix.core.correlation import group_means, mixed_correlation, partner_shares
+from spurmix.core.groups import GroupIndex
 from spurmix.core.lam import moments
 from spurmix.core.names import printable
-from spurmix.core.resolved_policy import ResolvedPolicy, normalized_rows
+from spurmix.core.resolved_policy import ResolvedPolicy
 from spurmix.core.schedule import make_schedule
 from spurmix.core.shares import (
     Prior,
@@ -22,7 +23,6 @@ from spurmix.core.shares import (
     prior_shares,
     undetermined_classes,
     unknown_counts,
-    unknown_shares,
 )
 
 MAX_USES = 20.0
@@ -147,25 +147,6 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class _Means:
-    """Means within each group over the classes and attributes that occur.
-
-    Attributes:
-        label: Mean of one-hot labels, `[G, C]`.
-        attribute: Mean of one-hot attributes, `[G, A]`.
-        joint: Mean of their outer product y a^T, `[G, C, A]`.
-        classes: The classes that occur, `[C]`.
-        attributes: The attributes that occur, `[A]`.
-    """
-
-    label: FloatArray
-    attribute: FloatArray
-    joint: FloatArray
-    classes: Int64Array
-    attributes: Int64Array
-
-
 def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str, prior: Prior | None = None) -> Audit:
     """Audit a resolved policy. `MixPolicy.audit` is the public method.
 
@@ -184,21 +165,20 @@ def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str
     """
     given = prior_shares(groups, prior) if prior is not None else policy.attribute_shares
     undetermined = undetermined_classes(groups, given)
-    means = _group_means(groups, given)
+    means = group_means(groups, given)
     index_share = _index_shares(groups, policy)
-    kernel = normalized_rows(policy.partner) if policy.partner is not None else None
 
     raw = residual = float("nan")
     joint = np.full((means.classes.size, means.attributes.size), np.nan)
     if not undetermined.size:
         data_share = groups.sizes / groups.num_examples
-        raw, _ = _correlation(means, data_share, None, 1.0, 1.0, True)
+        raw, _ = mixed_correlation(means, data_share, None, 1.0, 1.0, True)
         m1, m2 = moments(policy.quantile)
-        residual, joint = _correlation(means, index_share, kernel, m1, m2, policy.labels == "mix")
+        residual, joint = mixed_correlation(means, index_share, policy.partner_rows, m1, m2, policy.labels == "mix")
     if means.attributes.size < 2:
         raw = residual = float("nan")
 
-    use = _group_use(groups, policy.replacement, index_share, kernel)
+    use = _group_use(groups, policy.replacement, index_share, partner_shares(policy.partner_rows, index_share))
     class_names = groups.class_names or tuple(f"y={c}" for c in range(groups.num_classes))
     attribute_names = groups.attribute_names or tuple(f"a={a}" for a in range(groups.num_attributes))
     return Audit(
@@ -267,127 +247,9 @@ def _index_shares(groups: GroupIndex, policy: ResolvedPolicy) -> FloatArray:
     return rate[stratum] * groups.sizes
 
 
-def _group_means(groups: GroupIndex, prior: FloatArray | None) -> _Means:
-    shares = np.nan_to_num(unknown_shares(groups, prior))
-    joint = np.zeros((groups.num_groups, groups.num_classes, groups.num_attributes))
-    if groups.custom:
-        ids = groups.group_ids()
-        column = groups.spurious_attributes
-        attribute = np.zeros(groups.num_examples, dtype=np.int64) if column is None else column
-        cells = np.stack([ids, groups.labels.astype(np.int64), attribute.astype(np.int64)])
-        keys, counts = np.unique(cells, axis=1, return_counts=True)
-    else:
-        keys = np.stack([np.arange(groups.num_groups), groups.group_labels, groups.group_attributes])
-        counts = groups.sizes
-    for (g, y, a), count in zip(keys.T.tolist(), counts.tolist(), strict=True):
-        if a == UNKNOWN:
-            joint[g, y] += count * shares[y]
-        else:
-            joint[g, y, a] += count
-    joint /= np.maximum(groups.sizes, 1)[:, None, None]
-    classes = np.flatnonzero(joint.any(axis=(0, 2)) | (unknown_counts(groups) > 0))
-    attributes = np.flatnonzero(joint.any(axis=(0, 1)))
-    joint = joint[:, classes][:, :, attributes]
-    return _Means(joint.sum(axis=2), joint.sum(axis=1), joint, classes, attributes)
-
-
-def _correlation(
-    means: _Means, index_share: FloatArray, kernel: FloatArray | None, m1: float, m2: float, mix_labels: bool
-) -> tuple[float, FloatArray]:
-    """Residual correlation and joint table E[y a^T] of mixed samples.
-
-    Args:
-        means: Means within each group.
-        index_share: Share of samples whose index is in each group, `[G]`.
-        kernel: Probability of the partner's group for each group of the index, `[G, G]`. All-zero: no partner.
-        m1: E[lam].
-        m2: E[lam^2].
-        mix_labels: Whether labels are mixed.
-
-    Returns:
-        The residual correlation, and the joint table `[C, A]`.
-    """
-    label_square = _diagonal(means.label)
-    attribute_square = _diagonal(means.attribute)
-    if kernel is None:
-        kernel = np.zeros((index_share.size, 0))
-        has_partner = np.zeros(index_share.size, dtype=bool)
-    else:
-        has_partner = np.asarray(kernel.any(axis=1))
-
-    unmixed = np.where(has_partner, 0.0, index_share)
-    e_y, e_a = unmixed @ means.label, unmixed @ means.attribute
-    e_ya = np.einsum("g,gca->ca", unmixed, means.joint)
-    e_yy = np.einsum("g,gcd->cd", unmixed, label_square)
-    e_aa = np.einsum("g,gcd->cd", unmixed, attribute_square)
-    if has_partner.any():
-        index = np.where(has_partner, index_share, 0.0)
-        partner = index @ kernel  # [G] share of samples whose partner is in each group
-        pairs = index[:, None] * kernel  # [G, G] share of samples by the groups of index and partner
-        label = _MixedMoments(mix_labels, m1, m2)
-        attribute = _MixedMoments(True, m1, m2)
-        e_y = e_y + label.mean(index @ means.label, partner @ means.label)
-        e_a = e_a + attribute.mean(index @ means.attribute, partner @ means.attribute)
-        e_yy = e_yy + label.square(index, partner, label_square, means.label.T @ pairs @ means.label)
-        e_aa = e_aa + attribute.square(index, partner, attribute_square, means.attribute.T @ pairs @ means.attribute)
-        index_term = np.einsum("g,gca->ca", index, means.joint)
-        cross_term = means.label.T @ pairs @ means.attribute
-        if mix_labels:
-            reverse_term = means.label.T @ pairs.T @ means.attribute
-            partner_term = np.einsum("g,gca->ca", partner, means.joint)
-            e_ya = e_ya + m2 * index_term + (m1 - m2) * (cross_term + reverse_term) + (1 - 2 * m1 + m2) * partner_term
-        else:
-            e_ya = e_ya + m1 * index_term + (1 - m1) * cross_term
-    return _residual(e_ya, e_yy, e_aa, e_y, e_a), e_ya
-
-
-@dataclass(frozen=True)
-class _MixedMoments:
-    """First and second moments of lam u + (1 - lam) v, or of u if it is not mixed."""
-
-    mixed: bool
-    m1: float
-    m2: float
-
-    def mean(self, of_index: FloatArray, of_partner: FloatArray) -> FloatArray:
-        return self.m1 * of_index + (1 - self.m1) * of_partner if self.mixed else of_index
-
-    def square(self, index: FloatArray, partner: FloatArray, within: FloatArray, cross: FloatArray) -> FloatArray:
-        of_index = np.einsum("g,gcd->cd", index, within)
-        if not self.mixed:
-            return of_index
-        of_partner = np.einsum("g,gcd->cd", partner, within)
-        return self.m2 * of_index + (self.m1 - self.m2) * (cross + cross.T) + (1 - 2 * self.m1 + self.m2) * of_partner
-
-
-def _diagonal(means: FloatArray) -> FloatArray:
-    """E[v v^T] of one-hot vectors v with the given means, `[G, K, K]`."""
-    return means[:, :, None] * np.eye(means.shape[1])
-
-
-def _residual(e_ya: FloatArray, e_yy: FloatArray, e_aa: FloatArray, e_y: FloatArray, e_a: FloatArray) -> float:
-    """||Cov(y)^-1/2 Cov(y, a) Cov(a)^-1/2||_F / sqrt(min rank). This is Cramer's V if y and a are one-hot."""
-    root_y, rank_y = _inverse_root(e_yy - np.outer(e_y, e_y))
-    root_a, rank_a = _inverse_root(e_aa - np.outer(e_a, e_a))
-    rank = min(rank_y, rank_a)
-    if rank == 0:
-        return 0.0
-    core = root_y @ (e_ya - np.outer(e_y, e_a)) @ root_a
-    return float(np.linalg.norm(core) / np.sqrt(rank))
-
-
-def _inverse_root(covariance: FloatArray) -> tuple[FloatArray, int]:
-    """Pseudo-inverse of the square root of a covariance matrix, and its rank."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    kept = values > 1e-10 * max(1.0, float(values[-1]))
-    inverse = np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
-    return (vectors * inverse) @ vectors.T, int(kept.sum())
-
-
 def _group_use(
-    groups: GroupIndex, replacement: bool, index_share: FloatArray, kernel: FloatArray | None
+    groups: GroupIndex, replacement: bool, index_share: FloatArray, partner_share: FloatArray
 ) -> list[GroupUse]:
-    partner_share = np.zeros_like(index_share) if kernel is None else index_share @ kernel
     sizes = groups.sizes
     per_example = (index_share + partner_share) / np.maximum(sizes, 1)
     drawn = np.flatnonzero(index_share > 0)

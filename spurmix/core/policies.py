@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spurmix.core import checks
-from spurmix.core.array_types import FloatArray
+from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import MIXED, UNKNOWN, GroupIndex
 from spurmix.core.lam import (
     Beta,
@@ -25,6 +26,7 @@ from spurmix.core.lam import (
     moments,
     quantile_table,
 )
+from spurmix.core.partners import PartnerRows
 from spurmix.core.policy import MixPolicy
 from spurmix.core.resolved_policy import Labels, Strata, Weights, checked_weights, group_number
 from spurmix.core.shares import Prior, known_counts, prior_shares, require_shares, unknown_counts, unknown_shares
@@ -109,7 +111,7 @@ def mixup(alpha: float = 0.2) -> MixPolicy:
 
 def _mixup(groups: GroupIndex, lam: LamDistribution) -> MixPolicy:
     row = groups.sizes.astype(np.float64)
-    return MixPolicy("all", partner=np.tile(row, (groups.num_groups, 1)), lam=lam)
+    return MixPolicy("all", partner=PartnerRows.of_rows(row[None, :], np.zeros(row.size, dtype=np.int64)), lam=lam)
 
 
 def lisa(p: float = 0.5, alpha: float = 2.0) -> MixPolicy:
@@ -206,9 +208,11 @@ def _mixpro(groups: GroupIndex, target: int | str, lam: LamDistribution) -> MixP
         raise ValueError(f"mixpro: no example has the target attribute {target!r}")
     if is_target.all():
         raise ValueError(f"mixpro: every example has the target attribute {target!r}; source examples are required")
-    same_class = groups.group_labels[:, None] == groups.group_labels[None, :]
-    is_source = (~is_target & (groups.group_attributes != UNKNOWN))[:, None]
-    partner = np.where(same_class & is_target[None, :] & is_source, groups.sizes[None, :], 0)
+    is_source = ~is_target & (groups.group_attributes != UNKNOWN)
+    classes, class_of = np.unique(groups.group_labels, return_inverse=True)
+    targets = (classes[:, None] == groups.group_labels[None, :]) & is_target[None, :]
+    rows = np.where(targets, groups.sizes[None, :], 0).astype(np.float64)
+    partner = PartnerRows.of_rows(rows, np.where(is_source, class_of, -1))
     return MixPolicy("groups", np.where(is_target, 0, groups.sizes), partner, lam, "keep")
 
 
@@ -319,14 +323,16 @@ def _balance(groups: GroupIndex, lam: LamDistribution | None, labels: Labels, pr
     wanted = lam if lam is not None else Beta(0.4, 0.4 * max(1, attributes.size - 1))
     used, notes = _within_bound(wanted, 1.0 / (attributes.size * shares.max()))
     mean, _ = moments(quantile_table(used))
-    partner = np.zeros((groups.num_groups, groups.num_groups))
+    rows, row_of = np.zeros((classes.size, groups.num_groups)), np.full(groups.num_groups, -1)
     if mean < 1.0:
         q = np.maximum((1.0 / attributes.size - mean * shares) / (1.0 - mean), 0.0)
         q[q < 1e-12] = 0.0
-        for y, row in zip(classes, q, strict=True):
-            donors = sum(mass * _donors(groups, int(y), int(a)) for a, mass in zip(attributes, row, strict=True))
-            partner[groups.group_labels == y] = donors
-    return MixPolicy("classes", None, partner, used, labels, notes=notes, attribute_shares=given)
+        for k, (y, row) in enumerate(zip(classes, q, strict=True)):
+            rows[k] = sum(mass * _donors(groups, int(y), int(a)) for a, mass in zip(attributes, row, strict=True))
+            row_of[groups.group_labels == y] = k
+    return MixPolicy(
+        "classes", None, PartnerRows.of_rows(rows, row_of), used, labels, notes=notes, attribute_shares=given
+    )
 
 
 def _within_bound(lam: LamDistribution, bound: float) -> tuple[LamDistribution, tuple[str, ...]]:
@@ -353,14 +359,33 @@ def _donors(groups: GroupIndex, label: int, attribute: int) -> FloatArray:
     return donors / np.maximum(per_class[groups.group_labels], 1.0) / lending
 
 
-def _contradicting_partners(groups: GroupIndex, p: float, name: str) -> FloatArray:
-    """Partner weights `[G, G]`: p for the same class and another attribute, 1 - p for the converse, evenly within."""
+def _contradicting_partners(groups: GroupIndex, p: float, name: str) -> PartnerRows:
+    """Partner weights: p for the same class and another attribute, 1 - p for the converse, evenly within."""
     _require_cells(groups, name)
     label, attribute = groups.group_labels, groups.group_attributes
+    cells, row_of = np.unique(np.stack([label, attribute], axis=1), axis=0, return_inverse=True)
+    row_of = row_of.reshape(-1)
     known = attribute != UNKNOWN
-    pairs = known[:, None] & known[None, :]
-    same_class = label[:, None] == label[None, :]
-    same_attribute = attribute[:, None] == attribute[None, :]
+    alternatives = [_known_groups_of_same(values, known)[known] for values in (label, attribute)]
+    has_partner = known.copy()
+    has_partner[known] = np.maximum(*alternatives) > np.bincount(row_of)[row_of[known]]
+    weights = partial(_contradicting_rows, cells, label, attribute, p)
+    return PartnerRows(np.where(has_partner, row_of, -1), len(cells), weights)
+
+
+def _known_groups_of_same(values: Int64Array, known: NDArray[np.bool_]) -> Int64Array:
+    """Number of groups of known attribute that have the same value as each group, `[G]`."""
+    _, value_of = np.unique(values, return_inverse=True)
+    return np.bincount(value_of, weights=known)[value_of].astype(np.int64)
+
+
+def _contradicting_rows(
+    cells: Int64Array, label: Int64Array, attribute: Int64Array, p: float, start: int, stop: int
+) -> FloatArray:
+    """Partner weights of the cells (label, attribute) start to stop - 1."""
+    own_label, own_attribute = cells[start:stop, :1], cells[start:stop, 1:]
+    pairs = (own_attribute != UNKNOWN) & (attribute != UNKNOWN)
+    same_class, same_attribute = own_label == label, own_attribute == attribute
     within = (pairs & same_class & ~same_attribute).astype(np.float64)
     across = (pairs & ~same_class & same_attribute).astype(np.float64)
     n_within, n_across = within.sum(axis=1, keepdims=True), across.sum(axis=1, keepdims=True)

@@ -13,6 +13,7 @@ from spurmix.core.audit import Audit, audit_policy
 from spurmix.core.deprecation import renamed_attribute
 from spurmix.core.groups import GroupIndex
 from spurmix.core.lam import LamDistribution, LamLike, as_distribution, quantile_table
+from spurmix.core.partners import PartnerRows
 from spurmix.core.resolved_policy import (
     Labels,
     PartnerWeights,
@@ -64,7 +65,7 @@ class MixPolicy:
 
     strata: Strata = "groups"
     weights: Weights | None = None
-    partner: PartnerWeights | None = None
+    partner: PartnerWeights | PartnerRows | None = None
     lam: LamLike | None = None
     labels: Labels = "mix"
     replacement: bool = False
@@ -123,7 +124,7 @@ class MixPolicy:
         return ResolvedPolicy(
             first_group=first_group,
             weights=stratum_weights(groups, policy.strata, policy.weights, first_group),
-            partner=partner_weights(groups, policy.partner),
+            partner_rows=partner_weights(groups, policy.partner),
             quantile=quantile_table(lam),
             labels=policy.labels,
             replacement=policy.replacement,
@@ -170,8 +171,8 @@ class MixPolicy:
         return text + "".join(f"\n  note: {note}" for note in self.notes)
 
 
-def _shape(value: Weights | PartnerWeights) -> str:
+def _shape(value: Weights | PartnerWeights | PartnerRows) -> str:
     """A short form for the repr, such as "<4x4>"."""
     if isinstance(value, Mapping):
         return f"<{len(value)} groups>"
-    return f"<{'x'.join(map(str, np.asarray(value).shape))}>"
+    return f"<{'x'.join(map(str, np.shape(value) if not isinstance(value, PartnerRows) else value.shape))}>"

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from spurmix.core import checks
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import MIXED, GroupIndex
+from spurmix.core.partners import PartnerRows
 
 Strata: TypeAlias = Literal["groups", "classes", "all"]
 Labels: TypeAlias = Literal["mix", "keep"]
@@ -27,8 +28,7 @@ class ResolvedPolicy:
     Attributes:
         first_group: int64 `[S + 1]`. Stratum s consists of the groups first_group[s] to first_group[s + 1] - 1.
         weights: float64 `[S]`. Share of samples of each stratum, not normalized.
-        partner: float64 `[G, G]`. Row g holds the weights of the partner's group if the index is in group g. An
-            all-zero row means no partner. None if no group has a partner.
+        partner_rows: Weights of the partner's group for each group of the index. None if no group has a partner.
         quantile: int64 `[1025]`. The quantile table of lam.
         labels: "mix" or "keep".
         replacement: Whether examples are drawn with replacement.
@@ -38,12 +38,17 @@ class ResolvedPolicy:
 
     first_group: Int64Array
     weights: FloatArray
-    partner: FloatArray | None
+    partner_rows: PartnerRows | None
     quantile: Int64Array
     labels: Labels
     replacement: bool
     notes: tuple[str, ...] = ()
     attribute_shares: FloatArray | None = None
+
+    @property
+    def partner(self) -> FloatArray | None:
+        """The partner weights as a matrix, float64 `[G, G]`. An all-zero row means no partner. None if all are 0."""
+        return self.partner_rows.matrix() if self.partner_rows is not None else None
 
 
 def stratum_bounds(groups: GroupIndex, strata: Strata) -> Int64Array:
@@ -139,8 +144,8 @@ def _weights_by_name(
     return weights
 
 
-def partner_weights(groups: GroupIndex, given: PartnerWeights | None) -> FloatArray | None:
-    """The weights of partner groups `[G, G]`, or None if all are 0.
+def partner_weights(groups: GroupIndex, given: PartnerWeights | PartnerRows | None) -> PartnerRows | None:
+    """The weights of partner groups, or None if all are 0.
 
     Raises TypeError if the weights are not numbers, or a row of a mapping is not a mapping, and ValueError if they do
     not fit the groups, or an empty group has a positive weight.
@@ -159,11 +164,15 @@ def partner_weights(groups: GroupIndex, given: PartnerWeights | None) -> FloatAr
                 pair = group_number(groups, row, "partner"), group_number(groups, column, f"partner[{row!r}]")
                 matrix[pair] = checks.number(value, f"partner[{row!r}][{column!r}]")
         given = matrix
-    partner = checked_weights(given, (count, count), "partner")
-    bad = np.argwhere((groups.sizes == 0)[None, :] & (partner > 0))
-    if bad.size:
-        raise ValueError(f"partner: row {bad[0][0]} has a weight for group {bad[0][1]}, which has no examples")
-    return partner if partner.any() else None
+    if not isinstance(given, PartnerRows):
+        given = PartnerRows.of_matrix(checked_weights(given, (count, count), "partner"))
+    empty = np.flatnonzero(groups.sizes == 0)
+    for start, rows in given.blocks() if empty.size else ():
+        bad = np.argwhere(rows[:, empty] > 0)
+        if bad.size:
+            row = int(np.flatnonzero(given.row_of == start + bad[0][0])[0])
+            raise ValueError(f"partner: row {row} has a weight for group {empty[bad[0][1]]}, which has no examples")
+    return given if (given.row_of >= 0).any() else None
 
 
 def normalized_rows(weights: FloatArray) -> FloatArray:

@@ -86,15 +86,32 @@ def build_tables(groups: GroupIndex, policy: MixPolicy) -> Tables:
 
 
 def _partner_rows(resolved: ResolvedPolicy) -> tuple[Int64Array, Int64Array]:
-    """Row of each group in the distinct rows of thresholds (-1: no partner), `[G]`, and the rows, `[R, G]`."""
-    count = resolved.first_group[-1]
-    row_of = np.full(count, -1, dtype=np.int64)
-    distinct: dict[bytes, int] = {}
-    rows: list[Int64Array] = []
-    if resolved.partner is not None:
-        for g in np.flatnonzero(resolved.partner.any(axis=1)):
-            row = partner_thresholds(resolved.partner[g])
-            row_of[g] = distinct.setdefault(row.tobytes(), len(rows))
-            if row_of[g] == len(rows):
-                rows.append(row)
-    return row_of, np.stack(rows) if rows else np.empty((0, count), dtype=np.int64)
+    """Row of each group in the distinct rows of thresholds (-1: no partner), `[G]`, and the rows, `[R, G]`.
+
+    The rows are in the order of the groups that use them first.
+    """
+    count = int(resolved.first_group[-1])
+    given = resolved.partner_rows
+    if given is None:
+        return np.full(count, -1, dtype=np.int64), np.empty((0, count), dtype=np.int64)
+    used, first = np.unique(given.row_of[given.row_of >= 0], return_index=True)
+    number = np.full(given.count + 1, -1, dtype=np.int64)  # the last one is for groups without a partner
+    number[used[np.argsort(first, kind="stable")]] = np.arange(used.size)
+    thresholds = np.empty((used.size, count), dtype=np.int64)
+    for start, block in given.blocks():
+        for k in np.flatnonzero(number[start : start + len(block)] >= 0):
+            thresholds[number[start + k]] = partner_thresholds(block[k])
+    merged, thresholds = _without_repeated(thresholds)
+    return np.where(given.row_of >= 0, merged[number[given.row_of]], -1), thresholds
+
+
+def _without_repeated(rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Number of each row among the distinct rows, and the distinct rows, in the order of their first occurrence."""
+    number = np.empty(len(rows), dtype=np.int64)
+    by_hash: dict[bytes, int] = {}
+    kept: list[int] = []
+    for k, row in enumerate(rows):
+        number[k] = by_hash.setdefault(hashlib.blake2b(row.data, digest_size=32).digest(), len(kept))
+        if number[k] == len(kept):
+            kept.append(k)
+    return number, rows if len(kept) == len(rows) else rows[kept]
