@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from spurmix.cli.terminal import escape_warnings, show
+from spurmix.core.launcher import end_with_launcher
 from spurmix.core.names import printable
 
 EXPECTED = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)
@@ -59,6 +60,7 @@ def _run_under_torchrun(app: Callable[..., object]) -> int:
     All processes usually fail with the same error. torchrun reports every recorded error, so only the first process on a
     machine records it immediately. torchrun then stops the others while they wait.
     """
+    end_with_launcher()  # before torch is imported, which takes seconds
     from torch.distributed.elastic.multiprocessing.errors import record
 
     is_first = os.environ.get("LOCAL_RANK") == "0"

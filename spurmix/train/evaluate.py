@@ -21,6 +21,7 @@ from spurmix.ops import functional, validate
 from spurmix.ops.device_errors import check
 from spurmix.train.metrics import Cells, Counts, Evaluation, LabelPairs, check_labels, check_options, summarize
 from spurmix.train.models import device_of, logits_of, modes_kept
+from spurmix.train.process import lost_process_named
 from spurmix.train.text import apply
 
 Inputs = Tensor | Tokens
@@ -170,7 +171,8 @@ def reduce(values: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> N
     """Reduce a tensor over all processes, in place. NCCL requires a GPU tensor."""
     on_gpu = torch.distributed.get_backend() == "nccl" and not values.is_cuda
     reduced = values.cuda() if on_gpu else values
-    torch.distributed.all_reduce(reduced, operation)
+    with lost_process_named():
+        torch.distributed.all_reduce(reduced, operation)
     if on_gpu:
         values.copy_(reduced)
 

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from spurmix.core.launcher import end_with_launcher
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+_LOST = re.compile(r"gloo/|gloo::|connection (closed|reset|refused)|broken pipe|socket timeout|ncclRemoteError", re.I)
+"""Texts of the errors of process groups after a process has ended."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the job has ended, so that this one cannot continue."""
+
+
+@contextmanager
+def lost_process_named() -> Iterator[None]:
+    """Replace the errors of a process group after a process has ended by one that explains it.
+
+    Raises:
+        LostProcessError: If another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if (
+            isinstance(error, LostProcessError)
+            or not torch.distributed.is_initialized()
+            or not _LOST.search(str(error))
+        ):
+            raise
+        raise LostProcessError(
+            f"process {torch.distributed.get_rank()} lost the connection to another process of this job, which has ended; "
+            "see the error of that process, then resume from the last checkpoint"
+        ) from None
 
 
 def check_precision(mixed_precision: str, device: torch.device) -> None:
@@ -31,11 +64,13 @@ def accelerated(device: torch.device, mixed_precision: str) -> Iterator[Accelera
 
     Raises:
         ValueError: If the process group was initialized for another type of device.
+        LostProcessError: If another process of the job has ended.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
     from accelerate.utils import GradientAccumulationPlugin
 
+    end_with_launcher()
     cpu = device.type == "cpu"
     process = PartialState(cpu=cpu)
     other_device = process.device.type != device.type
@@ -53,7 +88,8 @@ def accelerated(device: torch.device, mixed_precision: str) -> Iterator[Accelera
         try:
             # The plugin overrides the number of steps that `accelerate launch` sets. Accelerate would divide the loss by it.
             one_step = GradientAccumulationPlugin(num_steps=1)
-            yield Accelerator(mixed_precision=mixed_precision, cpu=cpu, gradient_accumulation_plugin=one_step)
+            with lost_process_named():
+                yield Accelerator(mixed_precision=mixed_precision, cpu=cpu, gradient_accumulation_plugin=one_step)
         finally:
             if is_initialized():
                 vars(AcceleratorState()).clear()

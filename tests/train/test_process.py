@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import forked_python
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from spurmix import GroupIndex, MixLoader, finetune, policies
+from spurmix.train.process import LostProcessError, lost_process_named
 
 RNG = np.random.default_rng(8)
 LABELS = RNG.integers(0, 2, 120)
@@ -84,3 +86,40 @@ def test_accelerate_state_of_another_device(
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     with pytest.raises(ValueError, match="batches are on cpu, but the process group was initialized for meta"):
         finetune(model, loader())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711",
+        "Connection reset by peer",
+        "[1] is setting up NCCL communicator: Broken pipe",
+    ],
+)
+def test_errors_after_a_lost_process_are_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match=text[-9:]), lost_process_named():
+        raise RuntimeError(text)  # one process alone has lost none
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 3)
+    with (
+        pytest.raises(LostProcessError, match=r"process 3 lost the connection .*resume") as caught,
+        lost_process_named(),
+    ):
+        raise RuntimeError(text)
+    assert "gloo" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="shape"), lost_process_named():
+        raise RuntimeError("shape mismatch")
+
+
+@pytest.mark.slow
+def test_ranks_name_a_lost_process() -> None:
+    script = (
+        "import os, torch\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        "torch.distributed.barrier()\n"
+        "if os.environ['RANK'] == '1': os._exit(3)\n"
+        "from spurmix.train.evaluate import reduce\n"
+        "for _ in range(100): reduce(torch.ones(3), torch.distributed.ReduceOp.SUM)\n"
+    )
+    done = forked_python.run_ranks(2, script)
+    assert "LostProcessError: process 0 lost the connection to another process" in done[0].stderr

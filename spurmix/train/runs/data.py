@@ -19,6 +19,7 @@ from spurmix.data.pack.strays import is_stray
 from spurmix.data.sources.arrays import ImageSource, Source
 from spurmix.train.evaluate import evaluate
 from spurmix.train.metrics import Evaluation
+from spurmix.train.process import lost_process_named
 from spurmix.train.runs.config import MODELS, SPLIT_NAMES, RunConfig
 from spurmix.train.runs.processes import Processes
 
@@ -156,8 +157,9 @@ def evaluate_split(
         The evaluation.
     """
     if processes.count > 1:  # running statistics differ between processes until the next training step
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
+        with lost_process_named():
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
     return evaluate(
         model, data.source, data.groups, batch_size=config.evaluation_batch, train_groups=train_groups,
         membership=data.membership, cell_names=data.cell_names, min_group_size=config.min_group_size,

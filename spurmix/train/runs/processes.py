@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from spurmix.core.launcher import end_with_launcher
+from spurmix.train.process import lost_process_named
+
 
 class Processes:
     """This process and the others of its job, set up by Accelerate.
@@ -24,6 +27,8 @@ class Processes:
     def __init__(self, device: str = "auto") -> None:
         from accelerate import PartialState
 
+        end_with_launcher()
+
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: CUDA is not available; use auto or cpu")
         state = PartialState(cpu=device == "cpu")
@@ -39,7 +44,8 @@ class Processes:
     def wait(self) -> None:
         """Wait until all processes call this method."""
         if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+            with lost_process_named():
+                torch.distributed.barrier()
 
     def leave(self) -> None:
         """Wait for all processes, then close the process group."""
