@@ -10,7 +10,7 @@ import numpy as np
 
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
-from spurmix.core.partners import PartnerRows
+from spurmix.core.partners import PartnerRows, as_dense
 from spurmix.core.shares import unknown_counts, unknown_shares
 
 if TYPE_CHECKING:
@@ -81,11 +81,12 @@ def group_means(groups: GroupIndex, prior: FloatArray | None) -> GroupMeans:
     )
 
 
-def normalized_blocks(partners: PartnerRows) -> Iterator[tuple[int, FloatArray]]:
+def normalized_blocks(partners: PartnerRows) -> Iterator[tuple[int, FloatArray | csr_array]]:
     """Yield the number of the first row of each block, and its rows as probabilities."""
     for start, rows in partners.blocks():
-        total = rows.sum(axis=1, keepdims=True)
-        yield start, np.divide(rows, total, out=np.zeros_like(rows), where=total > 0)
+        total = np.asarray(rows.sum(axis=1))
+        inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
+        yield start, rows * inverse[:, None]
 
 
 def row_shares(partners: PartnerRows, index_share: FloatArray) -> FloatArray:
@@ -102,7 +103,7 @@ def partner_shares(partners: PartnerRows | None, index_share: FloatArray) -> Flo
     if partners is not None:
         of_row = row_shares(partners, index_share)
         for start, rows in normalized_blocks(partners):
-            shares += of_row[start : start + len(rows)] @ rows
+            shares += of_row[start : start + rows.shape[0]] @ rows
     return shares
 
 
@@ -129,8 +130,8 @@ def _cross_moments(means: GroupMeans, index_share: FloatArray, partners: Partner
         np.zeros((attributes, classes)),
     )  # fmt: skip
     for start, rows in normalized_blocks(partners):
-        block = slice(start, start + len(rows))
-        partner_label, partner_attribute = rows @ means.label, rows @ means.attribute
+        block = slice(start, start + rows.shape[0])
+        partner_label, partner_attribute = as_dense(rows @ means.label), as_dense(rows @ means.attribute)
         cross.label_label[:] += label[block].T @ partner_label
         cross.attribute_attribute[:] += attribute[block].T @ partner_attribute
         cross.label_attribute[:] += label[block].T @ partner_attribute

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from spurmix.core.array_types import FloatArray, Int64Array
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 BLOCK_ENTRIES = 1 << 21
 """Number of weights that are computed at a time."""
@@ -22,12 +26,14 @@ class PartnerRows:
     Attributes:
         row_of: Row of each group, int64 `[G]`. -1: the group has no partner.
         count: Number of rows, R.
-        weights: Function that returns the rows start to stop - 1, float64 `[stop - start, G]`.
+        weights: Function that returns the rows start to stop - 1, float64 `[stop - start, G]`, dense or sparse.
+        width: Number of stored weights of a row. Default: G.
     """
 
     row_of: Int64Array
     count: int
-    weights: Callable[[int, int], FloatArray]
+    weights: Callable[[int, int], FloatArray | csr_array]
+    width: int = 0
 
     @classmethod
     def of_matrix(cls, matrix: FloatArray) -> PartnerRows:
@@ -46,19 +52,24 @@ class PartnerRows:
         """(G, G)."""
         return self.row_of.size, self.row_of.size
 
-    def blocks(self) -> Iterator[tuple[int, FloatArray]]:
+    def blocks(self) -> Iterator[tuple[int, FloatArray | csr_array]]:
         """Yield the number of the first row of each block, and its rows."""
-        step = max(1, BLOCK_ENTRIES // self.row_of.size)
+        step = max(1, BLOCK_ENTRIES // (self.width or self.row_of.size))
         for start in range(0, self.count, step):
             yield start, self.weights(start, min(self.count, start + step))
 
     def matrix(self) -> FloatArray:
         """Return all weights, float64 `[G, G]`."""
-        rows = self.weights(0, self.count)
+        rows = as_dense(self.weights(0, self.count))
         return np.where(self.row_of[:, None] >= 0, rows[self.row_of], 0.0)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> FloatArray:
         return self.matrix().astype(dtype or np.float64, copy=False)
+
+
+def as_dense(rows: FloatArray | csr_array) -> FloatArray:
+    """Return dense or sparse rows as a dense array."""
+    return rows if isinstance(rows, np.ndarray) else rows.toarray()
 
 
 def _slice(rows: FloatArray, start: int, stop: int) -> FloatArray:

@@ -7,7 +7,9 @@ classes by mixing in a small set of examples whose attributes are known. The for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,9 @@ from spurmix.core.partners import PartnerRows
 from spurmix.core.policy import MixPolicy
 from spurmix.core.resolved_policy import Labels, Strata, Weights, checked_weights, group_number
 from spurmix.core.shares import Prior, known_counts, prior_shares, require_shares, unknown_counts, unknown_shares
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 __all__ = [
     "balance_attributes",
@@ -369,8 +374,33 @@ def _contradicting_partners(groups: GroupIndex, p: float, name: str) -> PartnerR
     alternatives = [_known_groups_of_same(values, known)[known] for values in (label, attribute)]
     has_partner = known.copy()
     has_partner[known] = np.maximum(*alternatives) > np.bincount(row_of)[row_of[known]]
-    weights = partial(_contradicting_rows, cells, label, attribute, p)
-    return PartnerRows(np.where(has_partner, row_of, -1), len(cells), weights)
+    by_class, by_attribute = _Members.of(label, cells[:, 0], known), _Members.of(attribute, cells[:, 1], known)
+    weights = partial(_contradicting_rows, cells, label, attribute, p, by_class, by_attribute)
+    width = int(by_class.count.max(initial=1) + by_attribute.count.max(initial=0))
+    return PartnerRows(np.where(has_partner, row_of, -1), len(cells), weights, max(1, width))
+
+
+@dataclass(frozen=True)
+class _Members:
+    """The groups of known attribute that share a value with each cell: `groups[first[r] : first[r] + count[r]]`."""
+
+    groups: Int64Array
+    first: Int64Array
+    count: Int64Array
+
+    @classmethod
+    def of(cls, values: Int64Array, cell_values: Int64Array, known: NDArray[np.bool_]) -> _Members:
+        groups = np.flatnonzero(known)
+        groups = groups[np.argsort(values[groups], kind="stable")]
+        first, stop = (np.searchsorted(values[groups], cell_values, side=side) for side in ("left", "right"))
+        return cls(groups, first, stop - first)
+
+    def pairs(self, start: int, stop: int) -> tuple[Int64Array, Int64Array]:
+        """Cells start to stop - 1, counted from 0, and their groups, one pair per entry."""
+        count = self.count[start:stop]
+        cell = np.repeat(np.arange(count.size), count)
+        position = np.arange(cell.size) - np.repeat(np.cumsum(count) - count, count)
+        return cell, self.groups[self.first[start:stop][cell] + position]
 
 
 def _known_groups_of_same(values: Int64Array, known: NDArray[np.bool_]) -> Int64Array:
@@ -380,17 +410,26 @@ def _known_groups_of_same(values: Int64Array, known: NDArray[np.bool_]) -> Int64
 
 
 def _contradicting_rows(
-    cells: Int64Array, label: Int64Array, attribute: Int64Array, p: float, start: int, stop: int
-) -> FloatArray:
-    """Partner weights of the cells (label, attribute) start to stop - 1."""
-    own_label, own_attribute = cells[start:stop, :1], cells[start:stop, 1:]
-    pairs = (own_attribute != UNKNOWN) & (attribute != UNKNOWN)
-    same_class, same_attribute = own_label == label, own_attribute == attribute
-    within = (pairs & same_class & ~same_attribute).astype(np.float64)
-    across = (pairs & ~same_class & same_attribute).astype(np.float64)
-    n_within, n_across = within.sum(axis=1, keepdims=True), across.sum(axis=1, keepdims=True)
+    cells: Int64Array, label: Int64Array, attribute: Int64Array, p: float, by_class: _Members, by_attribute: _Members,
+    start: int, stop: int,
+) -> csr_array:  # fmt: skip
+    """Partner weights of the cells (label, attribute) start to stop - 1, sparse."""
+    from scipy.sparse import csr_array
+
+    size, own_label, own_attribute = stop - start, cells[start:stop, 0], cells[start:stop, 1]
+    cell, group = by_class.pairs(start, stop)
+    kept = (attribute[group] != own_attribute[cell]) & (own_attribute[cell] != UNKNOWN)
+    within, within_group = cell[kept], group[kept]
+    cell, group = by_attribute.pairs(start, stop)
+    kept = label[group] != own_label[cell]
+    across, across_group = cell[kept], group[kept]
+    n_within, n_across = np.bincount(within, minlength=size), np.bincount(across, minlength=size)
     mass = np.where(n_across == 0, 1.0, np.where(n_within == 0, 0.0, p))
-    return mass * within / np.maximum(n_within, 1) + (1 - mass) * across / np.maximum(n_across, 1)
+    weights = np.concatenate([(mass / np.maximum(n_within, 1))[within], ((1 - mass) / np.maximum(n_across, 1))[across]])
+    where = np.concatenate([within, across]), np.concatenate([within_group, across_group])
+    rows = csr_array((weights, where), shape=(size, label.size))
+    rows.sort_indices()
+    return rows
 
 
 def _require_cells(groups: GroupIndex, name: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from spurmix.core import checks
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import MIXED, GroupIndex
-from spurmix.core.partners import PartnerRows
+from spurmix.core.partners import PartnerRows, as_dense
 
 Strata: TypeAlias = Literal["groups", "classes", "all"]
 Labels: TypeAlias = Literal["mix", "keep"]
@@ -168,7 +168,7 @@ def partner_weights(groups: GroupIndex, given: PartnerWeights | PartnerRows | No
         given = PartnerRows.of_matrix(checked_weights(given, (count, count), "partner"))
     empty = np.flatnonzero(groups.sizes == 0)
     for start, rows in given.blocks() if empty.size else ():
-        bad = np.argwhere(rows[:, empty] > 0)
+        bad = np.argwhere(as_dense(rows)[:, empty] > 0)
         if bad.size:
             row = int(np.flatnonzero(given.row_of == start + bad[0][0])[0])
             raise ValueError(f"partner: row {row} has a weight for group {empty[bad[0][1]]}, which has no examples")

@@ -8,16 +8,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spurmix.core import checks
 from spurmix.core import table_layout as layout
-from spurmix.core.array_types import Int64Array, IntArray
+from spurmix.core.array_types import FloatArray, Int64Array, IntArray
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.core.resolved_policy import ResolvedPolicy
 from spurmix.core.schedule import make_schedule, partner_thresholds
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,19 @@ def _partner_rows(resolved: ResolvedPolicy) -> tuple[Int64Array, Int64Array]:
     number[used[np.argsort(first, kind="stable")]] = np.arange(used.size)
     thresholds = np.empty((used.size, count), dtype=np.int64)
     for start, block in given.blocks():
-        for k in np.flatnonzero(number[start : start + len(block)] >= 0):
-            thresholds[number[start + k]] = partner_thresholds(block[k])
+        for k in np.flatnonzero(number[start : start + block.shape[0]] >= 0):
+            thresholds[number[start + k]] = _thresholds_of_row(block, int(k))
     merged, thresholds = _without_repeated(thresholds)
     return np.where(given.row_of >= 0, merged[number[given.row_of]], -1), thresholds
+
+
+def _thresholds_of_row(block: FloatArray | csr_array, k: int) -> Int64Array:
+    """Thresholds of row k of a block, int64 `[G]`. In a sparse row, they change at stored weights only."""
+    if isinstance(block, np.ndarray):
+        return partner_thresholds(block[k])
+    stored = slice(block.indptr[k], block.indptr[k + 1])
+    steps = np.concatenate([[0], partner_thresholds(block.data[stored])])
+    return np.repeat(steps, np.diff(block.indices[stored], prepend=0, append=block.shape[1]))
 
 
 def _without_repeated(rows: Int64Array) -> tuple[Int64Array, Int64Array]:

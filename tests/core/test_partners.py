@@ -54,3 +54,14 @@ def test_many_groups_need_no_matrix(make: Callable[[], MixPolicy]) -> None:
     tracemalloc.stop()
     assert audit.residual == pytest.approx(0, abs=1e-9)
     assert peak < 100e6 and tables.packed.nbytes < 1e6  # a matrix has 800 MB
+
+
+def test_audit_of_pairs_of_groups_needs_no_matrix() -> None:
+    number = np.arange(3600)
+    groups = GroupIndex(number // 60, number % 60)
+    policies.lisa().audit(GroupIndex([0, 0, 1, 1], [0, 1, 0, 1]))  # imports
+    tracemalloc.start()
+    audit = policies.lisa().audit(groups)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert audit.residual == pytest.approx(0, abs=1e-9) and peak < 90e6  # a matrix has 104 MB
