@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 from pathlib import Path
 
@@ -43,3 +44,12 @@ def test_leftovers_are_removed_and_files_in_use_are_kept(tmp_path: Path) -> None
             assert outside.exists()
     with temporary_file(target):
         assert not used.exists()
+
+
+def test_a_read_only_disk_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(RuntimeError, match="the first error"), temporary_file(tmp_path / "a.txt"):
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise RuntimeError("the first error")

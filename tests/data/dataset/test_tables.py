@@ -39,8 +39,9 @@ def test_only_one_module_reads_with_pyarrow() -> None:
         "py_buffer",
     }
     found = set()
-    for path in (ROOT / "spurmix").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    texts = {path: path.read_text() for path in (ROOT / "spurmix").rglob("*.py")}
+    for path, text in texts.items():
+        for node in ast.walk(ast.parse(text if "pyarrow" in text or "parquet" in text else "")):
             name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
             if name in readers and "tables" not in ast.unparse(node.func):  # type: ignore[attr-defined]
                 arguments = [ast.unparse(a) for a in node.args]  # type: ignore[attr-defined]
@@ -60,13 +61,13 @@ def test_more_rows_than_the_description_are_refused_before_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = pack_images(class_folder(tmp_path), tmp_path / "t", size=4).path
-    count = 3_000_000
+    count = 300_000
     zeros = pyarrow.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), ["train"])
     write(folder / "metadata.parquet", label=np.zeros(count, dtype=np.int64), split=zeros, source=zeros)
     size = (folder / "metadata.parquet").stat().st_size
     set_size(folder, size)
     monkeypatch.setattr(tables, "read_columns", lambda *_: pytest.fail("columns were read"))
-    with pytest.raises(DatasetError, match=r"metadata\.parquet has 3,000,000 rows, expected 12"):
+    with pytest.raises(DatasetError, match=r"metadata\.parquet has 300,000 rows, expected 12"):
         PackedDataset(folder)
 
 
