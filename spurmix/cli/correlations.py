@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 NAMES = ("erm", "class_balanced", "group_balanced", "mixup", "lisa", "selecmix", "mixpro", "balance_attributes")
 """Policies that have no required arguments."""
 
+MAX_VALUES = 1000
+"""Maximum number of classes or attributes for a note. The time of an audit grows with their third power."""
+
 
 def default_policies() -> dict[str, MixPolicy]:
     """Return the policies that have no required arguments, with default settings."""
@@ -60,7 +63,8 @@ def attribute_notes(metadata: Metadata) -> list[str]:
     for name, values in metadata.attributes.items():
         known = np.ma.MaskedArray(values[rows], mask=values[rows] == UNKNOWN)
         groups = GroupIndex(metadata.labels[rows], known, class_names=metadata.class_names)
-        raw = correlation_text(policies.erm().audit(groups).raw, 3)
-        notes.append(f"correlation of class and {name} in {split}: {raw}")
+        if max(groups.num_classes, groups.num_attributes) <= MAX_VALUES:
+            raw = correlation_text(policies.erm().audit(groups).raw, 3)
+            notes.append(f"correlation of class and {name} in {split}: {raw}")
         notes += unknown_warnings(groups)
     return notes
