@@ -28,10 +28,10 @@ def refuse_code(folder: Path, name: str) -> None:
         if not file.name.endswith("config.json") or file.stat().st_size > MAX_TOKENIZER_BYTES:
             continue
         try:
-            content = read_json(file, dict[str, object])
+            content = read_json(file, object)
         except FileError as error:
             raise ValueError(f"{name}: {error}") from None
-        for key, value in content.items():
+        for key, value in content.items() if isinstance(content, dict) else ():
             if (key in _CODE_KEYS and value) or (key in _ATTENTION_KEYS and "/" in str(value)):
                 raise ValueError(
                     f"{name}: {folder} needs code to load it ({key} in {file.name}), and spurmix never runs code of model "

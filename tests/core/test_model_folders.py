@@ -49,6 +49,7 @@ def test_folders_that_need_code_are_refused_by_name(
 
 def test_other_folders_pass_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "auto_map": null, "attn_implementation": "sdpa"}')
+    (tmp_path / "data_config.json").write_text("[]")  # as in sentence-transformers
     refuse_code(tmp_path, "pretrained")
     (tmp_path / "config.json").write_text("[" * 5000)
     with pytest.raises(ValueError, match=r"pretrained: .*config\.json is damaged"):
