@@ -26,7 +26,7 @@ constexpr int64_t kMaxCount = 2147483648;
 
 // View of the packed int64 tables. The pointers are the sections, in the order of their memory.
 struct Tables {
-  int64_t num_examples, num_groups, period, flags;
+  int64_t num_examples, num_groups, num_strata, num_rows, period, flags;
   const int64_t *slot, *share, *first, *size, *offsets, *row_of, *threshold, *quantile;
   // Example number of each position. At most one of the two is set. If none is, positions are example numbers.
   const int32_t* members32;
@@ -35,8 +35,8 @@ struct Tables {
   SPURMIX_HD bool has_partners() const { return quantile != threshold; }  // the threshold section is not empty
 };
 
-// Returns an error message, or null if the tables are valid. Takes constant time: the contents of sections are checked
-// where the tables are built. `cached` is an optional copy of the first `cached_length` words in faster memory.
+// Returns an error message, or null if the header is valid. Takes constant time: the CPU kernels check the contents of
+// sections where they use them. `cached` is an optional copy of the first `cached_length` words in faster memory.
 // Sections that it contains are read from there.
 SPURMIX_HD const char* view_tables(const int64_t* packed, int64_t length, Tables* view, const int64_t* cached = nullptr,
                                    int64_t cached_length = 0) {
@@ -61,8 +61,8 @@ SPURMIX_HD const char* view_tables(const int64_t* packed, int64_t length, Tables
     const int64_t begin = header[kWordStarts + k];
     section[k] = (begin + sizes[k] <= cached_length ? cached : packed) + begin;
   }
-  *view = {n,          g,          w,          header[kWordFlags], section[0], section[1], section[2],
-           section[3], section[4], section[5], section[6],         section[7], nullptr,    nullptr};
+  *view = {n,          g,          s,          r,          w,          header[kWordFlags], section[0], section[1],
+           section[2], section[3], section[4], section[5], section[6], section[7],         nullptr,    nullptr};
   return nullptr;
 }
 

@@ -15,6 +15,6 @@ int64_t first_outside(const int64_t* values, int64_t count, int64_t limit) {
   return -1;
 }
 
-void draw(const Draw& args, int64_t begin, int64_t end) { SPURMIX_DISPATCH(draw(args, begin, end)) }
+bool draw(const Draw& args, int64_t begin, int64_t end) { SPURMIX_DISPATCH(draw(args, begin, end)) }
 
 }  // namespace spurmix::cpu

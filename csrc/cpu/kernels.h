@@ -26,7 +26,8 @@ struct Draw {
   float* lam;
   uint32_t* flip_bits;
 };
-void draw(const Draw& args, int64_t begin, int64_t end);
+// Returns false if the contents of the tables are invalid. Some outputs are not written then.
+bool draw(const Draw& args, int64_t begin, int64_t end);
 
 // Item i is part i % parts of sample i / parts. A part is a range of pixels or of output rows of its sample.
 struct MixImages {

@@ -39,8 +39,10 @@ Tensor mixed_cross_entropy_backward(const Tensor& grad, const Tensor& logits, co
 
 void group_counts(const Tensor& logits, const Tensor& label, const Tensor& group, Tensor counts) {
   const CountArguments args = {logits, label, group, counts};
-  args.check("group_counts");
-  device::group_counts(args, "group_counts");
+  const char* op = "group_counts";
+  args.check(op);
+  check_disjoint({{counts, "counts"}}, {{logits, "logits"}, {label, "label"}, {group, "group"}}, op);
+  device::group_counts(args, op);
 }
 
 }  // namespace

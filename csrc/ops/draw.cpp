@@ -11,6 +11,8 @@ void draw_out(const Tensor& tables, const Tensor& members, int64_t seed, int64_t
   const DrawOutputs out = {index, partner, lam, group};
   out.check(out.count(), op);
   sequence.check(out.count(), op);
+  check_disjoint({{index, "index"}, {partner, "partner"}, {lam, "lam"}, {group, "group"}},
+                 {{tables, "tables"}, {members, "members"}, {counter, "counter"}}, op);
   device::draw(sequence, out, op);
 }
 

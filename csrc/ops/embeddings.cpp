@@ -15,7 +15,16 @@ void run_mix_embeddings(const Tensor& weight, const TokenArguments& tokens, cons
 
 void mix_embeddings_out(const Tensor& weight, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
                         const OptionalTensor& mask, const OptionalTensor& partner_mask, Tensor out) {
-  run_mix_embeddings(weight, {ids, partner_ids, lam, mask, partner_mask}, out, "mix_embeddings_out");
+  const char* op = "mix_embeddings_out";
+  check_disjoint({{out, "out"}},
+                 {{weight, "weight"},
+                  {ids, "ids"},
+                  {partner_ids, "partner_ids"},
+                  {lam, "lam"},
+                  {mask, "mask"},
+                  {partner_mask, "partner_mask"}},
+                 op);
+  run_mix_embeddings(weight, {ids, partner_ids, lam, mask, partner_mask}, out, op);
 }
 
 Tensor mix_embeddings(const Tensor& weight, const Tensor& ids, const Tensor& partner_ids, const Tensor& lam,
@@ -41,6 +50,14 @@ void mix_embeddings_backward_out(const Tensor& grad, const Tensor& ids, const Te
                                  Tensor grad_weight) {
   const char* op = "mix_embeddings_backward_out";
   SPURMIX_CHECK(grad_weight.dim() == 2, op, ": grad_weight must be [V, D]");
+  check_disjoint({{grad_weight, "grad_weight"}},
+                 {{grad, "grad"},
+                  {ids, "ids"},
+                  {partner_ids, "partner_ids"},
+                  {lam, "lam"},
+                  {mask, "mask"},
+                  {partner_mask, "partner_mask"}},
+                 op);
   run_backward(grad, {ids, partner_ids, lam, mask, partner_mask}, padding_idx, grad_weight, op);
 }
 

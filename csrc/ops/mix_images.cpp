@@ -16,7 +16,18 @@ void run_mix_images(const ImageArguments& images, const PairArguments& pairs, co
 void mix_images_out(const Tensor& images, const Tensor& index, const Tensor& partner, const Tensor& lam,
                     const Tensor& mean, const Tensor& std, const OptionalTensor& boxes, const OptionalTensor& flips,
                     Tensor out) {
-  run_mix_images({images, mean, std}, {index, partner, lam}, {boxes, flips}, out, "mix_images_out");
+  const char* op = "mix_images_out";
+  check_disjoint({{out, "out"}},
+                 {{images, "images"},
+                  {index, "index"},
+                  {partner, "partner"},
+                  {lam, "lam"},
+                  {mean, "mean"},
+                  {std, "std"},
+                  {boxes, "boxes"},
+                  {flips, "flips"}},
+                 op);
+  run_mix_images({images, mean, std}, {index, partner, lam}, {boxes, flips}, out, op);
 }
 
 Tensor mix_images(const Tensor& images, const Tensor& index, const Tensor& partner, const Tensor& lam,
@@ -46,9 +57,25 @@ void mix_image_batch_out(const Tensor& images, const Tensor& labels, const Tenso
                          double ratio_min, double ratio_max, bool flip, int64_t seed, int64_t start,
                          const OptionalTensor& counter, Tensor input, Tensor label, Tensor partner_label, Tensor lam,
                          Tensor index, Tensor partner, Tensor group) {
+  const char* op = "mix_image_batch_out";
+  check_disjoint({{input, "input"},
+                  {label, "label"},
+                  {partner_label, "partner_label"},
+                  {lam, "lam"},
+                  {index, "index"},
+                  {partner, "partner"},
+                  {group, "group"}},
+                 {{images, "images"},
+                  {labels, "labels"},
+                  {tables, "tables"},
+                  {members, "members"},
+                  {mean, "mean"},
+                  {std, "std"},
+                  {counter, "counter"}},
+                 op);
   const BatchOutputs out = {input, label, partner_label, {index, partner, lam, group}};
   run_mix_image_batch({images, mean, std}, labels, {tables, members, seed, start, counter},
-                      crop_of(crop, scale_min, scale_max, ratio_min, ratio_max, flip), out, "mix_image_batch_out");
+                      crop_of(crop, scale_min, scale_max, ratio_min, ratio_max, flip), out, op);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_image_batch(

@@ -12,7 +12,9 @@ void run_mix_rows(const Tensor& rows, const PairArguments& pairs, const Tensor& 
 }
 
 void mix_rows_out(const Tensor& rows, const Tensor& index, const Tensor& partner, const Tensor& lam, Tensor out) {
-  run_mix_rows(rows, {index, partner, lam}, out, "mix_rows_out");
+  const char* op = "mix_rows_out";
+  check_disjoint({{out, "out"}}, {{rows, "rows"}, {index, "index"}, {partner, "partner"}, {lam, "lam"}}, op);
+  run_mix_rows(rows, {index, partner, lam}, out, op);
 }
 
 Tensor mix_rows(const Tensor& rows, const Tensor& index, const Tensor& partner, const Tensor& lam, ScalarType dtype) {
@@ -30,7 +32,9 @@ void run_mix_labels(const LabelArguments& labels, const Tensor& out, const char*
 }
 
 void mix_labels_out(const Tensor& label, const Tensor& partner_label, const Tensor& lam, Tensor out) {
-  run_mix_labels({label, partner_label, lam}, out, "mix_labels_out");
+  const char* op = "mix_labels_out";
+  check_disjoint({{out, "out"}}, {{label, "label"}, {partner_label, "partner_label"}, {lam, "lam"}}, op);
+  run_mix_labels({label, partner_label, lam}, out, op);
 }
 
 Tensor mix_labels(const Tensor& label, const Tensor& partner_label, const Tensor& lam, int64_t num_classes,

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdint>
 #include <initializer_list>
 #include <optional>
 
@@ -65,6 +66,40 @@ inline void check_rows(const Tensor& t, const char* op, const char* name, const 
   SPURMIX_CHECK(on_device(t) && t.dim() == 2, op, ": ", name, " must be ", shape, " ", kOnDevice);
   SPURMIX_CHECK(t.numel() == 0 || t.size(1) <= 1 || t.stride(1) == 1, op, ": each row of ", name,
                 " must be contiguous");
+}
+
+// A tensor with the name of its argument, and the addresses from its first to its last element.
+struct Extent {
+  const char* name;
+  uintptr_t begin = 0, end = 0;
+
+  Extent(const Tensor& t, const char* argument) : name(argument) {
+    if (t.numel() == 0) return;
+    int64_t last = 0;
+    for (int64_t k = 0; k < t.dim(); ++k) last += (t.size(k) - 1) * t.stride(k);
+    begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+    end = begin + (last + 1) * t.element_size();
+  }
+
+  Extent(const OptionalTensor& t, const char* argument) : name(argument) {
+    if (t.has_value()) *this = Extent(*t, argument);
+  }
+
+  bool overlaps(const Extent& other) const { return begin < other.end && other.begin < end; }
+};
+
+// Checks that no output shares memory with an input or with another output: kernels write while they read.
+inline void check_disjoint(std::initializer_list<Extent> outputs, std::initializer_list<Extent> inputs,
+                           const char* op) {
+  const Extent* all = outputs.begin();
+  for (size_t k = 0; k < outputs.size(); ++k) {
+    for (const Extent& input : inputs) {
+      SPURMIX_CHECK(!all[k].overlaps(input), op, ": ", all[k].name, " must not share memory with ", input.name);
+    }
+    for (size_t j = 0; j < k; ++j) {
+      SPURMIX_CHECK(!all[k].overlaps(all[j]), op, ": ", all[k].name, " must not share memory with ", all[j].name);
+    }
+  }
 }
 
 inline Format format_of(ScalarType type, const char* op, const char* name) {

@@ -92,6 +92,10 @@ def evaluate(
     return summarize(counter.result(sharded), groups, pairs, options)
 
 
+_VALUES_PER_COUNT = 1 << 18
+"""Logits of batches are collected up to this number, because counting takes about twenty small operations."""
+
+
 class _Counter:
     """Counts predictions on the device of the logits, without waiting for it."""
 
@@ -99,6 +103,9 @@ class _Counter:
         self._groups, self._pairs, self._cells = groups, torch.from_numpy(pairs.pairs), cells
         self._row = torch.from_numpy(pairs.row)
         self._ready = False
+        self._logits: list[Tensor] = []
+        self._index: list[Tensor] = []
+        self._collected = 0
 
     def _allocate(self, classes: int, device: torch.device) -> None:
         """Allocate one buffer for all counts, so that processes sum them in one call."""
@@ -126,13 +133,24 @@ class _Counter:
                 f"logits must have shape [{self._groups.num_examples}, C], "
                 f"got {[self._groups.num_examples, *logits.shape[1:]]}"
             )
-        logits, classes, device = logits.float(), logits.shape[1], logits.device
         if not self._ready:
-            check_labels(self._groups, classes)
-            self._allocate(classes, device)
+            check_labels(self._groups, logits.shape[1])
+            self._allocate(logits.shape[1], logits.device)
+        self._logits.append(logits[: len(index)])
+        self._index.append(index)
+        self._collected += self._logits[-1].numel()
+        if self._collected >= _VALUES_PER_COUNT:
+            self._count()
+
+    def _count(self) -> None:
+        """Count the predictions of the collected batches."""
+        if not self._logits:
+            return
+        logits, index = torch.cat(self._logits).float(), torch.cat(self._index)
+        self._logits, self._index, self._collected = [], [], 0
         if not len(index):
             return
-
+        classes, device = logits.shape[1], logits.device
         row = self._row.index_select(0, index).to(device)
         label, group = self._label_of_row.index_select(0, row), self._group_of_row.index_select(0, row)
         functional.group_counts(logits, label, group, out=self._of_groups)
@@ -157,6 +175,8 @@ class _Counter:
         Raises:
             ValueError: If logits are not finite.
         """
+        with torch.inference_mode():
+            self._count()
         if sharded:
             reduce(self._counts, torch.distributed.ReduceOp.SUM)
             reduce(self._first_invalid, torch.distributed.ReduceOp.MIN)

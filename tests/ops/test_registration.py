@@ -7,13 +7,16 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from samples import GROUPS, IMAGES, INDEX, LABELS, LAM, NAMES, PARTNER, SAMPLES, TABLES, call_with_wrong_tensors
 
-from spurmix import policies
+from spurmix import GroupIndex, policies
+from spurmix.core.table_layout import HEADER_WORDS, QUANTILES
 from spurmix.ops import backends, schema
 from spurmix.ops import functional as F
+from spurmix.ops.tables import draw_tables
 
 OPS = torch.ops.spurmix
 
@@ -37,6 +40,53 @@ def test_wrong_tensors_are_refused_or_harmless(backend: str, name: str, argument
         call_with_wrong_tensors((launch.KERNELS | text.KERNELS)[name], arguments)
     else:
         call_with_wrong_tensors(getattr(OPS, name).default, arguments)
+
+
+def sharing(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies of two tensors that share the first bytes of one storage. The second keeps its values."""
+    storage = torch.zeros(max(t.numel() * t.element_size() for t in (first, second)) + 7 & -8, dtype=torch.uint8)
+    copies = [storage[: t.numel() * t.element_size()].view(t.dtype).view(t.shape) for t in (first, second)]
+    return copies[0], copies[1].copy_(second)
+
+
+WRITERS = [(n, a) for n, a in SAMPLES if n.endswith("_out") or n == "group_counts"]
+
+
+@pytest.mark.parametrize(("name", "arguments"), WRITERS, ids=[n for n, _ in WRITERS])
+def test_outputs_must_not_share_memory(name: str, arguments: tuple[Any, ...]) -> None:
+    schema_arguments = getattr(OPS, name).default._schema.arguments
+    outputs = [k for k, a in enumerate(schema_arguments) if a.alias_info is not None and a.alias_info.is_write]
+    assert outputs
+    for out in outputs:
+        for other, value in enumerate(arguments):
+            if other == out or not isinstance(value, torch.Tensor) or value.numel() == 0:
+                continue
+            given = [v.detach().clone() if isinstance(v, torch.Tensor) else v for v in arguments]
+            given[out], given[other] = sharing(given[out], value.detach())
+            with pytest.raises(RuntimeError, match="must not share memory with"):
+                getattr(OPS, name)(*given)
+
+
+@pytest.mark.parametrize("policy", [policies.mixup(), policies.group_balanced(), policies.erm()], ids=str)
+@pytest.mark.parametrize("examples", [6, 400])
+def test_altered_tables_are_an_error_or_harmless(policy: Any, examples: int) -> None:
+    """Any word of a section may have any value: `draw` raises an error, or draws examples."""
+    rng = np.random.default_rng(0)
+    groups = GroupIndex(rng.integers(0, 5, examples), rng.integers(0, 5, examples))  # up to 25 groups
+    tables = draw_tables(groups, policy)
+    quantiles = tables.packed.numel() - QUANTILES
+    messages = set()
+    for word in rng.permutation(np.arange(HEADER_WORDS, quantiles))[:150]:
+        for value in (-1, 0, 2**31, 2**62, -(2**63)):
+            packed = tables.packed.clone()
+            packed[word] = value
+            try:
+                drawn = OPS.draw(packed, tables.members, 1, 5, 300)
+            except RuntimeError as error:
+                messages.add(str(error).split("\n")[0].split(", ")[-1])
+            else:
+                assert all(int(t.min()) >= 0 and int(t.max()) < examples for t in drawn[:2])
+    assert messages == {"spurmix::draw: tables: a section has values that draw tables cannot have"}
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])

@@ -91,6 +91,32 @@ void draw_case() {
   }
 }
 
+// Any word of a section has any value: draw rejects the tables, or draws examples.
+void altered_tables_case() {
+  int64_t examples = 0;
+  std::vector<int64_t> words = random_tables(&examples);
+  const int64_t odd[] = {0, -1, 1, INT64_MAX, INT64_MIN, int64_t{1} << 31, int64_t{1} << 32, int64_t{1} << 62};
+  for (int64_t k = rng.in(1, 4); k > 0; --k) {
+    int64_t& word = words[rng.in(kHeaderWords, static_cast<int64_t>(words.size()) - kQuantiles - 1)];
+    word = rng.one_in(2) ? odd[rng.in(0, 7)] : static_cast<int64_t>(static_cast<uint64_t>(word) + rng.in(-2, 2));
+  }
+  Array<int64_t> packed(static_cast<int64_t>(words.size()), [&](int64_t i) { return words[i]; });
+  cpu::Draw args = {};
+  expect(view_tables(packed.data(), packed.size(), &args.tables) == nullptr, "the header is valid");
+  const int64_t count = rng.in(1, 300);
+  Array<int64_t> index(count), partner(count), group(count);
+  Array<float> lam(count);
+  args.index = index.data();
+  args.partner = partner.data();
+  args.group = group.data();
+  args.lam = lam.data();
+  args.seed = rng.bits() >> 1;
+  args.start = static_cast<uint64_t>(rng.in(0, 1000));
+  if (!cpu::draw(args, 0, count)) return;
+  expect(cpu::first_outside(index.data(), count, examples) == -1, "altered tables: the index is out of range");
+  expect(cpu::first_outside(partner.data(), count, examples) == -1, "altered tables: the partner is out of range");
+}
+
 void tables_case() {
   int64_t examples = 0;
   std::vector<int64_t> words = random_tables(&examples);

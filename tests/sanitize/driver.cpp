@@ -46,11 +46,17 @@ struct Family {
   void (*run)();
 };
 
-constexpr Family kFamilies[] = {{"mix_images", 33, mix_images_case},       {"draw", 10, draw_case},
-                                {"view_tables", 5, tables_case},           {"mix_rows", 10, mix_rows_case},
-                                {"embeddings", 10, embeddings_case},       {"mix_labels", 6, mix_labels_case},
-                                {"cross_entropy", 15, cross_entropy_case}, {"group_cells32", 4, cells_case<int32_t>},
-                                {"group_cells64", 3, cells_case<int64_t>}, {"texts", 4, tokens_case}};
+constexpr Family kFamilies[] = {{"mix_images", 28, mix_images_case},
+                                {"draw", 10, draw_case},
+                                {"view_tables", 5, tables_case},
+                                {"altered_tables", 5, altered_tables_case},
+                                {"mix_rows", 10, mix_rows_case},
+                                {"embeddings", 10, embeddings_case},
+                                {"mix_labels", 6, mix_labels_case},
+                                {"cross_entropy", 15, cross_entropy_case},
+                                {"group_cells32", 4, cells_case<int32_t>},
+                                {"group_cells64", 3, cells_case<int64_t>},
+                                {"texts", 4, tokens_case}};
 
 }  // namespace
 

@@ -130,8 +130,8 @@ float random_lam() {
 }
 
 // Runs a kernel on [0, items) in three ranges, the last one first.
-template <class Args>
-void in_ranges(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t items) {
+template <class Args, class Result>
+void in_ranges(Result (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t items) {
   const int64_t a = rng.in(0, items), b = rng.in(a, items);
   kernel(args, b, items);
   kernel(args, a, b);

@@ -40,6 +40,6 @@ struct Sequence {
 Sequence checked_sequence(const SequenceArguments& args, int64_t count, const char* op);
 
 // `flip_bits` [count] may be null.
-void draw_samples(const Sequence& sequence, const DrawOutputs& out, uint32_t* flip_bits);
+void draw_samples(const Sequence& sequence, const DrawOutputs& out, uint32_t* flip_bits, const char* op);
 
 }  // namespace spurmix

@@ -1,3 +1,5 @@
+#include <atomic>
+
 #include "device.h"
 
 namespace spurmix {
@@ -28,7 +30,7 @@ Sequence checked_sequence(const SequenceArguments& args, int64_t count, const ch
   return s;
 }
 
-void draw_samples(const Sequence& s, const DrawOutputs& out, uint32_t* flip_bits) {
+void draw_samples(const Sequence& s, const DrawOutputs& out, uint32_t* flip_bits, const char* op) {
   const cpu::Draw args = {s.tables,
                           s.seed,
                           s.start,
@@ -37,11 +39,15 @@ void draw_samples(const Sequence& s, const DrawOutputs& out, uint32_t* flip_bits
                           mutable_data<int64_t>(out.group),
                           mutable_data<float>(out.lam),
                           flip_bits};
-  parallel_for(0, out.count(), 512, [&](int64_t begin, int64_t end) { cpu::draw(args, begin, end); });
+  std::atomic<bool> valid = true;
+  parallel_for(0, out.count(), 512, [&](int64_t begin, int64_t end) {
+    if (!cpu::draw(args, begin, end)) valid = false;
+  });
+  SPURMIX_CHECK(valid, op, ": tables: a section has values that draw tables cannot have");
 }
 
 void device::draw(const SequenceArguments& sequence, const DrawOutputs& out, const char* op) {
-  draw_samples(checked_sequence(sequence, out.count(), op), out, nullptr);
+  draw_samples(checked_sequence(sequence, out.count(), op), out, nullptr, op);
 }
 
 }  // namespace spurmix

@@ -78,7 +78,7 @@ void device::mix_image_batch(const ImageArguments& images, const Tensor& labels,
   std::vector<uint32_t> flip_bits(crop.flip ? count : 0);
   std::vector<Box> boxes(crop.enabled ? 2 * count : 0);
   std::vector<uint8_t> flips(crop.flip ? 2 * count : 0);
-  draw_samples(s, drawn, crop.flip ? flip_bits.data() : nullptr);
+  draw_samples(s, drawn, crop.flip ? flip_bits.data() : nullptr, op);
   m.index = data<int64_t>(drawn.index);
   m.partner = data<int64_t>(drawn.partner);
   m.lam = data<float>(drawn.lam);
