@@ -135,7 +135,8 @@ SPURMIX_HD int64_t count_at_most(const int64_t* values, int64_t count, int64_t x
 
 // Uniform position in group h, relative to the group's first position, from 64 random bits.
 SPURMIX_HD uint64_t pick_member(const Tables& t, int64_t h, uint32_t high, uint32_t low) {
-  return mulhi64((static_cast<uint64_t>(high) << 32) | low, static_cast<uint64_t>(t.offsets[h + 1] - t.offsets[h]));
+  const uint64_t size = static_cast<uint64_t>(t.offsets[h + 1]) - static_cast<uint64_t>(t.offsets[h]);
+  return mulhi64((static_cast<uint64_t>(high) << 32) | low, size);
 }
 
 // lam by inverse transform sampling, with linear interpolation in the quantile table.
