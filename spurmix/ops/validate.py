@@ -233,8 +233,10 @@ def images_device(images: Tensor, other: object) -> torch.device:
 def normalization(value: object, name: str, channels: int, device: torch.device) -> Tensor:
     """Return `mean` or `std` as a float32 tensor `[C]`: a tensor as it is, a sequence or a number converted.
 
-    Raises TypeError if it has another type, and ValueError if it does not have one value per channel, or `std` is not
-    positive.
+    The CPU kernels check the values of a tensor.
+
+    Raises TypeError if it has another type, and ValueError if it does not have one value per channel, `mean` is outside
+    [0, 1], or `std` is not positive.
     """
     if isinstance(value, Tensor):
         tensor(value, name, (torch.float32,), (channels,))
@@ -248,4 +250,6 @@ def normalization(value: object, name: str, channels: int, device: torch.device)
         raise ValueError(f"{name} must have one value for each of the {channels} channels, got {len(numbers)}")
     if name == "std" and not all(v > 0 for v in numbers):
         raise ValueError(f"std must be positive, got {numbers}")
+    if name == "mean" and not all(0 <= v <= 1 for v in numbers):
+        raise ValueError(f"mean must be in [0, 1], the range of pixels, got {numbers}; divide by 255")
     return torch.tensor(numbers, dtype=torch.float32, device=device)

@@ -111,12 +111,44 @@ def test_compiled_equals_reference_on_any_box(h: int, w: int, c: int, oh: int, o
     images = torch.from_numpy(rng.integers(0, 256, (3, h, w, c), dtype=np.uint8))
     index, partner, lam = pair(rng, 3, 4)
     wild = (rng.standard_normal((4, 2, 4)) * 60).astype(np.float32)
-    wild[0, 0, 0], wild[1, 1, 2], wild[2, 0, 3] = np.nan, np.inf, -1e30
+    wild[0, 0, 0], wild[1, 1, 2], wild[2, 0, 3] = -np.inf, np.inf, -1e30
     boxes = torch.from_numpy(wild)
     expected, actual = (
         F.mix_images(images, index, partner, lam, boxes=boxes, size=(oh, ow), backend=b) for b in ("reference", "auto")
     )
     torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("lam", torch.tensor([0.5, 1.5]), r"lam\[1\] = 1.5 must be in \[0, 1\]"),
+    ("lam", torch.tensor([-0.1, 0.5]), r"lam\[0\] = -0.1 must be in \[0, 1\]"),
+    ("lam", torch.tensor([0.5, torch.nan]), r"lam\[1\] = nan must be in \[0, 1\]"),
+    ("boxes", torch.full((2, 2, 4), torch.nan), r"boxes\[0, 0\] must not be NaN"),
+    ("mean", torch.tensor([0.5, 123.7, 0.5]), r"mean\[1\] = 123.7 must be in \[0, 1\], the range of pixels; divide by 255"),
+    ("mean", [0.5, 123.7, 0.5], r"mean must be in \[0, 1\], the range of pixels, got .*; divide by 255"),
+    ("mean", -1.0, r"mean must be in \[0, 1\]"),
+    ("std", torch.tensor([0.5, 0.0, 0.5]), r"std\[1\] = 0 must be positive"),
+    ("std", torch.tensor([0.5, torch.nan, 0.5]), r"std\[1\] = nan must be positive"),
+])  # fmt: skip
+def test_values_that_are_not_possible(name: str, value: Any, message: str, backend: str) -> None:
+    index, options = torch.tensor([0, 1]), dict(lam=torch.ones(2)) | {name: value}
+    lam = options.pop("lam")
+    with pytest.raises(ValueError, match=message):
+        F.mix_images(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), index, index, lam, **options, backend=backend)
+
+
+def test_lam_outside_0_to_1_is_an_error_of_every_operator(backend: str) -> None:
+    index, lam = torch.tensor([0, 1]), torch.tensor([0.5, 1.5])
+    ids = torch.tensor([[0, 1], [1, 0]])
+    for call in (
+        lambda: F.mix_rows(torch.zeros(2, 3), index, index, lam, backend=backend),
+        lambda: F.mix_labels(index, index, lam, 2, backend=backend),
+        lambda: F.mixed_cross_entropy(torch.zeros(2, 3), index, index, lam, backend=backend),
+        lambda: F.mixed_cross_entropy(torch.zeros(2, 3, requires_grad=True), index, index, lam, backend=backend),
+        lambda: F.mix_embeddings(torch.zeros(2, 3), ids, ids, lam, backend=backend),
+    ):
+        with pytest.raises(ValueError, match=r"lam\[1\] = 1.5 must be in \[0, 1\]"):
+            call()
 
 
 def test_views_and_out(backend: str, rng: np.random.Generator) -> None:

@@ -16,12 +16,22 @@ inline void check_range(const int64_t* values, int64_t count, int64_t limit, con
   SPURMIX_CHECK(at < 0, op, ": ", name, "[", at, "] = ", at < 0 ? 0 : values[at], " is out of range [0, ", limit, ")");
 }
 
+// Checks that the weights are in [0, 1]. NaN is not.
+inline void check_lam(const Tensor& lam, const char* op) {
+  const float* values = data<float>(lam);
+  for (int64_t i = 0; i < lam.numel(); ++i) {
+    SPURMIX_CHECK(values[i] >= 0 && values[i] <= 1, op, ": lam[", i, "] = ", values[i], " must be in [0, 1]");
+  }
+}
+
 inline void check_range(const PairArguments& pairs, int64_t total, const char* op) {
+  check_lam(pairs.lam, op);
   check_range(data<int64_t>(pairs.index), pairs.batch(), total, op, "index");
   check_range(data<int64_t>(pairs.partner), pairs.batch(), total, op, "partner");
 }
 
 inline void check_range(const LabelArguments& labels, int64_t classes, const char* op) {
+  check_lam(labels.lam, op);
   check_range(data<int64_t>(labels.label), labels.batch(), classes, op, "label");
   check_range(data<int64_t>(labels.partner_label), labels.batch(), classes, op, "partner_label");
 }

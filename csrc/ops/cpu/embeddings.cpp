@@ -17,6 +17,7 @@ void check_ids(const Tensor& ids, const char* name, int64_t rows, const char* op
 cpu::Lookups lookups_of(const TokenArguments& tokens, int64_t rows, const char* op) {
   check_ids(tokens.ids, "ids", rows, op);
   check_ids(tokens.partner_ids, "partner_ids", rows, op);
+  check_lam(tokens.lam, op);
   return {data<int64_t>(tokens.ids), data<int64_t>(tokens.partner_ids), data<float>(tokens.lam),
           data<bool>(tokens.mask),   data<bool>(tokens.partner_mask),   tokens.length()};
 }

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <vector>
 
 #include "device.h"
@@ -17,6 +18,11 @@ cpu::MixImages image_arguments(const ImageArguments& args, const Tensor& out, in
   m.channels = images.size(3);
   m.mean = data<float>(args.mean);
   m.std = data<float>(args.std);
+  for (int64_t c = 0; c < m.channels; ++c) {
+    SPURMIX_CHECK(m.mean[c] >= 0 && m.mean[c] <= 1, op, ": mean[", c, "] = ", m.mean[c],
+                  " must be in [0, 1], the range of pixels; divide by 255");
+    SPURMIX_CHECK(m.std[c] > 0 && std::isfinite(m.std[c]), op, ": std[", c, "] = ", m.std[c], " must be positive");
+  }
   if (batch == 0) return m;
   m.out_height = out.size(2);
   m.out_width = out.size(3);
@@ -24,6 +30,14 @@ cpu::MixImages image_arguments(const ImageArguments& args, const Tensor& out, in
   m.channels_last = is_channels_last(out, op);
   m.out = out.mutable_data_ptr();
   return m;
+}
+
+void check_boxes(const Box* boxes, int64_t batch, const char* op) {
+  for (int64_t i = 0; boxes != nullptr && i < 2 * batch; ++i) {
+    const Box& b = boxes[i];
+    const bool nan = std::isnan(b.top) || std::isnan(b.left) || std::isnan(b.height) || std::isnan(b.width);
+    SPURMIX_CHECK(!nan, op, ": boxes[", i / 2, ", ", i % 2, "] must not be NaN");
+  }
 }
 
 void run(cpu::MixImages m, int64_t batch) {
@@ -63,6 +77,7 @@ void device::mix_images(const ImageArguments& images, const PairArguments& pairs
   m.partner = data<int64_t>(pairs.partner);
   m.lam = data<float>(pairs.lam);
   crops.set(&m);
+  check_boxes(m.boxes, pairs.batch(), op);
   run(m, pairs.batch());
 }
 

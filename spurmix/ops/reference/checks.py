@@ -1,8 +1,9 @@
-"""Checks of indices."""
+"""Checks of values: indices, weights and boxes."""
 
 from __future__ import annotations
 
 from torch import Tensor
+from torch.func import debug_unwrap
 
 
 def check_index(index: Tensor, count: int, name: str) -> None:
@@ -15,3 +16,40 @@ def check_index(index: Tensor, count: int, name: str) -> None:
         position = bad.nonzero()[0].tolist()
         entry = ", ".join(map(str, position))
         raise IndexError(f"{name}[{entry}] = {int(index[tuple(position)])} is out of range [0, {count})")
+
+
+def _check(valid: Tensor, value: Tensor, name: str, accepted: str) -> None:
+    """Check that `valid` is true everywhere. Values inside torch.func.vmap are not known, so they are not checked."""
+    if debug_unwrap(valid) is not valid or not valid.numel() or bool(valid.all()):
+        return
+    position = (~valid).nonzero()[0].tolist()
+    entry = ", ".join(map(str, position))
+    raise ValueError(f"{name}[{entry}] = {value[tuple(position)].tolist():g} must be {accepted}")
+
+
+def check_lam(lam: Tensor) -> None:
+    """Check that each weight is in [0, 1].
+
+    Raises ValueError if a weight is outside, or NaN.
+    """
+    lam = lam.detach()
+    _check((lam >= 0) & (lam <= 1), lam, "lam", "in [0, 1]")
+
+
+def check_normalization(mean: Tensor, std: Tensor) -> None:
+    """Check that `mean` is in [0, 1], the range of pixels, and `std` positive.
+
+    Raises ValueError if a value is outside.
+    """
+    _check((mean >= 0) & (mean <= 1), mean, "mean", "in [0, 1], the range of pixels; divide by 255")
+    _check((std > 0) & std.isfinite(), std, "std", "positive")
+
+
+def check_boxes(boxes: Tensor | None) -> None:
+    """Check that no number of the boxes is NaN.
+
+    Raises ValueError if one is.
+    """
+    if boxes is not None and debug_unwrap(boxes) is boxes and bool(boxes.isnan().any()):
+        sample, side, _ = boxes.isnan().nonzero()[0].tolist()
+        raise ValueError(f"boxes[{sample}, {side}] must not be NaN")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spurmix.ops.reference.checks import check_index
+from spurmix.ops.reference.checks import check_index, check_lam
 
 NONE, MEAN, SUM = 0, 1, 2
 """Reductions of the loss."""
@@ -15,6 +15,7 @@ def mix_labels(label: Tensor, partner_label: Tensor, lam: Tensor, num_classes: i
     """Dense targets lam * one_hot(label) + (1 - lam) * one_hot(partner_label), `[B, num_classes]`."""
     check_index(label, num_classes, "label")
     check_index(partner_label, num_classes, "partner_label")
+    check_lam(lam)
     wide = torch.promote_types(dtype, torch.float32)
     target = torch.zeros(label.shape[0], num_classes, dtype=wide, device=label.device)
     weight = lam.to(wide)[:, None]
@@ -42,6 +43,7 @@ def mixed_cross_entropy(
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     check_index(label, x.shape[1], "label")
     check_index(partner_label, x.shape[1], "partner_label")
+    check_lam(lam)
     # Subtract the maximum, so that large logits do not lose digits.
     top = x.detach().amax(dim=1)
     origin = torch.where(torch.isfinite(top), top, torch.zeros_like(top))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from spurmix.ops.reference.checks import check_index
+from spurmix.ops.reference.checks import check_index, check_lam
 
 
 def token_weights(
@@ -45,6 +45,7 @@ def mix_embeddings(
     """
     check_index(ids, weight.shape[0], "ids")
     check_index(partner_ids, weight.shape[0], "partner_ids")
+    check_lam(lam)
     wide = torch.promote_types(weight.dtype, torch.float32)
     index_weight, partner_weight = token_weights(lam, mask, partner_mask, ids, wide)
     padding = padding_idx if padding_idx >= 0 else None
@@ -79,6 +80,7 @@ def mix_embeddings_backward(
     """Gradient of `weight`, `[rows, D]`, for `grad` `[B, S, D]`. Both lookups are added up and rounded once."""
     check_index(ids, rows, "ids")
     check_index(partner_ids, rows, "partner_ids")
+    check_lam(lam)
     wide = torch.promote_types(torch.promote_types(grad.dtype, dtype), torch.float32)
     out = torch.zeros(rows, grad.shape[2], dtype=wide, device=grad.device)
     for row, values in _weighted_gradients(grad, ids, partner_ids, lam, mask, partner_mask, padding_idx, wide):
@@ -102,6 +104,7 @@ def mix_embeddings_backward_rows(
     """Gradient of the rows that were looked up: their numbers, int64 `[R]` ascending, and their values `[R, D]`."""
     check_index(ids, rows, "ids")
     check_index(partner_ids, rows, "partner_ids")
+    check_lam(lam)
     wide = torch.promote_types(torch.promote_types(grad.dtype, dtype), torch.float32)
     sides = _weighted_gradients(grad, ids, partner_ids, lam, mask, partner_mask, padding_idx, wide)
     row, position = torch.unique(torch.cat([side[0] for side in sides]), return_inverse=True)

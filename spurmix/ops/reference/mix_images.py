@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spurmix.ops.reference import draw as reference_draw
-from spurmix.ops.reference.checks import check_index
+from spurmix.ops.reference.checks import check_boxes, check_index, check_lam, check_normalization
 
 
 def _axis_taps(start: Tensor, extent: Tensor, size: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +70,9 @@ def mix_images(
     """Normalized mix of pairs of images, `[B, C, height, width]`."""
     check_index(index, images.shape[0], "index")
     check_index(partner, images.shape[0], "partner")
+    check_lam(lam)
+    check_normalization(mean, std)
+    check_boxes(boxes)
     sides = [
         _sampled(
             images,
