@@ -176,5 +176,6 @@ if __name__ == "__main__":
     os.environ.update(request["env"])
     os.chdir(request["folder"])
     sys.argv = ["-c", *request["arguments"]]
+    sys.path[0] = ""  # as with python -c
     namespace = {"__name__": "__main__", "__builtins__": __builtins__}
     exec(compile(request["script"], "<string>", "exec"), namespace)

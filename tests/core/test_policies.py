@@ -67,7 +67,7 @@ def test_audit_agrees_with_simulation(classes: int, attributes: int, unknown: fl
     filled = np.where(a >= 0, a, [rng.choice(attributes, p=known[c]) for c in y])
     for name, policy in everything(groups).items():
         audit = policy.audit(groups)
-        residual, joint = simulate(groups, policy, np.eye(attributes)[filled], 1_000_000)
+        residual, joint = simulate(groups, policy, np.eye(attributes)[filled], 400_000)
         # The drawn attributes differ from their expectation by a standard error.
         slack = 0.005 if unknown == 0 else 0.03
         assert audit.residual == pytest.approx(residual, abs=slack), name
@@ -85,7 +85,7 @@ def test_audit_of_custom_groups(rng: np.random.Generator) -> None:
         policies.mixup(0.4),
         policies.upweight([1, 3, 0.5, 2, 1]),
     ):
-        residual, joint = simulate(groups, policy, np.eye(4)[a], 1_000_000)
+        residual, joint = simulate(groups, policy, np.eye(4)[a], 400_000)
         audit = policy.audit(groups)
         assert audit.residual == pytest.approx(residual, abs=0.005)
         np.testing.assert_allclose(audit.joint, joint, atol=0.005)

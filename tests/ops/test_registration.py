@@ -199,6 +199,12 @@ def test_every_instruction_set_gives_the_same_results(isa: str) -> None:
         "        for x, y in both:\n"
         "            tolerance = {torch.float32: 1e-5}.get(dtype, 8e-3)\n"
         "            torch.testing.assert_close(x.float(), y.float(), rtol=tolerance, atol=tolerance)\n"
+        "for dtype in (torch.float32, torch.bfloat16):  # an infinite logit\n"
+        "    for classes in (3, 40):\n"
+        "        x = torch.zeros(20, classes, dtype=dtype); x[3, 0] = torch.inf\n"
+        "        for leaf in (False, True):\n"
+        "            y = F.mixed_cross_entropy(x.clone().requires_grad_(leaf), torch.full((20,), 2), reduction='none')\n"
+        "            assert y[3] == torch.inf and y.isfinite().sum() == 19, (dtype, classes, y)\n"
     )
     with open("/proc/cpuinfo") as file:
         flags = file.read()

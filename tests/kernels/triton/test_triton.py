@@ -25,7 +25,7 @@ from spurmix.ops.tables import draw_tables
 BOTH = ["reference", "triton"]
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @random_draws
 def test_draws_are_equal_bit_for_bit(
     n: int, labels: int, seed: int, start: int, count: int, replacement: bool, partners: bool, strata: Any
