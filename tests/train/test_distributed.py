@@ -10,6 +10,7 @@ from typing import Any
 import forked_python
 import pytest
 
+MODULES = ("spurmix.train.finetune", "accelerate")
 SCRIPT = """
 import json, os, sys
 import numpy as np, torch
@@ -60,7 +61,7 @@ if distributed:
 
 
 def run(folder: Path, world: int, batches: int = 1000) -> None:
-    for done in forked_python.run_ranks(world, SCRIPT, folder, batches, modules=forked_python.TRAINING):
+    for done in forked_python.run_ranks(world, SCRIPT, folder, batches, modules=MODULES):
         assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -1,4 +1,4 @@
-"""`spurmix demo` for texts: a very short run, and complete runs (slow)."""
+"""`spurmix demo` for texts: very short and complete runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def check(out: Path) -> Any:
     return report
 
 
-@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True])
 def test_a_very_short_run(full: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = texts.run(
         tmp_path, policy="balance_attributes", seed=0, full=full, epochs=(0.5, 0.5), train_size=240, test_per_group=8

@@ -15,7 +15,7 @@ from spurmix.train.evaluate import predict
 from spurmix.train.models import TextClassifier
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "mean"])
+@pytest.mark.parametrize("kind", ["roberta", "mean", pytest.param("bert", marks=pytest.mark.slow)])
 def test_predictions_from_strings_equal_those_of_the_model(kind: str, tmp_path: Path) -> None:
     words = tokenizer(pad_first=kind != "roberta")
     source = TokenSource.from_texts(TEXTS, words)
@@ -48,7 +48,7 @@ def test_predictions_from_strings_equal_those_of_the_model(kind: str, tmp_path: 
     assert again(TEXTS[5])["input_ids"] == words(TEXTS[5])["input_ids"]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_texts_are_truncated_on_the_tokenizers_side(side: str, tmp_path: Path) -> None:
     words = tokenizer()
     words.truncation_side = side
