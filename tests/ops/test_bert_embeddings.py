@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_embeddings import EACH, EMULATED, FLOATS, TOLERANCE, cuda_emulated, mixed, raise_flagged, tokens  # noqa: F401
+from test_embeddings import EACH, EMULATED, FLOATS, TOLERANCE, cuda_emulated, mixed, raise_flagged, tokens  # noqa: F401  # a fixture
 
 from spurmix.ops import functional as F
 
