@@ -249,13 +249,13 @@ def unlabelled_rows(labels: Sequence[object], splits: Sequence[str]) -> tuple[ND
     """Find the splits without any label, such as a test split whose labels are not published.
 
     Args:
-        labels: Values of the label column. None, NaN, "" and -1 mean that there is no label.
+        labels: Values of the label column. None, NaN, "", -1 and "-1" mean that there is no label.
         splits: Name of the split of each row.
 
     Returns:
         Which rows are in such splits, bool `[N]`, and a note for each of them. No row if no split has a label.
     """
-    labelled = {name for name, label in zip(splits, labels, strict=True) if _normalize(label) not in (None, -1)}
+    labelled = {name for name, label in zip(splits, labels, strict=True) if _normalize(label) not in (None, -1, "-1")}
     counts = Counter(name for name in splits if name not in labelled)
     if not labelled or not counts:
         return np.zeros(len(splits), dtype=bool), []

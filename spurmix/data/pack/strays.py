@@ -14,7 +14,8 @@ from spurmix.data.pack.manifest import Manifest
 
 STRAY_NAMES = frozenset(
     {
-        "__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
+        "__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini",
+        "thumbs.db:encryptable", "network trash folder", "temporary items", "$recycle.bin", "system volume information",
         "lost+found", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb", "icon\r",
     }
 )  # fmt: skip

@@ -22,7 +22,8 @@ from spurmix.data.pack.strays import is_stray
 
 STRAYS = (
     ".ipynb_checkpoints/0.png", "cat/.ipynb_checkpoints/1-checkpoint.png", "cat/.hidden.png", "__MACOSX/cat/._0.png",
-    "dog/@eaDir/0.png", "@eaDir/0.png", "cat/Thumbs.db", "THUMBS.DB", ".DS_Store", "cat/.cache/deep/1.png",
+    "dog/@eaDir/0.png", "@eaDir/0.png", "cat/Thumbs.db", "THUMBS.DB", "Network Trash Folder/1.png", "Temporary Items/1.png", "cat/ehthumbs_vista.db",
+    "cat/Thumbs.DB:encryptable", ".DS_Store", "cat/.cache/deep/1.png",
 )  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def test_stray_files_are_no_examples_of_folders(split: str, tmp_path: Path) -> N
     found = from_folder(tmp_path)
     assert found.metadata.class_names == ("cat", "dog")
     assert [s.removeprefix(split) for s in found.metadata.sources] == ["cat/0.png", "cat/a..b.png", "dog/1.png"]
-    assert found.notes == (f"left out 11 hidden or system files, such as {split}.DS_Store",)
+    assert found.notes == (f"left out 15 hidden or system files, such as {split}.DS_Store",)
 
 
 def test_only_stray_files(tmp_path: Path) -> None:

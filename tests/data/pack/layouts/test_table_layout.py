@@ -125,3 +125,11 @@ def test_paths_with_a_nul_character(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"path": ["a", "b\0c"], "label": [0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"t\.parquet, row 1: the path 'b\\x00c' has a NUL character"):
         from_table(tmp_path / "t.parquet")
+
+
+def test_a_test_split_labelled_minus_one_among_names_is_left_out(tmp_path: Path) -> None:
+    lines = ["path,label,split", "0.png,cat,train", "1.png,dog,train", "2.png,-1,test", "3.png,-1,test"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    rows = from_table(tmp_path / "t.csv", label="label", split="split")
+    assert rows.metadata.class_names == ("cat", "dog") and len(rows) == 2
+    assert any("split test is left out, because its 2 rows have no labels" in note for note in rows.notes)
