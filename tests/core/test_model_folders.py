@@ -33,7 +33,7 @@ def test_folders_that_need_code_are_refused_by_name(
     model_type: str, entries: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(*_: object) -> str:
-        raise AssertionError("nobody is asked")
+        raise AssertionError("transformers asks whether to run code")
 
     monkeypatch.setattr("builtins.input", answer)
     folder = hostile(tmp_path / "m", model_type, **entries)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spurmix import Beta, GroupIndex, MixPolicy
+from spurmix.ops import functional as F
 from spurmix.ops.tables import DrawTables, draw_tables
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -31,6 +32,23 @@ def pairs(rng: np.random.Generator, n: int, batch: int) -> tuple[torch.Tensor, t
     lam = torch.from_numpy(rng.random(batch).astype(np.float32))
     lam[::3] = 1.0
     return index, partner, lam
+
+
+def compare_group_counts(
+    backend: str, sizes: tuple[tuple[int, int, int], ...], dtype: torch.dtype, rng: np.random.Generator
+) -> None:
+    """Compare counts of a backend with the reference. Sizes are batch, classes and groups."""
+    for batch, classes, groups in sizes:
+        logits = torch.from_numpy(rng.integers(-2, 3, (batch, classes))).to(dtype)  # with ties
+        if batch:
+            logits[0, classes // 2] = torch.nan
+            logits[-1] = -torch.inf
+        label = torch.from_numpy(rng.integers(0, min(classes, 3), batch))
+        group = torch.from_numpy(rng.integers(-1, groups, batch))
+        member = torch.from_numpy(rng.random((batch, groups)) < 0.4)
+        for chosen in (group, member):
+            expected = F.group_counts(logits, label, chosen, groups, backend="reference")
+            assert torch.equal(F.group_counts(logits, label, chosen, groups, backend=backend), expected)
 
 
 random_draws = given(

@@ -16,7 +16,7 @@ import emulated
 import numpy as np
 import pytest
 import torch
-from comparison import FLOATS, TOLERANCE, close, pairs, random_draws, random_tables
+from comparison import FLOATS, TOLERANCE, close, compare_group_counts, pairs, random_draws, random_tables
 from hypothesis import settings
 from samples import NAMES, SAMPLES, call_with_wrong_tensors
 
@@ -258,17 +258,7 @@ def test_loss_with_its_gradient(cuda: Any, built: Any, rng: np.random.Generator)
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_group_counts(cuda: Any, dtype: torch.dtype, rng: np.random.Generator) -> None:
-    for batch, classes, groups in ((1, 1, 1), (9, 5, 3), (4, 4800, 40), (20, 64, 70), (0, 3, 2)):
-        logits = torch.from_numpy(rng.integers(-2, 3, (batch, classes))).to(dtype)  # with ties
-        if batch:
-            logits[0, classes // 2] = torch.nan
-            logits[-1] = -torch.inf
-        label = torch.from_numpy(rng.integers(0, min(classes, 3), batch))
-        group = torch.from_numpy(rng.integers(-1, groups, batch))
-        member = torch.from_numpy(rng.random((batch, groups)) < 0.4)
-        for chosen in (group, member):
-            expected = F.group_counts(logits, label, chosen, groups, backend="reference")
-            assert torch.equal(F.group_counts(logits, label, chosen, groups, backend="cuda"), expected)
+    compare_group_counts("cuda", ((1, 1, 1), (9, 5, 3), (4, 4800, 40), (20, 64, 70), (0, 3, 2)), dtype, rng)
 
 
 def test_indices_out_of_range_are_reported_and_not_followed(cuda: ModuleType) -> None:
