@@ -10,6 +10,13 @@ import numpy as np
 from spurmix.core.array_types import Int64Array
 from spurmix.core.groups import MIXED, GroupIndex
 
+EVALUATED, TRAINING = "the evaluated groups", "train_groups"
+REMEDY = (
+    "give the group numbers as an attribute column of both datasets instead of groups=..., or omit train_groups to weight "
+    "by the evaluated sizes"
+)
+"""What to do with custom groups that cannot be joined: their numbers may mean something else in another dataset."""
+
 
 @dataclass(frozen=True)
 class JoinedSizes:
@@ -30,9 +37,8 @@ def join_sizes(groups: GroupIndex, train_groups: GroupIndex) -> JoinedSizes:
     """Find the number of training examples of each group.
 
     Two groups are the same if their label and all their attributes are. Labels and values of the spurious attribute are
-    compared by name if both sides have names, and by number otherwise. If both sides have custom groups, their numbers
-    are compared. A custom group can be compared with a cell if all its examples have one label and one combination of
-    attributes.
+    compared by name if both sides have names, and by number otherwise. The numbers of custom groups are not compared: a
+    custom group can be joined if all its examples have one label and one combination of attributes.
 
     Args:
         groups: Groups of the examples of a split.
@@ -44,27 +50,36 @@ def join_sizes(groups: GroupIndex, train_groups: GroupIndex) -> JoinedSizes:
     Raises:
         ValueError: If the groups cannot be compared.
     """
+    if groups is train_groups:
+        return JoinedSizes(groups.sizes, ())
     rows, train_rows = np.flatnonzero(groups.sizes), np.flatnonzero(train_groups.sizes)
-    notes: tuple[str, ...] = ()
-    if groups.custom and train_groups.custom:
-        cells, train_cells = rows[:, None], train_rows[:, None]
-    else:
-        cells, train_cells = _cells(groups, "the evaluated groups"), _cells(train_groups, "train_groups")
-        _check_columns(groups, cells, train_groups, train_cells)
-        notes = _renumber(train_cells, groups, train_groups)
+    cells, train_cells = _cells(groups, EVALUATED), _cells(train_groups, TRAINING)
+    _check_columns(groups, cells, train_groups, train_cells)
+    notes = _renumber(train_cells, groups, train_groups)
     _, key = np.unique(np.concatenate([cells, train_cells]), axis=0, return_inverse=True)
     own, train = key.reshape(-1)[: rows.size], key.reshape(-1)[rows.size :]
-    if np.unique(own).size < own.size:
-        raise ValueError(
-            "train_groups: several of the evaluated custom groups have the same label and attributes, so training "
-            "examples cannot be assigned to them; give train_groups the same custom groups"
-        )
+    if groups.custom:
+        _check_different(own, rows, EVALUATED)
+        if train_groups.custom:  # they may divide a cell in another way than the evaluated groups
+            _check_different(train, train_rows, TRAINING)
     by_key = np.zeros(key.size, dtype=np.int64)
     np.add.at(by_key, train, train_groups.sizes[train_rows])
     sizes = np.zeros(groups.num_groups, dtype=np.int64)
     sizes[rows] = by_key[own]
     missing = train_rows[~np.isin(train, own)]
     return JoinedSizes(sizes, tuple(train_groups.group_name(int(g)) for g in missing), notes)
+
+
+def _check_different(keys: Int64Array, rows: Int64Array, what: str) -> None:
+    """Check that custom groups have different cells."""
+    order = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(np.diff(keys[order]) == 0)
+    if same.size:
+        first, second = (int(rows[order[k]]) for k in (same[0], same[0] + 1))
+        raise ValueError(
+            f"train_groups: groups {first} and {second} of {what} have the same label and attributes, so training "
+            f"examples cannot be assigned to them; {REMEDY}"
+        )
 
 
 def check_name_order(names: Sequence[str], groups: GroupIndex, argument: str) -> None:
@@ -88,8 +103,8 @@ def _cells(groups: GroupIndex, what: str) -> Int64Array:
         if mixed.size:
             number = int(np.flatnonzero(groups.sizes)[mixed[0]])
             raise ValueError(
-                f"train_groups: group {number} of {what} has several labels or attributes and cannot be compared with "
-                "groups by label and attribute; both must have custom groups, or neither"
+                f"train_groups: group {number} of {what} has several labels or attributes, so it cannot be joined to a "
+                f"group of the other dataset; {REMEDY}"
             )
     return cells if groups.attributes is not None else np.column_stack([cells, np.zeros_like(cells)])
 

@@ -54,7 +54,7 @@ def evaluate(
         batch_size: Number of examples per batch.
         train_groups: Groups whose sizes weight the adjusted average, usually those of the training examples. They are
             joined to `groups` by label and all attributes: by name where both have names, by number otherwise. Custom
-            groups are joined by their numbers. Default: `groups`.
+            groups must have a single label and combination of attributes each. Default: `groups`.
         membership: Boolean matrix `[N, K]` of K cells that may overlap, such as the 16 cells of CivilComments
             (identity x label). If given, the worst group is the worst cell. The adjusted average still uses `groups`.
         cell_names: Names of the K cells.

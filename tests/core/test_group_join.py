@@ -63,26 +63,72 @@ def test_unknown_attributes_are_joined_to_unknown_attributes() -> None:
     assert joined.sizes.tolist() == [4, 0, 5] and joined.missing == ("y=1, unknown",)
 
 
-def test_custom_groups_are_joined_by_number() -> None:
-    labels, groups = np.array([0, 1, 0, 1]), np.array([0, 0, 2, 2])
-    split = GroupIndex(labels, groups=groups)
-    train = GroupIndex(np.repeat(labels, [7, 3, 1, 9]), groups=np.repeat(np.array([2, 2, 0, 1]), [7, 3, 1, 9]))
-    joined = join_sizes(split, train)
-    assert joined.sizes.tolist() == [1, 0, 10] and joined.missing == ("group 1",)
+def custom(cells: list[list[int]], groups: list[int], counts: list[int], **options: Any) -> GroupIndex:
+    """Custom groups: cell k has the group `groups[k]`."""
+    return index(cells, counts, groups=np.repeat(groups, counts), **options)
+
+
+def test_custom_groups_are_joined_by_cell_and_not_by_number() -> None:
+    split = custom(CELLS, [3, 2, 1, 0], [1, 1, 1, 4])
+    joined = join_sizes(split, custom(CELLS, [0, 1, 2, 3], [7, 3, 1, 9]))
+    assert joined.sizes.tolist() == [9, 1, 3, 7] and joined.missing == ()
+    fewer = join_sizes(custom(CELLS[:2], [5, 0], [1, 1]), custom(CELLS, [0, 1, 2, 3], [7, 3, 1, 9]))
+    assert fewer.sizes.tolist() == [3, 0, 0, 0, 0, 7] and fewer.missing == ("group 2", "group 3")
+
+
+@pytest.mark.parametrize("side", ["class_names", "attribute_names"])
+def test_custom_groups_are_joined_by_the_names_of_their_cells(side: str) -> None:
+    split = custom(CELLS, [0, 1, 2, 3], [1] * 4, **{side: ("cat", "dog")})
+    train = custom(CELLS, [0, 1, 2, 3], [7, 3, 1, 9], **{side: ("dog", "cat")})
+    assert join_sizes(split, train).sizes.tolist() == ([1, 9, 7, 3] if side == "class_names" else [3, 7, 9, 1])
+
+
+def test_custom_groups_are_joined_by_label_if_there_are_no_attributes() -> None:
+    joined = join_sizes(custom([[0], [1]], [1, 0], [1, 1]), custom([[0], [1]], [0, 1], [7, 3]))
+    assert joined.sizes.tolist() == [3, 7]
+
+
+def test_an_index_is_joined_to_itself() -> None:
+    mixed = GroupIndex([0, 1, 0, 1, 1], groups=[0, 0, 2, 2, 2])
+    assert join_sizes(mixed, mixed).sizes.tolist() == [2, 0, 3] and join_sizes(mixed, mixed).missing == ()
+
+
+MIXED_LABELS = GroupIndex([0, 1, 0, 1], [0, 0, 1, 1], groups=[0, 0, 1, 1])
+CLUSTERS = GroupIndex([0, 0, 1, 1], groups=[0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("split", "train", "text"),
+    [
+        (MIXED_LABELS, custom(CELLS, [0, 1, 2, 3], [1] * 4), "group 0 of the evaluated groups has several labels"),
+        (custom(CELLS, [0, 1, 2, 3], [1] * 4), MIXED_LABELS, "group 0 of train_groups has several labels"),
+        (
+            MIXED_LABELS,
+            GroupIndex([0, 1, 0, 1], [0, 0, 1, 1], groups=[1, 1, 0, 0]),
+            "give the group numbers as an attr",
+        ),
+        (
+            CLUSTERS,
+            GroupIndex([0, 0, 1, 1], groups=[1, 0, 2, 3]),
+            "0 and 1 of the evaluated groups have the same label",
+        ),
+        (GroupIndex([0, 1], groups=[0, 2]), CLUSTERS, "groups 0 and 1 of train_groups have the same label"),
+    ],
+)
+def test_custom_groups_that_are_not_single_cells_are_refused(split: GroupIndex, train: GroupIndex, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        join_sizes(split, train)
 
 
 def test_custom_groups_of_one_cell_are_joined_to_cells() -> None:
     cells = index(CELLS, [7, 3, 1, 9])
     parts = GroupIndex([0, 0, 1, 1, 1], [0, 1, 0, 1, 1], groups=[3, 2, 1, 0, 4])
     assert join_sizes(cells, parts).sizes.tolist() == [1, 1, 1, 2]
-    with pytest.raises(ValueError, match="several of the evaluated custom groups have the same label and attributes"):
+    with pytest.raises(ValueError, match="groups 0 and 4 of the evaluated groups have the same label and attributes"):
         join_sizes(parts, cells)
     single = GroupIndex([0, 0, 1], [0, 1, 0], groups=[3, 2, 1])
     joined = join_sizes(single, cells)
     assert joined.sizes.tolist() == [0, 1, 3, 7] and joined.missing == ("y=1, a=1",)
-
-
-MIXED_LABELS = GroupIndex([0, 1, 0, 1], [0, 0, 1, 1], groups=[0, 0, 1, 1])
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,26 @@ def test_two_attribute_columns() -> None:
     assert result.missing_groups == result.untrained_groups == () and "note" not in str(result)
 
 
-def test_custom_groups_of_mixed_labels() -> None:
+def test_custom_groups_are_joined_by_their_cells() -> None:
+    split = GroupIndex([0, 0, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 1, 1], groups=[3, 2, 1, 0, 0, 0, 0])
+    train = GroupIndex(np.repeat(LABELS, COUNTS), np.repeat(CELLS[:, 1], COUNTS), groups=np.repeat(range(4), COUNTS))
+    logits = np.eye(2)[[0, 0, 1, 0, 1, 1, 1]]
+    result = evaluate_logits(logits, split, train_groups=train)
+    assert result.adjusted_average == pytest.approx((7 + 3 + 1 + 9 * 0.75) / 20)
+
+
+def test_custom_groups_of_mixed_labels_are_joined_as_an_attribute_only() -> None:
     groups = np.array([0, 0, 1, 2])
-    train = GroupIndex(np.repeat([0, 1, 0, 1], COUNTS), groups=np.repeat(groups, COUNTS))
-    result = evaluate_logits(FIRST_WRONG, GroupIndex(LABELS, groups=groups), train_groups=train)
-    assert result.adjusted_average == pytest.approx((10 * 0.5 + 1 + 9) / 20)
+    labels, train_labels = np.array([0, 1, 0, 1]), np.repeat([0, 1, 0, 1], COUNTS)
+    with pytest.raises(ValueError, match="group 0 of the evaluated groups has several labels.*as an attribute column"):
+        evaluate_logits(
+            FIRST_WRONG,
+            GroupIndex(labels, groups=groups),
+            train_groups=GroupIndex(train_labels, groups=np.repeat(groups, COUNTS)),
+        )
+    split, train = GroupIndex(labels, groups), GroupIndex(train_labels, np.repeat(groups, COUNTS))
+    logits = np.eye(2)[[1, 1, 0, 1]]
+    assert evaluate_logits(logits, split, train_groups=train).adjusted_average == pytest.approx(1 - 7 / 20)
 
 
 def test_attribute_names_in_another_order() -> None:
