@@ -13,7 +13,7 @@ from typing import Literal, TypeVar, overload
 import numpy as np
 
 from spurmix.core.array_types import FloatArray
-from spurmix.core.names import similarity_notes
+from spurmix.core.names import listed, similarity_notes
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def choice(value: object, name: str, choices: Iterable[str]) -> str:
     """
     if isinstance(value, str) and value in choices:
         return value
-    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    raise ValueError(f"{name} must be one of {listed(choices, [str(value)])}, got {value!r}")
 
 
 def names(values: object, name: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from spurmix.core.array_types import Int64Array
 from spurmix.core.groups import MIXED, GroupIndex
+from spurmix.core.names import join_similarity_notes, listed
 
 EVALUATED, TRAINING = "the evaluated groups", "train_groups"
 REMEDY = (
@@ -84,6 +86,7 @@ def _check_different(keys: Int64Array, rows: Int64Array, what: str) -> None:
 
 def check_name_order(names: Sequence[str], groups: GroupIndex, argument: str) -> None:
     """Raise a ValueError if a class has another number in `names` than in the class names of `groups`."""
+    _warn_of_similar(names, groups.class_names or (), argument, stacklevel=4)
     known = {name: k for k, name in enumerate(groups.class_names or ())}
     for k, name in enumerate(names):
         if known.get(name, k) != k:
@@ -91,6 +94,11 @@ def check_name_order(names: Sequence[str], groups: GroupIndex, argument: str) ->
                 f"{argument}: class {name!r} has the number {k}, but the groups give it the number {known[name]}; use "
                 "the same order"
             )
+
+
+def _warn_of_similar(names: Sequence[str], others: Sequence[str], argument: str, stacklevel: int = 6) -> None:
+    for note in join_similarity_notes(names, others, f"{argument} of two datasets:"):
+        warnings.warn(note, UserWarning, stacklevel=stacklevel)
 
 
 def _cells(groups: GroupIndex, what: str) -> Int64Array:
@@ -138,7 +146,8 @@ def _renumber(train_cells: Int64Array, groups: GroupIndex, train_groups: GroupIn
             continue
         for repeated in (names, train_names):
             if len(set(repeated)) < len(repeated):
-                raise ValueError(f"{argument} must be different names to be compared, got {', '.join(repeated)}")
+                raise ValueError(f"{argument} must be different names to be compared, got {listed(repeated)}")
+        _warn_of_similar(names, train_names, argument)
         known = {name: k for k, name in enumerate(names)}
         renumbered = np.array([known.get(name, len(names) + k) for k, name in enumerate(train_names)], dtype=np.int64)
         shared = [k for k, name in enumerate(train_names) if name in known]

@@ -67,8 +67,51 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 def similarity_notes(names: Iterable[str], what: str) -> list[str]:
     """Return a note for each set of names that look the same. `what` is the plural of what they name."""
-    return [
+    return [_similarity_note(alike, what) for alike in similar_names(names)]
+
+
+def join_similarity_notes(first: Iterable[str], second: Iterable[str], what: str) -> list[str]:
+    """Return a note for each set of names of two datasets that look the same and are not joined.
+
+    Args:
+        first: Names of one dataset.
+        second: Names of the other one.
+        what: Plural of what they name.
+
+    Returns:
+        The notes. Names of one dataset that look the same have been noted when it was opened, and are left out.
+    """
+    only_first, only_second = set(first) - set(second), set(second) - set(first)
+    alike = similar_names([*first, *second])
+    return [_similarity_note(n, what) for n in alike if not only_first.isdisjoint(n) and not only_second.isdisjoint(n)]
+
+
+def _similarity_note(alike: Iterable[str], what: str) -> str:
+    return (
         f"{what} {' and '.join(map(ascii, alike))} differ only by white space or Unicode form; give them one name if they "
         "mean the same"
-        for alike in similar_names(names)
-    ]
+    )
+
+
+def distinct_names(names: Iterable[str], others: Iterable[str] = ()) -> list[str]:
+    """Return names for a message, with repr if one has white space around it or looks the same as another one.
+
+    Args:
+        names: The names to show.
+        others: Further names that they are compared with.
+
+    Returns:
+        The texts.
+
+    Example:
+        >>> distinct_names(["cat", "dog"], others=["cat "])
+        ["'cat'", 'dog']
+    """
+    given = list(names)
+    alike = {name for group in similar_names([*given, *others]) for name in group}
+    return [ascii(name) if name in alike or name != name.strip() else name for name in given]
+
+
+def listed(names: Iterable[str], others: Iterable[str] = ()) -> str:
+    """Join names for a message, see `distinct_names`."""
+    return ", ".join(distinct_names(names, others))

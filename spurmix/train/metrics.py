@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from spurmix.core import checks
 from spurmix.core.group_join import JoinedSizes, join_sizes
 from spurmix.core.groups import MIXED, GroupIndex
-from spurmix.core.names import printable
+from spurmix.core.names import distinct_names, listed, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +107,7 @@ class Cells:
         unnamed = tuple(f"cell {k}" for k in range(members.shape[1]))
         chosen = checks.names(names, "cell_names") if names is not None else unnamed
         if len(chosen) != members.shape[1] or len(set(chosen)) != len(chosen):
-            raise ValueError(f"cell_names must be {members.shape[1]} different names, got {', '.join(chosen)}")
+            raise ValueError(f"cell_names must be {members.shape[1]} different names, got {listed(chosen)}")
         return cls(members, chosen)
 
 
@@ -211,8 +211,8 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        shown = {g.name: printable(g.name) for g in self.groups + self.cells}
-        width = max(5, *map(len, shown.values()))
+        shown = self._shown_names()
+        width = max(5, *(len(shown[g.name]) for g in self.groups + self.cells))
         lines = []
         for head, rows in (("group", self.groups), ("cell", self.cells)):
             if rows:
@@ -223,32 +223,38 @@ class Evaluation:
                 for g in rows
             ]
         lines.append(
-            f"worst {'cell' if self.cells else 'group'} {100 * self.worst_group:.2f}% ({printable(self.worst_name)}), "
+            f"worst {'cell' if self.cells else 'group'} {100 * self.worst_group:.2f}% ({shown[self.worst_name]}), "
             f"average {100 * self.average:.2f}%, "
             f"adjusted average {100 * self.adjusted_average:.2f}% (weights: {self.weights_from} group sizes)"
         )
         return "\n".join(lines + [f"note: {printable(remark)}" for remark in self.remarks()])
 
+    def _shown_names(self) -> dict[str, str]:
+        """Return how each name is shown: escaped, and with repr if another one looks the same."""
+        rows = [row.name for row in self.groups + self.cells]
+        names = [*dict.fromkeys([*rows, *self.missing_groups, *self.untrained_groups])]
+        return {name: printable(text) for name, text in zip(names, distinct_names(names), strict=True)}
+
     def remarks(self) -> list[str]:
         """Return sentences about groups that only training or only this evaluation has, and the notes."""
-        remarks = []
+        remarks, shown = [], self._shown_names()
         if self.missing_groups:
             remarks.append(
-                f"training groups without examples here: {_listed(self.missing_groups)}; the worst group and the adjusted "
-                "average do not include them"
+                f"training groups without examples here: {_in_brackets(shown, self.missing_groups)}; the worst group and "
+                "the adjusted average do not include them"
             )
         if self.untrained_groups:
             remarks.append(
-                f"groups without training examples: {_listed(self.untrained_groups)}; the adjusted average does not "
-                "include them"
+                f"groups without training examples: {_in_brackets(shown, self.untrained_groups)}; the adjusted average does "
+                "not include them"
             )
         return [*remarks, *self.notes]
 
 
-def _listed(names: Sequence[str], most: int = 8) -> str:
+def _in_brackets(shown: Mapping[str, str], names: Sequence[str], most: int = 8) -> str:
     """Join names in brackets. Long lists are shortened."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(f"[{printable(name)}]" for name in names[:most]) + more
+    return ", ".join(f"[{shown[name]}]" for name in names[:most]) + more
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,20 @@ def test_order_of_class_names() -> None:
         ValueError, match="class_names: class 'dog' has the number 0, but the groups give it the number 1"
     ):
         check_name_order(["dog", "cat"], groups, "class_names")
+
+
+@pytest.mark.parametrize("alike", [("water", "water "), ("é", "e\u0301"), ("a b", "a\u00a0b"), ("cat", "\ufeffcat")])
+@pytest.mark.parametrize("side", ["class_names", "attribute_names"])
+def test_names_of_two_datasets_that_look_the_same(alike: tuple[str, str], side: str) -> None:
+    split = index(CELLS, [1] * 4, **{side: ("land", alike[0])})
+    train = index(CELLS, [7, 3, 1, 9], **{side: ("land", alike[1])})
+    text = re.escape(f"{side} of two datasets: {alike[0]!a} and {alike[1]!a} differ only by white space")
+    with pytest.warns(UserWarning, match=text):
+        joined = join_sizes(split, train)
+    assert joined.sizes.tolist() == ([7, 3, 0, 0] if side == "class_names" else [7, 0, 1, 0])
+
+
+def test_class_names_that_look_the_same_as_those_of_the_groups() -> None:
+    groups = GroupIndex([0, 1], class_names=["cat", "dog"])
+    with pytest.warns(UserWarning, match="class_names of two datasets: 'dog ' and 'dog' differ only"):
+        check_name_order(["dog ", "cat2"], groups, "class_names")

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from spurmix.core.groups import GroupIndex
-from spurmix.core.names import printable, similar_names, similarity_notes, without_controls
+from spurmix.core.names import (
+    distinct_names,
+    join_similarity_notes,
+    listed,
+    printable,
+    similar_names,
+    similarity_notes,
+    without_controls,
+)
 
 HOSTILE = "a\x1b[31mb\u202ec\nd\x07\x9b\u2028\ufeff\ud800\u2066"
 
@@ -34,6 +42,19 @@ def test_names_that_look_the_same(alike: tuple[str, str]) -> None:
 
 def test_different_names_are_not_noted() -> None:
     assert similar_names(["cat", "Cat", "cats", "e", "é", "1", "10"]) == []
+
+
+def test_names_of_two_datasets_that_look_the_same() -> None:
+    assert join_similarity_notes(["cat", "dog"], ["dog", "cat"], "names") == []
+    assert join_similarity_notes(["cat", "cat "], ["cat", "cat "], "names") == []
+    assert join_similarity_notes(["cat", "cat "], ["dog"], "names") == []
+    (note,) = join_similarity_notes(["cat", "dog"], ["cat ", "dog"], "names")
+    assert note.startswith("names 'cat' and 'cat ' differ only by white space or Unicode form")
+
+
+def test_messages_show_names_that_look_the_same_with_repr() -> None:
+    assert listed(["cat", "dog"], ["cat "]) == "'cat', dog" and listed(["cat", "dog"]) == "cat, dog"
+    assert distinct_names(["é", "e\u0301", "a "]) == [r"'\xe9'", r"'e\u0301'", "'a '"]
 
 
 @pytest.mark.parametrize("column", ["class_names", "attribute_names"])

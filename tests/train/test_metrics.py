@@ -35,7 +35,7 @@ def test_custom_groups_are_joined_by_their_cells() -> None:
 def test_custom_groups_of_mixed_labels_are_joined_as_an_attribute_only() -> None:
     groups = np.array([0, 0, 1, 2])
     labels, train_labels = np.array([0, 1, 0, 1]), np.repeat([0, 1, 0, 1], COUNTS)
-    with pytest.raises(ValueError, match="group 0 of the evaluated groups has several labels.*as an attribute column"):
+    with pytest.raises(ValueError, match=r"group 0 of the evaluated groups has several labels.*as an attribute column"):
         evaluate_logits(
             FIRST_WRONG,
             GroupIndex(labels, groups=groups),
@@ -73,3 +73,13 @@ def test_groups_of_one_side_are_named() -> None:
 def test_another_number_of_columns_is_refused_before_the_logits_are_read() -> None:
     with pytest.raises(ValueError, match="train_groups must have the same attribute columns"):
         evaluate_logits(None, GroupIndex(LABELS, CELLS), train_groups=GroupIndex(LABELS, CELLS[:, 0]))
+
+
+def test_names_that_look_the_same_are_shown_with_repr() -> None:
+    split = GroupIndex([0, 0, 1], [0, 1, 0], attribute_names=["land", "water"])
+    train = GroupIndex([0, 0, 1, 1], [0, 1, 0, 1], attribute_names=["land", "water "])
+    with pytest.warns(UserWarning, match="'water' and 'water ' differ only by white space"):
+        result = evaluate_logits(np.eye(2)[[0, 0, 1]], split, train_groups=train)
+    assert "without examples here: ['y=0, water '], ['y=1, water '];" in str(result)
+    assert "groups without training examples: ['y=0, water'];" in str(result)
+    assert result.missing_groups == ("y=0, water ", "y=1, water ")

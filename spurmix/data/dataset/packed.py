@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from spurmix.core import checks
 from spurmix.core.deprecation import renamed_argument, renamed_attribute
 from spurmix.core.groups import UNKNOWN, GroupIndex
+from spurmix.core.names import listed
 from spurmix.data.dataset.checksums import Damage, find_damage
 from spurmix.data.dataset.format import (
     ARRAY_FILES,
@@ -274,7 +275,7 @@ class PackedDataset:
             return GroupIndex(self.metadata.labels, class_names=self.metadata.class_names)
         chosen = attribute if attribute is not None else names[0]
         if not isinstance(chosen, str) or chosen not in known:
-            raise ValueError(f"attribute must be one of {', '.join(names) or 'none'}, got {chosen!r}")
+            raise ValueError(f"attribute must be one of {listed(names, [str(chosen)]) or 'none'}, got {chosen!r}")
         values = known[chosen]
         return GroupIndex(
             self.metadata.labels,

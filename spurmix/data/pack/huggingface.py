@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core.files import FileError
-from spurmix.core.names import printable
+from spurmix.core.names import listed, printable
 from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.decode import read_file
@@ -233,7 +233,7 @@ def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], lo
     features = splits[first].features
     for name in columns:
         if name is not None and name not in features:
-            raise ValueError(f"{location}: no column {name!r}; the columns are {', '.join(features)}")
+            raise ValueError(f"{location}: no column {name!r}; the columns are {listed(features, [name])}")
     for name in others:
         if list(splits[name].features.items()) != list(features.items()):
             raise ValueError(f"{location}: the columns of split {name} differ from those of split {first}")
@@ -269,7 +269,7 @@ def _image_column(library: ModuleType, parts: list[Dataset], column: str | None,
         if len(found) != 1:
             problem = f"columns {' and '.join(found)} contain images" if found else "no column is of type Image"
             raise ValueError(
-                f"{location}: {problem}; name the column of images or of texts; the columns are {', '.join(features)}"
+                f"{location}: {problem}; name the column of images or of texts; the columns are {listed(features)}"
             )
         column = found[0]
     feature = features[column]

@@ -14,6 +14,7 @@ from torch import nn
 
 from spurmix.core.groups import GroupIndex
 from spurmix.core.memory import available
+from spurmix.core.names import listed
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.strays import is_stray
 from spurmix.data.sources.arrays import ImageSource, Source
@@ -99,7 +100,7 @@ def complete(config: RunConfig, dataset: PackedDataset) -> RunConfig:
     for key in ("train_split", *SPLIT_NAMES):
         name = filled.get(key, config.train_split)
         if name not in splits and not (name == "none" and key != "train_split"):
-            raise ValueError(f"{key} must be one of {', '.join(splits)}, got {name!r}")
+            raise ValueError(f"{key} must be one of {listed(splits, [name])}, got {name!r}")
     if not config.attribute and dataset.metadata.attribute_names:
         filled["attribute"] = next(iter(dataset.metadata.attribute_names))
     for key in ("crop", "flip", "channels_last"):

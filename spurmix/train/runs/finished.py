@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from spurmix.core.groups import UNKNOWN, GroupIndex
+from spurmix.core.names import listed
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.train.runs.config import MODELS, RunConfig, read_run_config
 from spurmix.train.runs.data import SplitData, dataset_of, example_shape, read_split
@@ -48,7 +49,7 @@ class FinishedRun:
         """
         held_out = [s for s in (self.config.test_split, self.config.validation_split) if s != "none"]
         if name is None and not held_out:
-            raise ValueError(f"split: the run has no held-out split; use one of {', '.join(self.dataset.splits)}")
+            raise ValueError(f"split: the run has no held-out split; use one of {listed(self.dataset.splits)}")
         return read_split(self.config, self.dataset, name if name is not None else held_out[0], self.model)
 
 
@@ -77,7 +78,8 @@ def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
     names = list(opened.metadata.class_names)
     if names != about["classes"]:
         raise ValueError(
-            f"dataset: the classes of {opened.path} are {', '.join(names)}, those of the run {', '.join(about['classes'])}"
+            f"dataset: the classes of {opened.path} are {listed(names, about['classes'])}, those of the run "
+            f"{listed(about['classes'], names)}"
         )
     if example_shape(opened) != about["shape"]:
         raise ValueError(

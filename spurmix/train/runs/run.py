@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from spurmix.core.groups import GroupIndex
+from spurmix.core.names import listed
 from spurmix.core.policy import MixPolicy
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.loader.mix_loader import MixLoader
@@ -188,8 +189,8 @@ def _check_names(folder: Path, about: Mapping[str, list[str]], config: RunConfig
     for key, names in found.items():
         if about.get(key, names) != names:  # runs of earlier versions do not store the names of attributes
             raise ValueError(
-                f"dataset: {key.replace('_', ' ')} of {dataset.path} are {', '.join(names)}, those of the run in {folder} "
-                f"are {', '.join(about[key])}"
+                f"dataset: {key.replace('_', ' ')} of {dataset.path} are {listed(names, about[key])}, those of the run in "
+                f"{folder} are {listed(about[key], names)}"
             )
 
 

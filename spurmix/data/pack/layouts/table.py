@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from spurmix.core.files import FileError
 from spurmix.core.limits import MAX_REMOTE_TABLE_BYTES
+from spurmix.core.names import listed
 from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.manifest import (
@@ -145,7 +146,7 @@ def get_column(table: Table, name: str, location: str) -> ChunkedArray:
     Raises `ValueError` if it is missing or there are two. The message names the columns.
     """
     if name not in table.column_names:
-        raise ValueError(f"{location}: no column {name!r}; the columns are {', '.join(table.column_names)}")
+        raise ValueError(f"{location}: no column {name!r}; the columns are {listed(table.column_names, [name])}")
     if table.column_names.count(name) > 1:
         raise ValueError(f"{location}: there are two columns {name!r}")
     return table[name]
