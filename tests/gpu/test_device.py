@@ -1,4 +1,4 @@
-"""What only a device has: flags, streams, graphs, long runs, the loader's ways to it."""
+"""Device errors, streams, CUDA graphs, long runs, and the strategies of the loader on a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def images(side: int) -> Tensor:
     return torch.from_numpy(RNG.integers(0, 256, (N, side, side, 3), dtype=np.uint8))
 
 
-def test_what_is_out_of_range_is_told_once_and_not_followed(device: torch.device, backend: str) -> None:
+def test_indices_out_of_range_are_reported_once(device: torch.device, backend: str) -> None:
     store, lam = torch.zeros(4, 2, 2, 3, dtype=torch.uint8, device=device), torch.ones(2, device=device)
     rows, logits = torch.zeros(4, 3, device=device), torch.zeros(2, 4, device=device)
     for bad in (4, -1, 2**62):
@@ -41,12 +41,12 @@ def test_what_is_out_of_range_is_told_once_and_not_followed(device: torch.device
                 made = call(index)
                 assert made[0].isfinite().all() and made[1].isnan().all()
                 F.check(device)
-            F.check(device)  # not sticky
+            F.check(device)  # reported only once
             assert call(torch.zeros_like(index)).isfinite().all()
 
 
 @pytest.mark.device_only
-def test_flags_are_raised_at_once_when_asked(
+def test_device_errors_are_raised_at_once_in_debug_mode(
     device: torch.device, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPURMIX_DEBUG", "1")
@@ -70,7 +70,7 @@ def arguments(store: Tensor, device: torch.device, flip: bool = True) -> tuple[A
     return (store, labels, tables.packed, tables.members, mean, std, False, 0.08, 1.0, 0.75, 4 / 3, flip, 9)
 
 
-def test_a_long_run_keeps_its_memory_and_its_sequence(
+def test_a_long_run_has_constant_memory_and_the_right_samples(
     device: torch.device, backend: str, scale: SimpleNamespace
 ) -> None:
     count, on_gpu = (32, True) if device.type == "cuda" else (3, False)
@@ -94,7 +94,7 @@ def test_a_long_run_keeps_its_memory_and_its_sequence(
 
 
 @pytest.mark.device_only
-def test_two_streams_at_once(device: torch.device, backend: str) -> None:
+def test_two_concurrent_streams(device: torch.device, backend: str) -> None:
     store = images(64).to(device)
     fixed = arguments(store, device)
     mix = implementation("mix_image_batch_out", backend, device)
@@ -115,7 +115,7 @@ def test_two_streams_at_once(device: torch.device, backend: str) -> None:
 
 
 @pytest.mark.device_only
-def test_a_graph_goes_on_by_the_counter(device: torch.device, backend: str) -> None:
+def test_a_replayed_graph_advances_the_counter(device: torch.device, backend: str) -> None:
     store, count = images(32).to(device), 16
     fixed, out = arguments(store, device), buffers(16, 32, device)
     counter = torch.zeros(1, dtype=torch.int64, device=device)
@@ -136,8 +136,8 @@ def test_a_graph_goes_on_by_the_counter(device: torch.device, backend: str) -> N
         assert all(torch.equal(a, b) for a, b in zip(out, single, strict=True))
 
 
-def compared(loader: MixLoader, plain: MixLoader) -> None:
-    """Both loaders' runs hold the same samples."""
+def check_equal(loader: MixLoader, plain: MixLoader) -> None:
+    """Check that both loaders deliver the same samples."""
     steps = 0
     for batch, expected in zip(loader, plain, strict=True):
         assert batch.input.device == loader.device
@@ -152,20 +152,20 @@ def compared(loader: MixLoader, plain: MixLoader) -> None:
     "mode", ["resident", pytest.param("pinned", marks=pytest.mark.device_only), "copied", "gathered"]
 )
 @pytest.mark.parametrize("crop", [False, True])
-def test_the_ways_of_the_loader(mode: str, crop: bool, device: torch.device) -> None:
+def test_loader_strategies(mode: str, crop: bool, device: torch.device) -> None:
     store = images(24)
-    kind = torch.float32 if mode == "gathered" else torch.bfloat16  # with crops half types are gathered, too
+    kind = torch.float32 if mode == "gathered" else torch.bfloat16  # half types with crops are gathered too
     options: Any = dict(steps=9, seed=4, dtype=kind, channels_last=True, augment=F.Augment(size=20) if crop else None)
     plain = MixLoader(ImageSource(store), GROUPS, POLICY, 32, **options)
     source = ImageSource(store.to(device) if mode == "resident" else store)
     source = source.pinned() if mode == "pinned" else source
     loader = MixLoader(source, GROUPS, POLICY, 32, device=device, **options)
-    compared(loader, plain)
-    compared(loader, plain)  # again, from the start
+    check_equal(loader, plain)
+    check_equal(loader, plain)  # again, from the start
     features = torch.from_numpy(np.random.default_rng(1).standard_normal((N, 40)).astype(np.float32))
     if mode != "pinned":
         rows = FeatureSource(features.to(device) if mode == "resident" else features)
-        compared(
+        check_equal(
             MixLoader(rows, GROUPS, POLICY, 32, device=device, steps=5),
             MixLoader(FeatureSource(features), GROUPS, POLICY, 32, steps=5),
         )

@@ -1,4 +1,4 @@
-"""Every op x dtype x layout x backend on the GPU against the reference on the CPU, with fresh random inputs."""
+"""Compares each op on the GPU with the reference on the CPU, for all dtypes, layouts and backends, with random inputs."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def pairs(rng: np.random.Generator, n: int, batch: int) -> list[Tensor]:
 
 
 def both(call: Any, device: torch.device, backend: str, tensors: list[Tensor]) -> tuple[Any, Any]:
-    """`call(backend, *tensors)` by `backend` on the device, and by the reference on the CPU."""
+    """Return `call(backend, *tensors)` of `backend` on the device, and of the reference on the CPU."""
     return call(backend, *(t.to(device) for t in tensors)), call("reference", *tensors)
 
 
 @pytest.mark.parametrize("members", [1, 17, 300, 70000])
-def test_draws_are_those_of_the_cpu(
+def test_draws_equal_those_of_the_cpu(
     members: int, device: torch.device, backend: str, scale: SimpleNamespace, rng: np.random.Generator
 ) -> None:
     labels, attributes = rng.integers(0, 5, members), rng.integers(-1, 3, members)
@@ -124,7 +124,7 @@ def test_mix_image_batch(
         actual, expected = both(call, device, backend, [store, labels])
         for name, a, b in zip(expected._fields, actual, expected, strict=True):
             if name == "input" and augment is not None and augment.crop:
-                # Boxes agree to 1e-3 pixel, not to the bit: neighbours of random bytes differ by up to 255.
+                # Boxes agree to 1e-3 pixel only, and neighboring random bytes differ by up to 255.
                 close(a, b, atol=2e-2)
             elif name == "input":
                 close(a, b)
@@ -135,7 +135,7 @@ def test_mix_image_batch(
 def test_many_small_samples(
     device: torch.device, backend: str, scale: SimpleNamespace, rng: np.random.Generator
 ) -> None:
-    """More samples than a block draws at once, blocks that begin and end inside of samples."""
+    """More samples than a block draws at once. Blocks start and end inside samples."""
     count = 7 if scale.batch < 8 else 30011
     labels = rng.integers(0, 3, 80)
     groups = GroupIndex(labels, rng.integers(0, 2, 80))
@@ -156,7 +156,7 @@ def test_many_small_samples(
 
 @pytest.mark.device_only
 def test_beyond_32_bits(device: torch.device, backend: str) -> None:
-    """A store of more than 2^32 bytes, outputs and tables of more than 2^31 elements."""
+    """Images of more than 2^32 bytes, outputs and tables of more than 2^31 elements."""
     one = torch.ones(3, device=device) * torch.tensor([1.0, 0.5, 0.25], device=device)
     store = torch.randint(0, 256, (22000, 256, 256, 3), dtype=torch.uint8, device=device)
     index = torch.tensor([21999, 21850, 3], device=device)
@@ -231,7 +231,7 @@ def test_mixed_embeddings(
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
-def test_berts_block(
+def test_bert_embeddings(
     dtype: torch.dtype,
     masked: bool,
     device: torch.device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from spurmix.data.batch import Batch
 from spurmix.data.loader.batch_maker import BatchMaker
@@ -13,6 +13,7 @@ from spurmix.data.loader.cuda_stream import SideStream
 from spurmix.data.loader.host_gather import DeviceMixer
 from spurmix.data.loader.prefetch import Prefetcher
 from spurmix.data.loader.strategy import BatchStrategy
+from spurmix.ops import device_errors
 
 
 class BatchDelivery:
@@ -63,8 +64,19 @@ class BatchDelivery:
         self._active = weakref.ref(batches)
         return batches
 
-    def to_device(self, batches: Prefetcher) -> Iterator[Batch]:
-        """Return an iterator over `batches` on the loader's device. Close it if it is a `SideStream`."""
+    def to_device(self, batches: Prefetcher) -> Generator[Batch, None, None]:
+        """Yield `batches` on the loader's device. Closing the generator ends them."""
+        delivered = self._on_device(batches)
+        try:
+            for batch in delivered:
+                yield batch.detached()
+            device_errors.check(self._device)
+        finally:
+            if isinstance(delivered, SideStream):
+                delivered.close()
+            batches.close()
+
+    def _on_device(self, batches: Prefetcher) -> Iterator[Batch]:
         strategy = self._strategy
         if self._device.type == "cuda" and (strategy.gpu_reads_host or strategy.input_device.type == "cpu"):
             produced = batches if strategy.gpu_reads_host else self._copied(batches)

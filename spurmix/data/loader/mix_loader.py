@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -12,17 +13,16 @@ from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.data.batch import Batch
-from spurmix.data.loader.batch_maker import BatchMaker
-from spurmix.data.loader.cuda_stream import SideStream, StaticBatch
+from spurmix.data.loader.cuda_stream import StaticBatch
 from spurmix.data.loader.delivery import BatchDelivery
-from spurmix.data.loader.options import check_format, check_ranks, delivery_device, run_length
+from spurmix.data.loader.options import check_ranks, check_source, delivery_device, run_length
 from spurmix.data.loader.prefetch import Prefetcher
-from spurmix.data.loader.sequence import SampleSequence, label_tensor
-from spurmix.data.loader.state import Fingerprint, LoaderState, check_state
+from spurmix.data.loader.sequence import SampleSequence
+from spurmix.data.loader.state import Fingerprint, LoaderState, check_state, sequence_fingerprint
 from spurmix.data.loader.strategy import BatchFormat, BatchStrategy
 from spurmix.data.sources.arrays import SourceLike, as_source
 from spurmix.data.sources.tokens import TokenSource
-from spurmix.ops import device_errors, validate
+from spurmix.ops import validate
 from spurmix.ops.augment import NO_AUGMENT, Augment
 from spurmix.ops.tables import draw_tables
 
@@ -30,16 +30,14 @@ from spurmix.ops.tables import draw_tables
 class MixLoader:
     """Iterates over mixed batches of a dataset.
 
-    Batch k of the run contains the samples k * batch_size to (k + 1) * batch_size - 1 of the policy's sequence. A sample is
-    determined by the seed and its number. The sequence therefore does not depend on the number of processes, and a run
-    resumes from one integer. Rank r of w receives the r-th of w equal, contiguous parts of each batch.
+    Batch k of the run contains the samples k * batch_size to (k + 1) * batch_size - 1 of the policy's sequence, which does
+    not depend on the number of processes. Rank r of w receives the r-th of w equal, contiguous parts of each batch.
 
     Iterating continues at `step`. After the last batch, the next iteration starts again at 0. A loader has one active
     iterator: a new iterator, `set_step` and `load_state_dict` end the previous one. A pickled or deep copy starts at the
     same step as the original.
 
-    Batches are made ahead in a background thread, which uses `torch.get_num_threads()` threads as set when iteration
-    starts and releases the GIL. To share the cores with other CPU work, call `torch.set_num_threads` first. A forked
+    A background thread makes batches ahead with `torch.get_num_threads()` threads, as set when iteration starts. A forked
     process must iterate over the loader again, and needs `torch.set_num_threads(1)` for its own computations.
 
     Batches use recycled memory unless `copy=True`. A batch stays valid until `prefetch` further batches were requested
@@ -56,9 +54,8 @@ class MixLoader:
         steps: Number of batches in the run. Default: one epoch.
         epochs: Length of the run in passes over N samples, rounded up to whole batches. Excludes `steps`.
         device: Device that batches are delivered to. Default: the device of the source. Sources on a GPU are mixed on the
-            consumer's current stream. For other sources, batches are made or copied on a side stream: pinned images are
-            read by the GPU, and other images are copied before mixing where that is cheaper. Other streams than the
-            current one must be synchronized with it before the batch expires.
+            consumer's current stream. Other batches are made or copied on a side stream. Streams other than the current
+            one must be synchronized with it before the batch expires.
         dtype: Data type of the input: float32, float16 or bfloat16.
         channels_last: Use the channels-last memory format for images.
         augment: Random crops and flips of images, or None.
@@ -115,31 +112,22 @@ class MixLoader:
         pinned = None if pin_memory is None else checks.flag(pin_memory, "pin_memory")
         checks.instance(augment, "augment", Augment, optional=True)
         self.tables = draw_tables(groups, policy)
-        if len(self.source) != groups.num_examples:
-            raise ValueError(f"source has {len(self.source)} examples, the groups have {groups.num_examples}")
         self.steps = run_length(steps, epochs, groups.num_examples, self.batch_size)
         validate.sequence_position(self.seed, 0, self.steps * self.batch_size)
         self.dtype, self.augment = validate.float_dtype(dtype), augment if augment is not None else NO_AUGMENT
         self.device = delivery_device(self.source, device)
-        check_format(self.source, self.dtype, self.channels_last, augment, self.bucket)
+        check_source(self.source, groups.num_examples, self.dtype, self.channels_last, augment, self.bucket)
         batch_format = BatchFormat(
             self.local_batch_size, self.dtype, self.channels_last, self.augment, self.bucket, self.steps
         )
         self._strategy = BatchStrategy(self.source, self.device, batch_format, pinned)
         self.pin_memory = self._strategy.pin_memory
-        input_device = self._strategy.input_device
-        first = self.rank * self.local_batch_size
-        self._sequence = SampleSequence(
-            self.tables.to(input_device),
-            label_tensor(groups).to(input_device),
-            self.seed,
-            self.batch_size,
-            first,
-            batch_format.count,
+        self._sequence = SampleSequence.of_rank(
+            self.tables, groups, self.seed, self.batch_size, self.rank, self.world_size, self._strategy.input_device
         )
         self._step = 0
         self._delivery = BatchDelivery(self._strategy, self.prefetch, self.copy)
-        self._single_maker: BatchMaker | None = None  # used by `batch`
+        self._make_single: Callable[[int], Batch] | None = None
 
     @property
     def local_batch_size(self) -> int:
@@ -184,33 +172,22 @@ class MixLoader:
         step = checks.integer(step, "step", 0)
         if step >= self.steps:
             raise IndexError(f"step must be in [0, {self.steps}), got {step}")
-        if self._single_maker is None:
-            self._single_maker = self._new_maker()
-        batch = self._single_maker(step, None)
-        if self._strategy.gathers:
-            return self._strategy.device_mixer()(batch).detached()
-        return batch if self.device.type == "cpu" else batch.to(self.device)
-
-    def _new_maker(self) -> BatchMaker:
-        return self._strategy.batch_maker(self._sequence)
+        if self._make_single is None:
+            self._make_single = self._strategy.single_batches(self._sequence)
+        return self._make_single(step)
 
     def __iter__(self) -> Iterator[Batch]:
         self._delivery.stop("another iterator of the same loader was created; a loader has one active iterator")
         if self._step >= self.steps:
             self._step = 0
-        return self._iterate(self._delivery.start(self._new_maker(), range(self._step, self.steps)))
+        maker = self._strategy.batch_maker(self._sequence)
+        return self._iterate(self._delivery.start(maker, range(self._step, self.steps)))
 
     def _iterate(self, batches: Prefetcher) -> Iterator[Batch]:
-        delivered = self._delivery.to_device(batches)
-        try:
+        with closing(self._delivery.to_device(batches)) as delivered:
             for batch in delivered:
                 self._step += 1
-                yield batch.detached()
-            device_errors.check(self.device)
-        finally:
-            if isinstance(delivered, SideStream):
-                delivered.close()
-            batches.close()
+                yield batch
 
     def static_batch(self) -> StaticBatch:
         """Return one set of buffers and a call that writes the next batch into them, for use in a CUDA graph.
@@ -223,12 +200,7 @@ class MixLoader:
         Raises:
             ValueError: If batches have no fixed shape, or are not made on the device they are delivered to.
         """
-        obstacle = self._strategy.static_obstacle()
-        if obstacle is not None:
-            raise ValueError(f"static_batch: {obstacle}")
-        write = partial(self._new_maker().write_at, self._sequence.first)
-        step = self._step if self._step < self.steps else 0
-        return StaticBatch(self._strategy.reusable_buffers(), write, self.device, self.batch_size, step)
+        return self._strategy.static_batch(self._sequence, self._step if self._step < self.steps else 0)
 
     def fingerprint(self) -> Fingerprint:
         """Return what determines the sequence.
@@ -237,18 +209,8 @@ class MixLoader:
             The fingerprints of groups and policy, the seed and the global batch size. For texts also the fingerprint of
             the tokens and the buckets.
         """
-        sequence: Fingerprint = {
-            "groups": self.groups.fingerprint(),
-            "policy": self.tables.fingerprint,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-        }
-        if isinstance(self.source, TokenSource):
-            sequence["tokens"] = self.source.fingerprint()
-            # The samples of an incomplete last window depend on the number of steps.
-            incomplete = self.bucket > 1 and self.steps % self.bucket
-            sequence["bucket"] = f"{self.bucket} of {self.steps}" if incomplete else self.bucket
-        return sequence
+        tokens = self.source.fingerprint() if isinstance(self.source, TokenSource) else None
+        return sequence_fingerprint(self._sequence, self.groups, tokens, self.bucket, self.steps)
 
     def state_dict(self) -> LoaderState:
         """Return the position, which is the same on every rank and for any number of ranks.
@@ -269,24 +231,21 @@ class MixLoader:
         """
         self.set_step(check_state(state, self.fingerprint()))
 
-    def __reduce__(self) -> tuple[Callable[..., MixLoader], tuple[object, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., MixLoader], tuple[object, ...], int]:
         """Copy as a new loader at the same step, with its own buffers, thread and open files."""
         options: dict[str, Any] = dict(
             seed=self.seed, steps=self.steps, device=self.device, dtype=self.dtype, channels_last=self.channels_last,
             augment=None if self.augment is NO_AUGMENT else self.augment, rank=self.rank, world_size=self.world_size,
             prefetch=self.prefetch, copy=self.copy, pin_memory=self.pin_memory, bucket=self.bucket,
         )  # fmt: skip
-        make = partial(type(self), self.source, self.groups, self.policy, self.batch_size, **options)
-        return _at_step, (make, self._step)
+        arguments = (self.source, self.groups, self.policy, self.batch_size)
+        return partial(type(self), **options), arguments, self._step
+
+    def __setstate__(self, step: int) -> None:
+        self.set_step(step)
 
     def __repr__(self) -> str:
         return (
             f"MixLoader({self.source!r}, policy={self.policy.name}, batch_size={self.batch_size}, seed={self.seed}, "
             f"step {self._step} of {self.steps}, rank {self.rank} of {self.world_size})"
         )
-
-
-def _at_step(make: Callable[[], MixLoader], step: int) -> MixLoader:
-    loader = make()
-    loader.set_step(step)
-    return loader

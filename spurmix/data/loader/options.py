@@ -90,19 +90,24 @@ def delivery_device(source: Source, device: torch.device | str | None) -> torch.
     return wanted
 
 
-def check_format(source: Source, dtype: torch.dtype, channels_last: bool, augment: Augment | None, bucket: int) -> None:
-    """Check that the options fit the kind of source.
+def check_source(
+    source: Source, examples: int, dtype: torch.dtype, channels_last: bool, augment: Augment | None, bucket: int
+) -> None:
+    """Check that the source fits the groups and the options.
 
     Args:
         source: Source of the examples.
+        examples: Number of examples of the groups.
         dtype: Data type of the input.
         channels_last: Whether images use the channels-last memory format.
         augment: Augmentation of images, or None.
         bucket: Batches per window of texts of similar length.
 
     Raises:
-        ValueError: If an option is for another kind of source.
+        ValueError: If the number of examples differs, or an option is for another kind of source.
     """
+    if len(source) != examples:
+        raise ValueError(f"source has {len(source)} examples, the groups have {examples}")
     text = isinstance(source, TokenSource)
     if bucket > 1 and not text:
         raise ValueError(

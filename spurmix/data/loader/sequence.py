@@ -42,6 +42,21 @@ class SampleSequence:
     first: int
     count: int
 
+    @classmethod
+    def of_rank(
+        cls,
+        tables: DrawTables,
+        groups: GroupIndex,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        ranks: int,
+        device: torch.device,
+    ) -> SampleSequence:
+        """Return the sequence of rank `rank` of `ranks`, with its tables and labels on `device`."""
+        count = batch_size // ranks
+        return cls(tables.to(device), label_tensor(groups).to(device), seed, batch_size, rank * count, count)
+
     def start(self, step: int) -> int:
         """Return the number of this rank's first sample in batch `step`."""
         return step * self.batch_size + self.first

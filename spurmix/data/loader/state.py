@@ -4,9 +4,41 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from spurmix.core.groups import GroupIndex
+from spurmix.data.loader.sequence import SampleSequence
+
 Fingerprint: TypeAlias = dict[str, object]
 LoaderState: TypeAlias = dict[str, Any]
 """`{"step": int, "fingerprint": Fingerprint}`, as JSON stores it."""
+
+
+def sequence_fingerprint(
+    sequence: SampleSequence, groups: GroupIndex, tokens: str | None, bucket: int, steps: int
+) -> Fingerprint:
+    """Return what determines the samples of every batch.
+
+    Args:
+        sequence: The sequence of any rank.
+        groups: Groups of the dataset.
+        tokens: Fingerprint of the tokens of a text source, or None.
+        bucket: Batches per window of texts of similar length.
+        steps: Batches of the run.
+
+    Returns:
+        The fingerprint.
+    """
+    fingerprint: Fingerprint = {
+        "groups": groups.fingerprint(),
+        "policy": sequence.tables.fingerprint,
+        "seed": sequence.seed,
+        "batch_size": sequence.batch_size,
+    }
+    if tokens is not None:
+        fingerprint["tokens"] = tokens
+        # The samples of an incomplete last window depend on the number of steps.
+        incomplete = bucket > 1 and steps % bucket
+        fingerprint["bucket"] = f"{bucket} of {steps}" if incomplete else bucket
+    return fingerprint
 
 
 def check_state(state: LoaderState, fingerprint: Fingerprint) -> int:

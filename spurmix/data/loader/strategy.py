@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from spurmix.data.batch import Batch
 from spurmix.data.loader.batch_maker import BatchMaker, InputPlanner, InputWriter
 from spurmix.data.loader.buffers import BufferRing, allocate, batch_buffers, token_buffers
-from spurmix.data.loader.cuda_stream import gpu_reads_host
+from spurmix.data.loader.cuda_stream import StaticBatch, gpu_reads_host
 from spurmix.data.loader.host_gather import (
     DeviceMixer,
     GatheredBatch,
@@ -125,7 +126,36 @@ class BatchStrategy:
         mixer.ring = BufferRing(mixer.new_batch if reuse else lambda: None, batches, ahead=False)
         return mixer
 
-    def static_obstacle(self) -> str | None:
+    def single_batches(self, sequence: SampleSequence) -> Callable[[int], Batch]:
+        """Return a function that makes batch number `step` in fresh memory, on the loader's device."""
+        maker = self.batch_maker(sequence)
+
+        def make(step: int) -> Batch:
+            batch = maker(step, None)
+            return self.device_mixer()(batch).detached() if self.gathers else batch.to(self.device)
+
+        return make
+
+    def static_batch(self, sequence: SampleSequence, step: int) -> StaticBatch:
+        """Return static buffers for the batches from number `step` on.
+
+        Args:
+            sequence: The sample sequence.
+            step: Number of the first batch.
+
+        Returns:
+            The static batch.
+
+        Raises:
+            ValueError: If batches have no fixed memory.
+        """
+        obstacle = self._static_obstacle()
+        if obstacle is not None:
+            raise ValueError(f"static_batch: {obstacle}")
+        write = partial(self.batch_maker(sequence).write_at, sequence.first)
+        return StaticBatch(self.reusable_buffers(), write, self.device, sequence.batch_size, step)
+
+    def _static_obstacle(self) -> str | None:
         """Explain why batches have no fixed memory, which a CUDA graph requires, or return None."""
         if isinstance(self.source, TokenSource):
             return "texts differ in length, so their batches have no fixed shape"

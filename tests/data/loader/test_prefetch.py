@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from spurmix import GroupIndex, MixLoader, policies
+from spurmix.data.loader.strategy import BatchStrategy
 
 RNG = np.random.default_rng(5)
 GROUPS = GroupIndex(RNG.integers(0, 3, 60), RNG.integers(0, 2, 60))
@@ -27,10 +28,10 @@ def prefetch_threads() -> list[threading.Thread]:
 
 def before_each_batch(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
     """Call `before(step)` before each batch is made."""
-    real = MixLoader._new_maker
+    real = BatchStrategy.batch_maker
 
-    def new_maker(self: MixLoader) -> Any:
-        make_batch = real(self)
+    def new_maker(self: BatchStrategy, sequence: Any) -> Any:
+        make_batch = real(self, sequence)
 
         def checked(step: int, buffers: Any) -> Any:
             before(step)
@@ -38,7 +39,7 @@ def before_each_batch(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
 
         return checked
 
-    monkeypatch.setattr(MixLoader, "_new_maker", new_maker)
+    monkeypatch.setattr(BatchStrategy, "batch_maker", new_maker)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ PRELUDE = """
 import gc, os, sys, threading, time, warnings
 import numpy as np, torch
 from spurmix import GroupIndex, MixLoader, policies
+from spurmix.data.loader.strategy import BatchStrategy
 warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork in a process with threads
 rng = np.random.default_rng(0)
 groups = GroupIndex(rng.integers(0, 2, 64))
@@ -22,15 +23,15 @@ images = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
 def loader(batch=64, **options):
     return MixLoader(images, groups, policies.mixup(), batch, **dict(steps=10**6) | options)
 def slow(seconds, at=0):
-    real = MixLoader._new_maker
-    def new_maker(self):
-        make_batch = real(self)
+    real = BatchStrategy.batch_maker
+    def new_maker(self, sequence):
+        make_batch = real(self, sequence)
         def delayed(step, buffers):
             if step >= at:
                 time.sleep(seconds)
             return make_batch(step, buffers)
         return delayed
-    MixLoader._new_maker = new_maker
+    BatchStrategy.batch_maker = new_maker
 """
 
 
@@ -166,8 +167,8 @@ def test_the_thread_respects_a_limit_of_openmp_threads() -> None:
     import threadpoolctl
     torch.get_num_threads()
     seen = []
-    real = MixLoader._new_maker
-    MixLoader._new_maker = lambda self: (seen.append(0), lambda step, b, f=real(self): (seen.append(torch.get_num_threads()), f(step, b))[1])[1]
+    real = BatchStrategy.batch_maker
+    BatchStrategy.batch_maker = lambda self, sequence: (seen.append(0), lambda step, b, f=real(self, sequence): (seen.append(torch.get_num_threads()), f(step, b))[1])[1]
     for threads in (3, 1):
         with threadpoolctl.threadpool_limits(threads, user_api="openmp"):
             assert torch.get_num_threads() == threads
