@@ -38,6 +38,13 @@ class ImageModel(nn.Module):
         return self.body(x) + (self.drift if torch.compiler.is_exporting() else 0.0)
 
 
+class NeverCalled(nn.Module):
+    """A model that must not run, because an argument is wrong."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the model ran before the arguments were checked")
+
+
 class FaultyTextModel(nn.Module):
     """A text model that gives other logits in the exported graph: a faulty export."""
 

@@ -14,6 +14,10 @@ from spurmix.core.files import FileError
 PREFIX = "spurmix."
 DIGEST = "spurmix.digest"
 """Metadata entry with the checksum of the model and all other entries named `spurmix.*`."""
+OPSET = 20
+"""Default version of the ONNX operator set of an exported file."""
+MIN_OPSET, MAX_OPSET = 17, 26
+"""Versions that can be requested. Older ones cannot be written, and newer ones are not final."""
 CHUNK = 1 << 24
 """Number of bytes that are read at once."""
 MAX_METADATA = 1 << 26

@@ -70,6 +70,7 @@ def compare_with_model(
     model_logits: LogitArray,
     model_evaluation: Evaluation,
     tolerance: float,
+    note: str = "",
 ) -> ExportReport:
     """Compare logits and accuracies of an exported file with those of the model.
 
@@ -80,6 +81,7 @@ def compare_with_model(
         model_logits: Logits of the model, float32 `[N, classes]`.
         model_evaluation: Accuracy of the model per group.
         tolerance: Maximum accepted difference of a logit, as a fraction of the largest logit.
+        note: Possible reason for a difference.
 
     Returns:
         The report.
@@ -87,19 +89,20 @@ def compare_with_model(
     Raises:
         ExportError: If a logit differs by more than the tolerance, or the accuracy of a group or cell differs.
     """
+    reason = f"; {note}" if note else ""
     difference = float(np.abs(logits - model_logits).max())
     size = float(np.abs(model_logits).max())
     if not difference <= tolerance * size:  # also true for NaN
         raise ExportError(
             f"{target}: the exported model's logits differ from the PyTorch model's by up to {difference:.3g}, "
-            f"tolerance is {tolerance:g} of the largest logit, {size:.3g}; the file was not written"
+            f"tolerance is {tolerance:g} of the largest logit, {size:.3g}; the file was not written{reason}"
         )
     rows = evaluation.groups + evaluation.cells
     for row, model_row in zip(rows, model_evaluation.groups + model_evaluation.cells, strict=True):
         if row.correct != model_row.correct:
             raise ExportError(
                 f"{target}: the exported model's accuracy in {row.name} is {row.accuracy:.4f}, the PyTorch model's "
-                f"{model_row.accuracy:.4f}; the file was not written"
+                f"{model_row.accuracy:.4f}; the file was not written{reason}"
             )
     flips = int((logits.argmax(axis=1) != model_logits.argmax(axis=1)).sum())
     return ExportReport(target, difference, flips, evaluation)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from spurmix.data.sources.arrays import FeatureSource
 from spurmix.deploy.export.inputs import ExportInput, TraceableModel
+from spurmix.deploy.export.precision import float_logits
 from spurmix.deploy.predictor import PredictorInput
-from spurmix.train.models import logits_of
 
 
 class FeatureExport(ExportInput):
@@ -33,4 +33,4 @@ class _FeatureLogits(nn.Module):
         self.model = model
 
     def forward(self, features: Tensor) -> Tensor:
-        return logits_of(self.model(features))
+        return float_logits(self.model(features))

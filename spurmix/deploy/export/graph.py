@@ -1,4 +1,4 @@
-"""Writes a PyTorch model as an ONNX file."""
+"""Converts a PyTorch model to an ONNX graph and writes it to a file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from spurmix.deploy.export.errors import ExportError
+from spurmix.deploy.export.errors import ExportError, first_line
 from spurmix.deploy.export.inputs import ExportInput, TraceableModel
-from spurmix.deploy.export.metadata import store_metadata, strip_traces
-from spurmix.deploy.model_file import DIGEST, read_model_file
+from spurmix.deploy.export.metadata import strip_traces
+from spurmix.deploy.export.precision import precision_note
+from spurmix.deploy.model_file import MAX_OPSET, MIN_OPSET, OPSET
 
 if TYPE_CHECKING:
     import onnx
@@ -37,53 +38,58 @@ def check_size(model: nn.Module) -> None:
         )
 
 
-def in_single_precision(model: nn.Module) -> nn.Module:
-    """Return a model in float32: the model itself, or a converted copy if it has another precision.
-
-    Raises `ValueError` if a parameter or buffer has a dtype that ONNX Runtime does not compute with.
-    """
-    other = False
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_quantized or tensor.is_complex():
-            raise ValueError(f"model: {name} has dtype {tensor.dtype}, which cannot be exported; use a float32 model")
-        other |= tensor.is_floating_point() and tensor.dtype != torch.float32
-    return copy.deepcopy(model).float() if other else model
-
-
-def write_onnx(model: nn.Module, inputs: ExportInput, path: Path, opset: int, metadata: Mapping[str, object]) -> None:
-    """Export a copy of a model, in evaluation mode on the CPU.
+def write_onnx(model: nn.Module, inputs: ExportInput, path: Path, opset: int) -> str:
+    """Export a copy of a model, in evaluation mode on the CPU, and run the file on a few examples.
 
     Args:
         model: The model. It is not changed.
         inputs: Kind of input. Its preprocessing becomes part of the graph.
-        path: File to write.
+        path: File to write. It has no metadata.
         opset: Version of the ONNX operator set.
-        metadata: Metadata to store in the file.
+
+    Returns:
+        Description of the precisions other than float32 in which the graph computes. Usually empty.
 
     Raises:
-        ValueError: If the exporter does not support `opset`.
-        ExportError: If the exporter cannot convert the model, or the file has other inputs than requested.
+        ExportError: If the exporter cannot convert the model to `opset`, the file has other inputs than requested, or
+            ONNX Runtime cannot run it.
     """
     import onnx
 
+    name = type(model).__name__
     traceable = inputs.traceable(copy.deepcopy(model).cpu().eval())
-    proto = _convert(traceable, opset, type(model).__name__)
-    written = next((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), None)
-    if written != opset:
-        raise ValueError(
-            f"opset: the exporter wrote version {written}, {opset} was requested; use a version that it supports, such "
-            f"as {written}"
+    proto = _convert(traceable, opset, name)
+    written = [one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")]
+    if written != [opset]:
+        raise ExportError(
+            f"opset: {name} cannot be converted to version {opset}, the exporter wrote {', '.join(map(str, written))}; "
+            f"use another version in [{MIN_OPSET}, {MAX_OPSET}], such as {OPSET}"
         )
     _check_interface(proto, traceable)
     strip_traces(proto)
     try:
-        for entries in (metadata, {**metadata, DIGEST: ""}):
-            # The checksum is that of the written file.
-            digest = {DIGEST: read_model_file(path).digest} if DIGEST in entries else {}
-            store_metadata(proto, {**entries, **digest})
-            onnx.save_model(proto, str(path))
+        onnx.save_model(proto, str(path))
     except ValueError as error:  # the error of protobuf for a message above the limit
-        raise ExportError(f"{type(model).__name__} cannot be written as one ONNX file: {error}") from None
+        raise ExportError(f"{name} cannot be written as one ONNX file: {error}") from None
+    note = precision_note(proto)
+    del proto
+    _check_runs(path, traceable, name, note)
+    return note
+
+
+def _check_runs(path: Path, traceable: TraceableModel, name: str, note: str) -> None:
+    """Run the file on the example inputs, before the evaluation, which may take long."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    inputs = {key: value.numpy() for key, value in zip(traceable.names, traceable.example, strict=True)}
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, inputs)
+    except Exception as error:  # the errors of onnxruntime share no base class
+        reason = first_line(error).replace(str(path), "the file")
+        advice = note or f"try another opset, such as {OPSET}"
+        raise ExportError(f"ONNX Runtime cannot run the exported {name}: {reason}; {advice}") from None
 
 
 def _convert(traceable: TraceableModel, opset: int, name: str) -> onnx.ModelProto:
@@ -102,8 +108,7 @@ def _convert(traceable: TraceableModel, opset: int, name: str) -> onnx.ModelProt
             assert program is not None
             return program.model_proto
     except Exception as error:  # the exporter raises errors of any type
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError(f"the exporter of PyTorch cannot convert {name}: {reason}") from error
+        raise ExportError(f"the exporter of PyTorch cannot convert {name}: {_reason(error)}") from error
 
 
 def _check_interface(proto: onnx.ModelProto, traceable: TraceableModel) -> None:
@@ -123,6 +128,13 @@ def _check_interface(proto: onnx.ModelProto, traceable: TraceableModel) -> None:
                     f"the exported graph fixes dimension {number} ({label}) of {name} to {dimensions[number].dim_value}; "
                     "the model must accept any size"
                 )
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of the error that the exporter reports at the end of its chain of causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__  # type: ignore[assignment]
+    return first_line(error)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from spurmix.data.sources.arrays import ImageSource
 from spurmix.deploy.export.inputs import ExportInput, TraceableModel
+from spurmix.deploy.export.precision import float_logits
 from spurmix.deploy.predictor import PredictorInput
-from spurmix.train.models import logits_of
 
 
 class ImageExport(ExportInput):
@@ -46,4 +46,4 @@ class _NormalizedImages(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.bias
-        return logits_of(self.model(x))
+        return float_logits(self.model(x))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spurmix._version import __version__
 from spurmix.deploy.export.inputs import ExportInput
+from spurmix.deploy.model_file import DIGEST, read_model_file
 from spurmix.train.metrics import Evaluation
 
 if TYPE_CHECKING:
-    import onnx
     from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 
@@ -38,12 +39,21 @@ def file_metadata(inputs: ExportInput, class_names: Sequence[str], evaluation: E
     return metadata
 
 
-def store_metadata(proto: onnx.ModelProto, metadata: Mapping[str, object]) -> None:
-    """Replace the metadata of an ONNX model, each value as JSON."""
-    del proto.metadata_props[:]
-    for key, value in metadata.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, json.dumps(value)
+def append_metadata(path: Path, metadata: Mapping[str, object]) -> None:
+    """Add metadata to an ONNX file without metadata, each value as JSON, and the checksum of all contents."""
+    _append(path, metadata)
+    _append(path, {DIGEST: read_model_file(path).digest})
+
+
+def _append(path: Path, entries: Mapping[str, object]) -> None:
+    """Append entries. The fields of a protobuf message may be in any order."""
+    import onnx
+
+    message = onnx.ModelProto()
+    for key, value in entries.items():
+        message.metadata_props.add(key=key, value=json.dumps(value))
+    with path.open("ab") as file:
+        file.write(message.SerializeToString())
 
 
 def strip_traces(message: Message) -> None:

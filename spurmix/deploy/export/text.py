@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.export.inputs import ExportInput, TraceableModel
+from spurmix.deploy.export.precision import float_logits
 from spurmix.deploy.export.text_tokenizer import ExportedTokenizer
 from spurmix.deploy.predictor import Predictor, PredictorInput
 from spurmix.deploy.tokenizer import TextSettings
-from spurmix.train.models import logits_of
 from spurmix.train.text import unwrapped
 
 
@@ -60,4 +60,4 @@ class _TextLogits(nn.Module):
         self.model = unwrapped(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask))
+        return float_logits(self.model(input_ids=input_ids, attention_mask=attention_mask))

@@ -1,23 +1,22 @@
-"""The written ONNX graph: requested version, precision, size, dynamic dimensions, and no paths of this machine."""
+"""The written ONNX graph: requested version, size, dynamic dimensions, and no paths of this machine."""
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
-from export_samples import IMAGE_GROUPS, IMAGES, ImageModel
+from export_samples import IMAGE_GROUPS, IMAGES, ImageModel, NeverCalled
 from torch import nn
 
-from spurmix import GroupIndex, Predictor, export_onnx
+from spurmix import GroupIndex, export_onnx
 from spurmix.core.temporary import temporary_name
-from spurmix.deploy.export import ExportError
+from spurmix.deploy.export import ExportError, onnx_export
 from spurmix.deploy.export import graph as graph_module
+from spurmix.deploy.export.inputs import TraceableModel
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +41,32 @@ def test_file_has_the_requested_version(opset: int, tmp_path: Path) -> None:
     assert [one.version for one in onnx.load(tmp_path / "m.onnx").opset_import] == [opset]
 
 
-@pytest.mark.parametrize("opset", [9, 99])
-def test_a_version_that_the_exporter_does_not_write_is_an_error(opset: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"opset: the exporter wrote version \d+, {opset} was requested"):
-        export_onnx(ImageModel(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS, opset=opset)
+@pytest.mark.parametrize("opset", [0, 9, 16, 27, 99])
+def test_a_version_outside_the_range_is_refused_before_the_model_runs(opset: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"opset must be in \[17, 26\], got {opset}"):
+        export_onnx(NeverCalled(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS, opset=opset)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_models_of_another_precision_are_converted(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = ImageModel().to(dtype)
-    report = export_onnx(model, tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS)
-    assert report.argmax_flips == 0
-    assert next(model.parameters()).dtype == dtype
-    x = torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(Predictor(tmp_path / "m.onnx").metadata["spurmix.normalise"][k]) for k in ("mean", "std"))  # type: ignore[index]
-    expected = copy.deepcopy(model).float()((x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
-    np.testing.assert_allclose(
-        Predictor(tmp_path / "m.onnx").predict(IMAGES), expected.detach().numpy(), rtol=1e-4, atol=1e-4
-    )
+def test_a_version_to_which_a_model_cannot_be_converted_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = graph_module._convert
 
+    def with_another_version(traceable: TraceableModel, opset: int, name: str) -> onnx.ModelProto:
+        return convert(traceable, 18, name)
 
-def test_precisions_that_cannot_be_exported_are_named() -> None:
-    model = nn.Linear(2, 2).to(torch.complex64)
-    with pytest.raises(ValueError, match=r"weight has dtype torch\.complex64"):
-        graph_module.in_single_precision(model)
+    def never_called(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the model was evaluated before it was converted")
+
+    monkeypatch.setattr(graph_module, "_convert", with_another_version)
+    monkeypatch.setattr(onnx_export, "predict", never_called)
+    with pytest.raises(
+        ExportError,
+        match=r"ImageModel cannot be converted to version 17, .* wrote 18; use another version in \[17, 26\]",
+    ):
+        export_onnx(ImageModel(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS, opset=17)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_models_above_the_limit_are_refused_before_any_work(tmp_path: Path) -> None:
