@@ -7,12 +7,13 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from spurmix.deploy.export.errors import ExportError, first_line
 from spurmix.deploy.export.inputs import ExportInput, TraceableModel
@@ -94,7 +95,7 @@ def _check_runs(path: Path, traceable: TraceableModel, name: str, note: str) -> 
 
 def _convert(traceable: TraceableModel, opset: int, name: str) -> onnx.ModelProto:
     try:
-        with _silent():
+        with _silent(), _PromotedSubtraction():
             program = torch.onnx.export(
                 traceable.module.eval(),
                 traceable.example,
@@ -135,6 +136,23 @@ def _reason(error: Exception) -> str:
     while error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]
     return first_line(error)
+
+
+class _PromotedSubtraction(TorchFunctionMode):
+    """Converts integers to float32 in `number - tensor`, which the exporter cannot promote: XLNet inverts its mask so."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func in (Tensor.__rsub__, torch.rsub) and len(args) > 1:
+            tensor, number = args[:2]
+            if isinstance(tensor, Tensor) and isinstance(number, float) and not tensor.is_floating_point():
+                args = (tensor.to(torch.get_default_dtype()), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

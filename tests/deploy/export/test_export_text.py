@@ -71,3 +71,15 @@ def test_texts_are_padded_on_the_tokenizers_side(tmp_path: Path) -> None:
         alone = [model(torch.tensor([words(text, truncation=True)["input_ids"]])) for text in TEXTS]
     np.testing.assert_allclose(Predictor(tmp_path / "m.onnx").predict(TEXTS), torch.cat(alone).numpy(), atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == "left"
+
+
+@pytest.mark.slow
+def test_xlnet_is_exported(tmp_path: Path) -> None:
+    words = tokenizer(pad_first=False)
+    words.padding_side = "left"
+    source = TokenSource.from_texts(TEXTS, words)
+    small = dict(vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=16, pad_token_id=1)
+    model = transformers.XLNetForSequenceClassification(transformers.XLNetConfig(**small))
+    export_onnx(model, tmp_path / "m.onnx", source=source, groups=TEXT_GROUPS, tokenizer=words)
+    logits = predict(model, source).numpy()
+    np.testing.assert_allclose(Predictor(tmp_path / "m.onnx").predict(TEXTS), logits, atol=1e-4)

@@ -69,6 +69,19 @@ def test_a_version_to_which_a_model_cannot_be_converted_is_an_error(
     assert list(tmp_path.iterdir()) == []
 
 
+class InvertedMask(ImageModel):
+    """Subtracts integers from floating-point numbers, as XLNet does with its mask."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = x.argmax(dim=2)
+        return self.body(x * (1.0 - (x > 0).long())) + (2.5 - count + torch.rsub(count, 1.0)).mean((1, 2))[:, None]
+
+
+def test_integers_are_subtracted_from_numbers(tmp_path: Path) -> None:
+    report = export_onnx(InvertedMask(), tmp_path / "m.onnx", source=IMAGES, groups=IMAGE_GROUPS)
+    assert report.argmax_flips == 0
+
+
 def test_models_above_the_limit_are_refused_before_any_work(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(30_000, 20_000), nn.Linear(20_000, 2))
