@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,8 +40,9 @@ class GroupUse:
         name: Name of the group.
         count: Number of its examples.
         share: Share of samples whose index is in the group.
-        distinct: Expected number of distinct examples used, as index or partner.
-        uses: Expected number of uses of each example, as index or partner, per pass over the largest group.
+        distinct: Expected number of distinct examples used, as index or partner. NaN if the partners are not known.
+        uses: Expected number of uses of each example, as index or partner, per pass over the largest group. NaN if the
+            partners are not known.
     """
 
     group: int
@@ -61,7 +62,8 @@ class Audit:
         raw: Correlation of class and attribute in the data, from 0 (none) to 1. NaN if it cannot be determined: less than
             two attributes occur, or a class has examples of unknown attribute, no prior, and less than two known
             attributes.
-        residual: Correlation of class and attribute in the mixed samples. NaN if it cannot be determined.
+        residual: Correlation of class and attribute in the mixed samples. NaN if it cannot be determined, also because
+            the policy cannot choose partners.
         joint: Soft joint table `[classes, attributes]` of the mixed samples, E[y a^T]. It sums to 1. NaN if attribute
             shares of a class are not known.
         classes: Names of the rows of `joint`.
@@ -83,12 +85,12 @@ class Audit:
         """Return the audit as a dict of JSON types. A number that cannot be determined is None."""
         return {
             "policy": self.policy,
-            "raw": None if np.isnan(self.raw) else self.raw,
-            "residual": None if np.isnan(self.residual) else self.residual,
-            "joint": [[None if np.isnan(share) else share for share in line] for line in self.joint.tolist()],
+            "raw": _json(self.raw),
+            "residual": _json(self.residual),
+            "joint": [[_json(share) for share in line] for line in self.joint.tolist()],
             "classes": list(self.classes),
             "attributes": list(self.attributes),
-            "groups": [vars(g).copy() for g in self.groups],
+            "groups": [{**vars(g), "distinct": _json(g.distinct), "uses": _json(g.uses)} for g in self.groups],
             "warnings": list(self.warnings),
         }
 
@@ -101,7 +103,7 @@ class Audit:
         table = ["", "joint table of mixed samples", *_aligned([head, *rows])]
         use = [["group", "examples", "share", "distinct/epoch", "uses/pass"]]
         use += [
-            [g.name, f"{g.count:,}", f"{100 * g.share:.2f}%", f"{g.distinct:,.0f}", f"{g.uses:.1f}"]
+            [g.name, f"{g.count:,}", f"{100 * g.share:.2f}%", _known(g.distinct, ",.0f"), _known(g.uses, ".1f")]
             for g in self.groups
         ]
         return "\n".join(
@@ -128,6 +130,14 @@ class Audit:
         return before if before == after == UNDETERMINED else f"{before} in the data, {after} after mixing"
 
 
+def _json(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _known(value: float, form: str) -> str:
+    return "unknown" if np.isnan(value) else format(value, form)
+
+
 UNDETERMINED = "cannot be determined"
 
 
@@ -147,7 +157,9 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     ]
 
 
-def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str, prior: Prior | None = None) -> Audit:
+def audit_policy(
+    groups: GroupIndex, policy: ResolvedPolicy, *, description: str, prior: Prior | None = None, problem: str = ""
+) -> Audit:
     """Audit a resolved policy. `MixPolicy.audit` is the public method.
 
     Args:
@@ -156,6 +168,8 @@ def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str
         description: Description of the policy.
         prior: Attribute shares of each class's examples of unknown attribute. Default: those of the policy, else the
             shares of the class's known examples.
+        problem: Why the policy cannot choose partners. Then `policy` has none, and only what does not depend on them is
+            computed.
 
     Returns:
         The audit.
@@ -179,6 +193,11 @@ def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str
         raw = residual = float("nan")
 
     use = _group_use(groups, policy.replacement, index_share, partner_shares(policy.partner_rows, index_share))
+    warnings = [*unknown_warnings(groups, given), *_use_warnings(use)]
+    if problem:
+        residual, joint = float("nan"), np.full_like(joint, np.nan)
+        use = [replace(g, distinct=float("nan"), uses=float("nan")) for g in use]
+        warnings = [*unknown_warnings(groups, given), f"the partners cannot be determined: {problem}"]
     class_names = groups.class_names or tuple(f"y={c}" for c in range(groups.num_classes))
     attribute_names = groups.attribute_names or tuple(f"a={a}" for a in range(groups.num_attributes))
     return Audit(
@@ -189,7 +208,7 @@ def audit_policy(groups: GroupIndex, policy: ResolvedPolicy, *, description: str
         tuple(class_names[c] for c in means.classes),
         tuple(attribute_names[a] for a in means.attributes),
         tuple(use),
-        (*unknown_warnings(groups, given), *_use_warnings(use)),
+        tuple(warnings),
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from spurmix.core import checks
 from spurmix.core.array_types import FloatArray, Int64Array
-from spurmix.core.groups import MIXED, UNKNOWN, GroupIndex
+from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.core.lam import (
     Beta,
     Fixed,
@@ -30,8 +30,16 @@ from spurmix.core.lam import (
 )
 from spurmix.core.partners import PartnerRows
 from spurmix.core.policy import MixPolicy
-from spurmix.core.resolved_policy import Labels, Strata, Weights, checked_weights, group_number
-from spurmix.core.shares import Prior, known_counts, prior_shares, require_shares, unknown_counts, unknown_shares
+from spurmix.core.resolved_policy import Labels, Strata, Weights, checked_weights, group_number, require_cells
+from spurmix.core.shares import (
+    Prior,
+    known_counts,
+    missing_attribute,
+    prior_shares,
+    require_shares,
+    unknown_counts,
+    unknown_shares,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -207,10 +215,10 @@ def mixpro(target: int | str = 1, s: float = 0.5) -> MixPolicy:
 
 
 def _mixpro(groups: GroupIndex, target: int | str, lam: LamDistribution) -> MixPolicy:
-    _require_cells(groups, "mixpro")
+    require_cells(groups, "mixpro")
     is_target = groups.group_attributes == _attribute_number(groups, target)
     if not is_target.any():
-        raise ValueError(f"mixpro: no example has the target attribute {target!r}")
+        raise missing_attribute(groups, f"mixpro: no example has the target attribute {target!r}")
     if is_target.all():
         raise ValueError(f"mixpro: every example has the target attribute {target!r}; source examples are required")
     is_source = ~is_target & (groups.group_attributes != UNKNOWN)
@@ -307,13 +315,13 @@ def _adaptive_policy(
 
 
 def _balance(groups: GroupIndex, lam: LamDistribution | None, labels: Labels, prior: Prior | None) -> MixPolicy:
-    _require_cells(groups, "balance_attributes")
+    require_cells(groups, "balance_attributes")
     given = prior_shares(groups, prior)
     counts = known_counts(groups)  # [C, A]
     unknown = unknown_counts(groups)  # [C]
     attributes = np.flatnonzero(counts.any(axis=0))
     if attributes.size == 0:
-        raise ValueError("balance_attributes: no example has a known attribute; donors are required")
+        raise missing_attribute(groups, "balance_attributes: no example has a known attribute; donors are required")
     assumed = unknown_shares(groups, given)
     require_shares(assumed, np.flatnonzero(unknown > 0))
     classes = np.flatnonzero(counts.sum(axis=1) + unknown > 0)
@@ -366,7 +374,7 @@ def _donors(groups: GroupIndex, label: int, attribute: int) -> FloatArray:
 
 def _contradicting_partners(groups: GroupIndex, p: float, name: str) -> PartnerRows:
     """Partner weights: p for the same class and another attribute, 1 - p for the converse, evenly within."""
-    _require_cells(groups, name)
+    require_cells(groups, name)
     label, attribute = groups.group_labels, groups.group_attributes
     cells, row_of = np.unique(np.stack([label, attribute], axis=1), axis=0, return_inverse=True)
     row_of = row_of.reshape(-1)
@@ -430,14 +438,6 @@ def _contradicting_rows(
     rows = csr_array((weights, where), shape=(size, label.size))
     rows.sort_indices()
     return rows
-
-
-def _require_cells(groups: GroupIndex, name: str) -> None:
-    filled = groups.sizes > 0
-    mixed = filled & ((groups.group_labels == MIXED) | (groups.group_attributes == MIXED))
-    if mixed.any():
-        g = int(np.flatnonzero(mixed)[0])
-        raise ValueError(f"{name} requires groups of a single class and attribute, but group {g} has several")
 
 
 def _attribute_number(groups: GroupIndex, target: int | str) -> int:

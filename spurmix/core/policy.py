@@ -24,7 +24,7 @@ from spurmix.core.resolved_policy import (
     stratum_bounds,
     stratum_weights,
 )
-from spurmix.core.shares import Prior
+from spurmix.core.shares import Prior, UnknownAttributes
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ class MixPolicy:
 
         Raises:
             TypeError: If `groups` is not a `GroupIndex`, or `prior` does not hold numbers.
-            ValueError: If the policy or the prior does not fit the groups.
+            ValueError: If the policy or the prior does not fit the groups. If too few attributes are known to choose
+                partners, the audit reports it instead.
 
         Example:
             >>> from spurmix import policies
@@ -156,8 +157,13 @@ class MixPolicy:
             >>> round(audit.raw, 2), round(audit.residual, 2)
             (0.33, 0.0)
         """
-        resolved = self.resolve(groups)
-        return audit_policy(groups, resolved.resolve_arrays(groups), description=repr(resolved), prior=prior)
+        problem = ""
+        try:
+            resolved = self.resolve(groups)
+        except UnknownAttributes as error:
+            resolved, problem = replace(self, recipe=None), str(error)
+        arrays = resolved.resolve_arrays(groups)
+        return audit_policy(groups, arrays, description=repr(resolved), prior=prior, problem=problem)
 
     def __repr__(self) -> str:
         parts = [f"strata={self.strata!r}"]

@@ -71,6 +71,18 @@ def stratum_bounds(groups: GroupIndex, strata: Strata) -> Int64Array:
     return starts
 
 
+def require_cells(groups: GroupIndex, name: str) -> None:
+    """Check that each group has a single class and attribute. Errors name the policy.
+
+    Raises ValueError if a group has several.
+    """
+    filled = groups.sizes > 0
+    mixed = filled & ((groups.group_labels == MIXED) | (groups.group_attributes == MIXED))
+    if mixed.any():
+        g = int(np.flatnonzero(mixed)[0])
+        raise ValueError(f"{name} requires groups of a single class and attribute, but group {g} has several")
+
+
 def group_number(groups: GroupIndex, name: object, argument: str) -> int:
     """The group that `name` refers to: its number, or its cell (label, attribute, ...).
 

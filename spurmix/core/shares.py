@@ -119,13 +119,23 @@ def undetermined_classes(groups: GroupIndex, prior: FloatArray | None) -> Int64A
     return np.flatnonzero((unknown_counts(groups) > 0) & few & ~given)
 
 
+class UnknownAttributes(ValueError):
+    """Too few attributes are known to choose partners. An audit reports it, and training is refused."""
+
+
+def missing_attribute(groups: GroupIndex, message: str) -> ValueError:
+    """Return the error for a missing attribute: `UnknownAttributes` if less than two attributes are known."""
+    few = np.count_nonzero(known_counts(groups).any(axis=0)) < 2
+    return UnknownAttributes(message) if few else ValueError(message)
+
+
 def require_shares(shares: FloatArray, classes: Int64Array) -> None:
     """Check that each class in `classes` has shares.
 
-    Raises ValueError if a class has neither a prior nor an example whose attribute is known.
+    Raises UnknownAttributes if a class has neither a prior nor an example whose attribute is known.
     """
     missing = classes[np.isnan(shares[classes, 0])]
     if missing.size:
-        raise ValueError(
+        raise UnknownAttributes(
             f"prior: class {missing[0]} has no example whose attribute is known; give its attribute shares in prior"
         )

@@ -11,8 +11,9 @@ import pytest
 
 from spurmix import GroupIndex, policies
 from spurmix.core.audit import Audit, correlation_text
+from spurmix.core.tables import build_tables
 
-POLICIES = [policies.erm(), policies.group_balanced(), policies.mixup(), policies.lisa()]
+POLICIES = [getattr(policies, name)() for name in policies.__all__ if name != "upweight"]
 
 
 def check_undetermined(audit: Audit) -> None:
@@ -51,7 +52,12 @@ def test_no_or_a_constant_attribute_has_no_correlation() -> None:
         for policy in POLICIES:
             audit = policy.audit(GroupIndex([0] * 4 + [1] * 4, attributes))
             check_undetermined(audit)
-            assert audit.joint.sum() == pytest.approx(1) and audit.warnings == ()
+            if audit.policy.startswith("MixPolicy<mixpro>"):
+                assert audit.warnings == (
+                    "the partners cannot be determined: mixpro: no example has the target attribute 1",
+                )
+            else:
+                assert audit.joint.sum() == pytest.approx(1) and audit.warnings == ()
 
 
 def test_known_attributes_that_equal_the_class_are_correlated() -> None:
@@ -77,3 +83,26 @@ def test_custom_groups() -> None:
 def test_words_of_a_correlation() -> None:
     assert correlation_text(0.25, 3) == "0.250"
     assert correlation_text(math.nan) == correlation_text(None) == "cannot be determined"
+
+
+def test_a_policy_that_cannot_choose_partners_is_audited_but_not_used() -> None:
+    groups = GroupIndex([0] * 4 + [1] * 4, [0, 0, 0, 1, None, None, None, None])
+    policy = policies.balance_attributes()
+    audit = policy.audit(groups)
+    check_undetermined(audit)
+    assert "the partners cannot be determined: prior: class 1 has no example" in audit.warnings[-1]
+    assert [g.share for g in audit.groups] == pytest.approx([3 / 8, 1 / 8, 1 / 2])
+    assert all(math.isnan(g.distinct) and math.isnan(g.uses) for g in audit.groups) and "nan" not in str(audit)
+    with_prior = policy.audit(groups, prior={1: [0, 1]})
+    assert with_prior.raw == pytest.approx(math.sqrt(0.6)) and math.isnan(with_prior.residual)
+    assert "0.7746 in the data, cannot be determined after mixing" in str(with_prior)
+    json.dumps(with_prior.to_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match="class 1 has no example whose attribute is known; give its attribute shares"):
+        build_tables(groups, policy)
+    assert policies.balance_attributes(prior={1: [0, 1]}).audit(groups).residual < 1
+
+
+def test_a_wrong_target_is_an_error() -> None:
+    groups = GroupIndex([0, 0, 1, 1], [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="no example has the target attribute 2"):
+        policies.mixpro(target=2).audit(groups)
