@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,6 +46,56 @@ def test_spread_of_narrow_beta(a: float, b: float) -> None:
     mean = a / (a + b)
     spread = np.sqrt(mean * (1 - mean) / (a + b + 1))
     assert values[1] == pytest.approx(mean, rel=0.02) and (values[2] - values[0]) / 4 == pytest.approx(spread, rel=0.02)
+
+
+NARROW = [1e-300, 1e-100, 1e-8, 1e-3, 0.1, 1.0, 10.0, 100.0, 1e3, 1e6, 1e9, 1e12]
+
+
+@pytest.mark.parametrize("a", NARROW)
+def test_means_and_extremes_of_beta(a: float) -> None:
+    for b in NARROW:
+        table = quantile_table(Beta(a, b)) / ONE
+        mean = 1 / (1 + b / a)
+        spread = np.sqrt(mean / (1 + a / b) / (a + b + 1))
+        assert moments(quantile_table(Beta(a, b)))[0] == pytest.approx(mean, abs=0.015 * spread + 2**-25), (a, b)
+        if min(a, b) >= 1:  # others reach 0 or 1
+            bound = 11 * spread + 2**-24
+            in_table = max(mean - table[0], table[-1] - mean)
+            assert in_table <= bound or max(a, b) <= 10, (a, b)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e2, 1e2), (1e2, 10.0), (1e6, 1e9), (1e5, 3.0), (5.0, 1e4), (0.1, 100.0)])
+def test_ends_of_narrow_beta_agree_with_the_exact_mean_of_their_bucket(a: float, b: float) -> None:
+    from scipy.stats import beta
+
+    table = quantile_table(Beta(a, b)) / ONE
+    u = (np.arange(1 << 11) + 0.5) / (1 << 21)
+    if table[0] > 0:
+        assert (table[0] + table[1]) / 2 == pytest.approx(beta.ppf(u, a, b).mean(), abs=2e-7, rel=3e-4)
+    if table[-1] < 1:
+        assert (table[-1] + table[-2]) / 2 == pytest.approx(beta.isf(u, a, b).mean(), abs=2e-7, rel=3e-4)
+    assert (table[0], table[-1]) != (0, 1)
+
+
+def test_tables_of_usual_parameters_end_at_0_and_1() -> None:
+    usual = [0.4, 0.5, 1.0, 2.0, 5.0, 10.0]
+    pairs = [(a, b) for a in usual for b in usual] + [(a, a) for a in np.geomspace(0.01, 50, 20)]
+    for a, b in pairs:
+        table = quantile_table(Beta(a, b))
+        expected = np.rint(Beta(a, b).inverse_cdf(np.arange(1025) / 1024) * ONE)
+        np.testing.assert_array_equal(table, expected)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e8, 1e12), (1e4, 2e4), (1e5, 1e5), (1e4, 0.5), (1e12, 1e12)])
+def test_folded_narrow_beta(a: float, b: float) -> None:
+    started = time.process_time()
+    table = quantile_table(Beta(a, b).folded()) / ONE
+    assert time.process_time() - started < 20  # 2^20 quantiles take minutes
+    larger, smaller = max(a, b), min(a, b)
+    mean, spread = larger / (a + b), np.sqrt(a / (a + b) * (b / (a + b)) / (a + b + 1))
+    expected = mean if larger != smaller else mean + spread * np.sqrt(2 / np.pi)
+    assert moments(quantile_table(Beta(a, b).folded()))[0] == pytest.approx(expected, abs=0.02 * spread + 1e-6)
+    assert max(expected - table[0], table[-1] - expected) <= 40 * spread + 2**-24
 
 
 @pytest.mark.parametrize("lam", [
