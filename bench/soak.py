@@ -29,7 +29,7 @@ def _source(kind: str, folder: Path) -> Source:
     path = folder / "images.npy"
     np.save(path, rng.integers(0, 256, (EXAMPLES, side, side, 3), dtype=np.uint8))
     if kind == "map":
-        return ImageSource(np.load(path, mmap_mode="r"))
+        return ImageSource(np.load(path, mmap_mode="r", allow_pickle=False))
     return WindowedImages(path, 0, EXAMPLES, 4)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,50 @@ def test_architectures_of_runs_run_no_code(tmp_path: Path) -> None:
     assert type(rebuild(described).model.encoder).__name__ == "BertModel"  # type: ignore[union-attr]
 
 
+FORBIDDEN = {
+    "from_pretrained": ("trust_remote_code", "False"),
+    "from_config": ("trust_remote_code", "False"),
+    "load_dataset": ("trust_remote_code", "False"),
+    "load_dataset_builder": ("trust_remote_code", "False"),
+    "pipeline": ("trust_remote_code", "False"),
+    "SentenceTransformer": ("trust_remote_code", "False"),
+    "CrossEncoder": ("trust_remote_code", "False"),
+    "torch.load": ("weights_only", "True"),
+    "np.load": ("allow_pickle", "False"),
+    "numpy.load": ("allow_pickle", "False"),
+}
+"""Functions that can run code from files, and the argument that forbids it."""
+
+
+def calls_that_may_run_code(source: str) -> list[str]:
+    """Return the calls of functions in `FORBIDDEN` without the argument that forbids code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        options = {one.arg: ast.unparse(one.value) for one in node.keywords}
+        for name, (option, value) in FORBIDDEN.items():
+            if f".{called}".endswith(f".{name}") and options.get(option) != value:
+                found.append(f"line {node.lineno}: {called} needs {option}={value}")
+    return found
+
+
 def test_every_call_forbids_code() -> None:
     for folder in ("spurmix", "bench"):
         for file in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
-                    (".from_pretrained", "AutoModel.from_config")
-                ):
-                    options = {one.arg: ast.unparse(one.value) for one in node.keywords}
-                    assert options.get("trust_remote_code") == "False", f"{file}:{node.lineno}"
+            assert calls_that_may_run_code(file.read_text()) == [], file
+
+
+def test_every_call_in_the_documents_forbids_code() -> None:
+    for file in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        for block in re.findall(r"```python\n(.*?)```", file.read_text(), flags=re.DOTALL):
+            assert calls_that_may_run_code(block) == [], file
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["AutoModel.from_pretrained(x)", "load_dataset(x, trust_remote_code=ask)", "torch.load(x)", "np.load(x, 'r')"],
+)
+def test_calls_that_may_run_code_are_found(source: str) -> None:
+    assert len(calls_that_may_run_code(source)) == 1

@@ -194,9 +194,9 @@ def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], 
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             found = library.load_from_disk(str(local))
         elif local.is_file():
-            found = library.load_dataset(file_format, data_files=str(local))
+            found = library.load_dataset(file_format, data_files=str(local), trust_remote_code=False)
         else:
-            found = library.load_dataset(str(path))
+            found = library.load_dataset(str(path), trust_remote_code=False)
     except Exception as error:  # datasets and its readers raise exceptions of any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read by datasets: {reason}") from None

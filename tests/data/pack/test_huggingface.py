@@ -118,7 +118,8 @@ def test_invalid_columns_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     messages: list[str] = []
 
-    def refuse(name: str) -> None:
+    def refuse(name: str, **options: object) -> None:
+        assert options == {"trust_remote_code": False}
         assert messages  # before any request
         raise ConnectionError(f"Couldn't reach {name}\nmore")
 
