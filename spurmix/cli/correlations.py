@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,7 +63,9 @@ def attribute_notes(metadata: Metadata) -> list[str]:
     rows = np.array([name == split for name in metadata.splits])
     for name, values in metadata.attributes.items():
         known = np.ma.MaskedArray(values[rows], mask=values[rows] == UNKNOWN)
-        groups = GroupIndex(metadata.labels[rows], known, class_names=metadata.class_names)
+        with warnings.catch_warnings():  # the notes of the manifest include names that look the same
+            warnings.simplefilter("ignore", UserWarning)
+            groups = GroupIndex(metadata.labels[rows], known, class_names=metadata.class_names)
         if max(groups.num_classes, groups.num_attributes) <= MAX_VALUES:
             raw = correlation_text(policies.erm().audit(groups).raw, 3)
             notes.append(f"correlation of class and {name} in {split}: {raw}")

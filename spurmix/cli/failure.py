@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from spurmix.cli.terminal import escape_warnings, show
+from spurmix.cli.terminal import format_warnings, show
 from spurmix.core.launcher import end_with_launcher
 from spurmix.core.names import printable
 
@@ -42,7 +42,7 @@ def run_command(app: Callable[..., object]) -> int:
     Returns:
         The exit code.
     """
-    escape_warnings()
+    format_warnings()
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         return _run_under_torchrun(app)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -27,15 +28,21 @@ def cell(text: object) -> str:
     return escape(printable(text))
 
 
-_format_warning = warnings.formatwarning
+_shown_warnings: set[str] = set()
 
 
-def _format_escaped(
+def _format_once(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return _format_warning(printable(message, keep="\n"), category, filename, lineno, line)
+    """Format a warning as one message without path and source line, or as "" if it was shown before."""
+    text = f"spurmix: warning: {printable(message, keep=chr(10))}\n"
+    if text in _shown_warnings or (os.environ.get("RANK", "0") != "0" and category is UserWarning):
+        return ""  # all processes warn of the data, and the first one shows it
+    _shown_warnings.add(text)
+    return text
 
 
-def escape_warnings() -> None:
-    """Escape control characters in the warnings that Python prints from now on."""
-    warnings.formatwarning = _format_escaped
+def format_warnings() -> None:
+    """Show each warning that Python prints from now on as one message, once, with escaped control characters."""
+    _shown_warnings.clear()
+    warnings.formatwarning = _format_once

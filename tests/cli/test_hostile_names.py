@@ -20,7 +20,7 @@ from spurmix.cli import failure
 from spurmix.cli.app import app
 from spurmix.cli.report.page import write_page
 from spurmix.cli.report.pictures import draw_accuracy, draw_audit
-from spurmix.cli.terminal import escape_warnings
+from spurmix.cli.terminal import format_warnings
 from spurmix.core import policies
 from spurmix.core.groups import GroupIndex
 from spurmix.data.dataset.format import DatasetError
@@ -107,8 +107,8 @@ def test_errors_of_libraries_keep_their_lines(capsys: pytest.CaptureFixture[str]
 
 def test_warnings_escape_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    escape_warnings()
-    assert r"a\x1b[31m" in warnings.formatwarning("a\x1b[31m", UserWarning, "f.py", 1)
+    format_warnings()
+    assert warnings.formatwarning("a\x1b[31m", UserWarning, "f.py", 1) == "spurmix: warning: a\\x1b[31m\n"
 
 
 def index() -> GroupIndex:
