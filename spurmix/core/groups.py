@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from spurmix.core import checks
 from spurmix.core.array_types import Int64Array, IntArray
 from spurmix.core.cells import as_attributes, as_integers, check_range, sort_by_cell
-from spurmix.core.names import printable
+from spurmix.core.names import missing_notes, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -298,6 +299,9 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...
     if names is None:
         return None
     given = checks.names(names, what)
+    if what == "attribute_names":
+        for note in missing_notes(given, f"{what}:", "code these examples as unknown (-1)"):
+            warnings.warn(note, UserWarning, stacklevel=4)
     if len(given) < count:
         raise ValueError(f"{what} must have a name for each value from 0 to {count - 1}, got {len(given)} names")
     return given

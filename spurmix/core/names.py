@@ -93,6 +93,46 @@ def _similarity_note(alike: Iterable[str], what: str) -> str:
     )
 
 
+MISSING_SPELLINGS = frozenset(
+    {
+        "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+        "NAN", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null",
+    }
+)  # fmt: skip
+"""Strings that pandas and pyarrow read as a missing value, and variants of them."""
+_ANY_CASE = frozenset(text.casefold() for text in MISSING_SPELLINGS)
+
+
+def spells_missing(name: str, any_case: bool = False) -> bool:
+    """Whether a name is one of `MISSING_SPELLINGS`, apart from white space around it.
+
+    Args:
+        name: The name.
+        any_case: Whether upper and lower case are ignored, as in "none", which is more often a name.
+
+    Returns:
+        True if it is.
+    """
+    return name.strip().casefold() in _ANY_CASE if any_case else name.strip() in MISSING_SPELLINGS
+
+
+def missing_notes(names: Iterable[str], what: str, remedy: str) -> list[str]:
+    """Return a note on names that spell a missing value in upper or lower case, or no note.
+
+    Args:
+        names: The names.
+        what: Plural of what they name.
+        remedy: What to do if they mean that the value is missing.
+
+    Returns:
+        At most one note.
+    """
+    spelled = [name for name in names if spells_missing(name, any_case=True)]
+    if not spelled:
+        return []
+    return [f"{what} {', '.join(map(ascii, spelled))} can mean a missing value and are read as names; if so, {remedy}"]
+
+
 def distinct_names(names: Iterable[str], others: Iterable[str] = ()) -> list[str]:
     """Return names for a message, with repr if one has white space around it or looks the same as another one.
 

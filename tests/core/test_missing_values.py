@@ -85,3 +85,8 @@ def test_missing_labels_and_groups_are_refused(values: object) -> None:
 def test_labels_coded_minus_one_and_one_are_refused() -> None:
     with pytest.raises(ValueError, match="got -1 at position 1; code two classes as 0 and 1"):
         GroupIndex([1, -1, 1])
+
+
+def test_attribute_names_that_spell_a_missing_value_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"attribute_names: 'nan' can mean a missing value.*as unknown \(-1\)"):
+        GroupIndex([0, 0, 1], [0, 1, 2], attribute_names=["in", "nan", "out"])

@@ -145,11 +145,10 @@ def from_huggingface(
     count = len(getattr(features[label], "names", None) or ())
     labels, class_names, _ = encode_column(given, location, label, max_classes=count, skipped=skipped)
     class_names = _class_label_names(features[label], labels, location, label) or class_names
-    codes, value_names, notes = encode_attributes({name: values(name) for name in attributes}, location, skipped)
-    value_names = {
-        name: _class_label_names(features[name], codes[name], location, name) or found
-        for name, found in value_names.items()
-    }
+    codes, value_names, notes = encode_attributes(
+        {name: values(name) for name in attributes}, location, skipped,
+        lambda name, found: _class_label_names(features[name], found, location, name),
+    )  # fmt: skip
     metadata = Metadata(labels, split_of_row, sources, codes, class_names, value_names)
     kind = "texts" if text is not None else "images"
     manifest = Manifest(location, metadata, (*without_column, *left_out, *notes), samples, kind=kind)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.core.names import similarity_notes
+from spurmix.core.names import missing_notes, similarity_notes, spells_missing
 from spurmix.core.ranges import chunks
 from spurmix.data.dataset.format import RESERVED_COLUMNS, Metadata
 from spurmix.data.dataset.tokenize import encoding_error
@@ -65,8 +65,10 @@ class Manifest:
     def __post_init__(self) -> None:
         known = self.metadata
         notes = similarity_notes(known.class_names, "classes")
+        notes += missing_notes(known.class_names, "classes", "remove these examples, because labels must be known")
         for name, values in known.attribute_names.items():
             notes += similarity_notes(values, f"values of {name!a}")
+            notes += missing_notes(values, f"values of {name!a}", "leave them empty")
         notes += similarity_notes(known.attribute_names, "attributes") + similarity_notes(known.splits, "splits")
         object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, *notes))))
 
@@ -217,14 +219,18 @@ def encode_column(
 
 
 def encode_attributes(
-    columns: Mapping[str, Iterable[object]], file_name: str, skipped: NDArray[np.bool_] | None = None
+    columns: Mapping[str, Iterable[object]],
+    file_name: str,
+    skipped: NDArray[np.bool_] | None = None,
+    known_names: Callable[[str, NDArray[np.int64]], tuple[str, ...]] | None = None,
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, tuple[str, ...]], list[str]]:
-    """Encode attribute columns with `encode_column`.
+    """Encode attribute columns with `encode_column`. Names that spell a missing value, such as "NA", are unknown (-1).
 
     Args:
         columns: Values of each attribute, by name.
         file_name: File name for messages.
         skipped: See `encode_column`.
+        known_names: Function of a column and its codes that returns the names of the codes, or () if they have none.
 
     Returns:
         Codes and names of the values by attribute, and a note for each attribute with unknown values.
@@ -238,29 +244,53 @@ def encode_attributes(
     for name, column in columns.items():
         if name in RESERVED_COLUMNS:
             raise ValueError(f"attributes: {name!r} is reserved in packed datasets; rename the column")
-        codes[name], names[name], unknown = encode_column(column, file_name, name, optional=True, skipped=skipped)
+        found, values, unknown = encode_column(column, file_name, name, optional=True, skipped=skipped)
+        values = (known_names(name, found) if known_names is not None else ()) or values
+        codes[name], names[name], spelled = _without_missing_names(found, values)
+        unknown += int(np.count_nonzero((found >= 0) & (codes[name] < 0)))
         if unknown:
-            read = codes[name].size - (0 if skipped is None else int(skipped.sum()))
-            notes.append(f"{name} is unknown in {unknown:,} of {read:,} rows")
+            read = found.size - (0 if skipped is None else int(skipped.sum()))
+            hint = f"; {spelled} is read as unknown, rename it if it is a name" if spelled else ""
+            notes.append(f"{name} is unknown in {unknown:,} of {read:,} rows{hint}")
     return codes, names, notes
+
+
+def _without_missing_names(
+    codes: NDArray[np.int64], names: tuple[str, ...]
+) -> tuple[NDArray[np.int64], tuple[str, ...], str]:
+    """Replace the codes of names that spell a missing value by -1. Returns codes, names, and the replaced names."""
+    missing = {k for k, name in enumerate(names) if spells_missing(name)}
+    if "-1" in names and set(names) != {"-1", "1"}:  # the code of unknown values, as a string
+        missing.add(names.index("-1"))
+    if not missing:
+        return codes, names, ""
+    kept = [k for k in range(len(names)) if k not in missing]
+    renumbered = np.full(len(names) + 1, -1)  # the last one is the code -1 of unknown values
+    renumbered[kept] = np.arange(len(kept))
+    present = [ascii(names[k]) for k in sorted(missing & set(codes.tolist()))]
+    return renumbered[codes], tuple(names[k] for k in kept) or ("0",), ", ".join(present)
 
 
 def unlabelled_rows(labels: Sequence[object], splits: Sequence[str]) -> tuple[NDArray[np.bool_], list[str]]:
     """Find the splits without any label, such as a test split whose labels are not published.
 
     Args:
-        labels: Values of the label column. None, NaN, "", -1 and "-1" mean that there is no label.
+        labels: Values of the label column. None, NaN, -1, "-1" and `MISSING_SPELLINGS` mean that there is no label.
         splits: Name of the split of each row.
 
     Returns:
         Which rows are in such splits, bool `[N]`, and a note for each of them. No row if no split has a label.
     """
-    labelled = {name for name, label in zip(splits, labels, strict=True) if _normalize(label) not in (None, -1, "-1")}
+    labelled = {name for name, label in zip(splits, labels, strict=True) if not _is_unlabelled(label)}
     counts = Counter(name for name in splits if name not in labelled)
     if not labelled or not counts:
         return np.zeros(len(splits), dtype=bool), []
     notes = [f"split {name} is left out, because its {count:,} rows have no labels" for name, count in counts.items()]
     return np.array([name in counts for name in splits]), notes
+
+
+def _is_unlabelled(label: object) -> bool:
+    return _normalize(label) in (None, -1, "-1") or (isinstance(label, str) and spells_missing(label))
 
 
 def with_labels(manifest: Manifest) -> Manifest:

@@ -175,3 +175,22 @@ def test_splits_without_labels_are_left_out(tmp_path: Path) -> None:
         assert [read(n) for n in range(len(manifest))] == ["text 2", "text 3"]
         assert manifest.metadata.splits == ["train", "train"] and manifest.metadata.labels.tolist() == [0, 1]
         assert manifest.metadata.class_names == ("no", "yes")
+
+
+def test_class_labels_and_strings_that_spell_a_missing_value_are_unknown(tmp_path: Path) -> None:
+    features = {
+        "image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"]),
+        "place": datasets.ClassLabel(names=["out", "NA", "in"]), "hat": datasets.Value("string"),
+    }  # fmt: skip
+    columns = {
+        "image": [{"bytes": png(n), "path": None} for n in range(3)], "label": [0, 1, 0], "place": [0, 1, 2],
+        "hat": ["yes", "nan", "no"],
+    }  # fmt: skip
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).save_to_disk(str(tmp_path / "d"))
+    found = from_huggingface(tmp_path / "d", attributes=["place", "hat"])
+    assert found.metadata.attributes["place"].tolist() == [0, -1, 1]
+    assert found.metadata.attribute_names == {"place": ("out", "in"), "hat": ("no", "yes")}
+    assert found.notes == (
+        "place is unknown in 1 of 3 rows; 'NA' is read as unknown, rename it if it is a name",
+        "hat is unknown in 1 of 3 rows; 'nan' is read as unknown, rename it if it is a name",
+    )

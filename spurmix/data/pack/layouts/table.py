@@ -42,7 +42,8 @@ def from_table(
     """Read a CSV or Parquet file with a row for each image or text.
 
     Labels and attributes are integers from 0, or names. A missing attribute is unknown (-1), and a note counts them.
-    A split without any label is left out, and a note names it.
+    This includes strings that pandas reads as missing, such as "NA", "None", "nan", "NULL" and "". As labels they are
+    names, and a note lists them. A split without any label is left out, and a note names it.
 
     Args:
         table: The file, or its fsspec URL.

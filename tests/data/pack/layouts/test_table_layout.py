@@ -133,3 +133,55 @@ def test_a_test_split_labelled_minus_one_among_names_is_left_out(tmp_path: Path)
     rows = from_table(tmp_path / "t.csv", label="label", split="split")
     assert rows.metadata.class_names == ("cat", "dog") and len(rows) == 2
     assert any("split test is left out, because its 2 rows have no labels" in note for note in rows.notes)
+
+
+SPELLED = ["NA", "None", "nan", "NULL", "N/A", "<NA>", "#N/A", " NA ", "  ", "null", "NaN", "-1"]
+
+
+def write_table(path: Path, labels: list[str], places: list[str], **more: list[str]) -> None:
+    columns = {"path": [f"{n}.png" for n in range(len(labels))], "label": labels, "place": places, **more}
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(pyarrow.table(columns), path)
+    else:
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_strings_that_spell_a_missing_value_are_unknown_attributes(spelled: str, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"t{suffix}"
+    write_table(file, ["cat", "dog", "cat"], ["out", spelled, "in"])
+    found = from_table(file, attributes=["place"])
+    assert found.metadata.attributes["place"].tolist() == [1, -1, 0]
+    assert found.metadata.attribute_names == {"place": ("in", "out")}
+    hint = f"; {spelled!a} is read as unknown, rename it if it is a name"
+    assert found.notes == (f"place is unknown in 1 of 3 rows{hint}",)
+    write_table(file, ["cat", "dog", "cat"], [spelled] * 3)
+    assert from_table(file, attributes=["place"]).metadata.attributes["place"].tolist() == [-1] * 3
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("name", ["none", "na", "None", "NA", "nan"])
+def test_labels_that_spell_a_missing_value_are_names_with_a_note(name: str, suffix: str, tmp_path: Path) -> None:
+    write_table(tmp_path / f"t{suffix}", ["cat", name, "cat"], ["in", "out", "in"])
+    found = from_table(tmp_path / f"t{suffix}", attributes=["place"])
+    assert set(found.metadata.class_names) == {"cat", name} and len(found) == 3
+    assert found.notes == (
+        f"classes '{name}' can mean a missing value and are read as names; if so, remove these examples, because labels "
+        "must be known",
+    )
+
+
+def test_attributes_that_resemble_a_missing_value_are_names_with_a_note(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", ["cat", "dog"], ["none", "hat"])
+    found = from_table(tmp_path / "t.csv", attributes=["place"])
+    assert found.metadata.attribute_names == {"place": ("hat", "none")}
+    assert found.notes == (
+        "values of 'place' 'none' can mean a missing value and are read as names; if so, leave them empty",
+    )
+
+
+def test_a_split_whose_labels_spell_missing_values_is_left_out(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", ["cat", "dog", "NA"], ["in"] * 3, part=["train", "train", "test"])
+    found = from_table(tmp_path / "t.csv", split="part")
+    assert len(found) == 2 and found.notes == ("split test is left out, because its 1 rows have no labels",)
