@@ -245,7 +245,7 @@ def packed_disk(context: Context) -> Case:
 
     def one_by_one() -> float:
         limits.drop_from_cache(path)
-        mapped, copy = np.load(path, mmap_mode="r"), np.empty((SIDE, SIDE, 3), np.uint8)
+        mapped, copy = np.load(path, mmap_mode="r", allow_pickle=False), np.empty((SIDE, SIDE, 3), np.uint8)
         began = time.perf_counter()
         for n in ordered[:2000].tolist():
             copy[:] = mapped[n]

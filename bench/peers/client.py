@@ -97,7 +97,7 @@ class Peers:
                 self.ask(command="check", peer=peer)
                 return None
             self.ask(command="save", peer=peer, folder=str(self.folder))
-            return np.load(self.folder / "result.npy")
+            return np.load(self.folder / "result.npy", allow_pickle=False)
 
         return Contender(name, run, note=note, seconds=lambda: float(self.ask(command="run", peer=peer)["seconds"]))
 

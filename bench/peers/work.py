@@ -22,7 +22,7 @@ Run = Callable[[], Any]
 
 
 def _load(folder: str, name: str) -> Tensor:
-    return torch.from_numpy(np.load(f"{folder}/{name}.npy"))
+    return torch.from_numpy(np.load(f"{folder}/{name}.npy", allow_pickle=False))
 
 
 def _torchvision() -> Any:
