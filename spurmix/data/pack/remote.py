@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -98,7 +98,10 @@ def is_local(system: AbstractFileSystem) -> bool:
 
 
 def list_files(system: AbstractFileSystem, base: str) -> list[str]:
-    """List all files below a folder, relative to it and sorted. Local links to folders are followed.
+    """List all files below a folder, relative to it and sorted.
+
+    Local links to folders are followed, also out of the folder, except for links to a folder that contains them. Markers
+    of folders in object stores are left out.
 
     Raises `ValueError` if the file system is a web server.
     """
@@ -108,7 +111,7 @@ def list_files(system: AbstractFileSystem, base: str) -> list[str]:
             "files, layout 'table', or copy the folder first"
         )
     if not is_local(system):
-        return sorted(name[len(base) :].lstrip("/") for name in system.find(base))
+        return _list_objects(system, base)
     found: list[str] = []
 
     def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -133,6 +136,29 @@ def list_files(system: AbstractFileSystem, base: str) -> list[str]:
     except OSError as error:
         raise ValueError(f"root: cannot list {error.filename!r}: {error.strerror}") from None
     return sorted(os.path.relpath(path, base) for path in found)
+
+
+def _list_objects(system: AbstractFileSystem, base: str) -> list[str]:
+    """List the objects below a folder, without empty objects that represent folders."""
+    found = system.find(base, detail=True)
+    if [*found] == [base]:  # the marker has the name of the folder, and hides its content
+        found = system.find(posixpath.dirname(base), detail=True)
+    sizes = {
+        name[len(base) :].removeprefix("/"): info.get("size")
+        for name, info in found.items()
+        if (not base or name.startswith(f"{base}/")) and info.get("type") != "directory"
+    }
+    folders = {parent for name in sizes for parent in _folders_above(name)}
+    return sorted(name for name, size in sizes.items() if size != 0 or not _is_marker(name, folders))
+
+
+def _folders_above(name: str) -> list[str]:
+    return [name[:n] for n, character in enumerate(name) if character == "/"]
+
+
+def _is_marker(name: str, folders: Collection[str]) -> bool:
+    """Whether an empty object represents a folder. Hadoop names it after the folder, with a suffix."""
+    return not name or name.endswith(("/", "_$folder$")) or name in folders
 
 
 def read_remote(system: AbstractFileSystem, base: str, name: str, limit: int) -> bytes:

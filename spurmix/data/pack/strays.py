@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -22,6 +24,10 @@ STRAY_NAMES = frozenset(
 """Names of files and folders of macOS, Windows, Linux, and network storage, in lower case."""
 
 
+CONTENT_STORES = (".git/annex/objects/", ".dvc/cache/")
+"""Hidden folders in which git-annex and DVC keep the files of a dataset. Visible links to these files are no strays."""
+
+
 def is_stray(path: str) -> bool:
     """Whether a file, or a folder above it, is hidden or belongs to an operating system.
 
@@ -35,13 +41,55 @@ def is_stray(path: str) -> bool:
     return any((part.startswith(".") and part not in (".", "..")) or part.lower() in STRAY_NAMES for part in parts)
 
 
+class LinkTargets:
+    """Finds links to hidden files and folders. Packing treats a link like the file or folder that it leads to.
+
+    Args:
+        root: Folder of the dataset. Links in another file system than that of this machine are not resolved.
+    """
+
+    def __init__(self, root: str) -> None:
+        local = root.removeprefix("file://")
+        self._root = local if "://" not in local and os.path.isdir(local) else None
+        self._real_root = os.path.realpath(local)
+        self._folders: dict[str, bool] = {"": False}
+
+    def is_stray(self, path: str) -> bool:
+        """Whether a path leads through a link to a hidden or system file.
+
+        A target below the root is stray if a part of its path below the root is. For another target, only its name counts.
+
+        Args:
+            path: Path relative to the root.
+
+        Returns:
+            True if it does.
+        """
+        if self._root is None:
+            return False
+        folder = posixpath.dirname(path)
+        found = self._folders.get(folder)
+        if found is None:
+            found = self._folders[folder] = self.is_stray(folder)
+        return found or self._is_link_to_stray(posixpath.join(self._root, path))
+
+    def _is_link_to_stray(self, path: str) -> bool:
+        if not os.path.islink(path):
+            return False
+        target = os.path.realpath(path)
+        if not target.startswith(self._real_root + os.sep):
+            return is_stray(os.path.basename(target))
+        below = target[len(self._real_root) + 1 :]
+        return is_stray(below) and not below.startswith(CONTENT_STORES)
+
+
 def stray_note(paths: Sequence[str]) -> str:
     """Return the note on files that are left out."""
     return f"left out {counted(len(paths), 'hidden or system file')}, such as {paths[0]}"
 
 
 def without_strays(manifest: Manifest, paths: Sequence[str] | None = None) -> Manifest:
-    """Leave stray files out of a manifest, together with classes and attribute values that occur only there.
+    """Leave out stray files, links to them, and classes and attribute values that occur only there.
 
     Args:
         manifest: The manifest.
@@ -55,7 +103,8 @@ def without_strays(manifest: Manifest, paths: Sequence[str] | None = None) -> Ma
     """
     if paths is None:
         paths = manifest.metadata.sources if manifest.samples is None else []
-    stray = np.fromiter(map(is_stray, paths), dtype=bool, count=len(paths))
+    links = LinkTargets(manifest.root)
+    stray = np.fromiter((is_stray(path) or links.is_stray(path) for path in paths), dtype=bool, count=len(paths))
     if not stray.any():
         return manifest
     left_out = [path for path, found in zip(paths, stray, strict=True) if found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from image_samples import idx, png
 
 from spurmix.data.dataset.packed import PackedDataset
@@ -27,6 +29,18 @@ from spurmix.data.pack.layouts.table import from_table
 from spurmix.data.pack.layouts.waterbirds import from_waterbirds
 from spurmix.data.pack.manifest import check_paths
 from spurmix.data.pack.remote import join_url, parent_url
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """An empty file system in memory."""
+    system = fsspec.filesystem("memory")
+    before = dict(system.store), list(system.pseudo_dirs)
+    system.store.clear()
+    yield system
+    system.store.clear()
+    system.store.update(before[0])
+    system.pseudo_dirs[:] = before[1]
 
 
 def remote_birds(store: Any, base: str, parquet: bool = False) -> None:
@@ -129,3 +143,37 @@ def test_remote_files_have_a_size_limit(tmp_path: Path, monkeypatch: pytest.Monk
             from_table("memory://remote/birds/list.csv")
     finally:
         memory.rm("/remote", recursive=True)
+
+
+@pytest.mark.parametrize(
+    "markers",
+    [["/root"], ["/root/cat"], ["/root/", "/root/cat/", "/root/cow/"], ["/root/cat_$folder$"], ["/root", "/root/cat"]],
+)
+def test_empty_objects_that_stand_for_folders(markers: list[str], memory: Any) -> None:
+    for n, name in enumerate(("cat/1.png", "dog/deep/2.png")):
+        memory.pipe(f"/root/{name}", png(n))
+    memory.pipe("/root/list.csv", b"path,label\ncat/1.png,cat\ndog/deep/2.png,dog\n")
+    for marker in markers:
+        memory.store[marker] = MemoryFile(memory, marker, b"")
+    found_by = [from_folder("memory://root"), from_folder("memory://root/")]
+    if "/root" not in markers:  # a file system in memory opens no file below an object
+        found_by.append(from_table("memory://root/list.csv"))
+    for found in found_by:
+        assert found.metadata.sources == ["cat/1.png", "dog/deep/2.png"]
+        assert [note for note in found.notes if "list.csv" not in note] == []
+    assert remote.list_files(memory, "/root") == ["cat/1.png", "dog/deep/2.png", "list.csv"]
+
+
+def test_the_root_of_a_file_system(memory: Any, tmp_path: Path) -> None:
+    memory.pipe({"/cat/1.png": png(0), "/dog/2.png": png(1)})
+    memory.store["/cat"] = MemoryFile(memory, "/cat", b"")
+    assert from_folder("memory://").metadata.sources == ["cat/1.png", "dog/2.png"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("cat/", b"")
+        file.writestr("cat/1.png", png(0))
+    assert from_folder(f"zip://::file://{tmp_path}/a.zip").metadata.sources == ["cat/1.png"]
+
+
+def test_empty_files_are_not_left_out(memory: Any) -> None:
+    memory.pipe({"/root/cat/1.png": b"", "/root/cat/2.png": png(1)})
+    assert from_folder("memory://root").metadata.sources == ["cat/1.png", "cat/2.png"]

@@ -160,3 +160,62 @@ def test_labels_that_look_the_same_are_noted(rows: str, note: str, tmp_path: Pat
     found = from_table(tmp_path / "t.csv", attributes=["place"])
     assert [n for n in found.notes if n.startswith(note)], found.notes
     assert found.select(np.array([0, 1])).notes == found.notes
+
+
+def link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A folder with visible links, and the paths below it that lead to hidden or system files."""
+    root = tmp_path / "root"
+    write(root, "cat/0.png", "dog/1.png", "cat/.cache/2.png", ".trash/3.png", "cat/.4.png", "__MACOSX/deep/5.png")
+    write(tmp_path, ".else/6.png", "else/7.png", "else/.8.png", "else/sub/9.png")
+    strays = {
+        "cat/x": ".cache", "cat/y.png": ".4.png", "cat/z.png": "../.trash/3.png", "dog/m": "../__MACOSX/deep",
+        "dog/o": "../../.else", "dog/p.png": "../../else/.8.png", "dog/w": "../cat/x",
+    }  # fmt: skip
+    for name, target in {**strays, "dog/q": "../../else", "dog/r.png": "../../.else/6.png"}.items():
+        link(root / name, target)
+    link(root / "cat/loop", "..")
+    paths = ["cat/x/2.png", "cat/y.png", "cat/z.png", "dog/m/5.png", "dog/o/6.png", "dog/p.png", "dog/w/2.png"]
+    return root, paths
+
+
+KEPT = ["cat/0.png", "dog/1.png", "dog/q/7.png", "dog/q/sub/9.png", "dog/r.png"]
+
+
+def test_links_to_strays_are_no_examples_of_folders(linked: tuple[Path, list[str]]) -> None:
+    root, _ = linked
+    for given in (str(root), f"file://{root}", f"{root}/"):
+        found = from_folder(given)
+        assert found.metadata.sources == KEPT
+        assert found.notes == ("left out 12 hidden or system files, such as .trash/3.png",)
+
+
+def test_links_to_strays_are_no_examples_of_tables(linked: tuple[Path, list[str]]) -> None:
+    root, paths = linked
+    rows = [f"{path},{path.split('/')[0]}" for path in (*KEPT, *paths)]
+    (root / "t.csv").write_text("\n".join(["path,label", *rows]))
+    found = from_table(root / "t.csv")
+    assert found.metadata.sources == KEPT
+    assert found.notes == (f"left out {len(paths)} hidden or system files, such as cat/x/2.png",)
+
+
+def test_links_into_content_stores_are_examples(tmp_path: Path) -> None:
+    write(tmp_path, ".git/annex/objects/a/k1.png", ".dvc/cache/files/k2.png")
+    link(tmp_path / "cat/1.png", "../.git/annex/objects/a/k1.png")
+    link(tmp_path / "dog/2.png", "../.dvc/cache/files/k2.png")
+    assert from_folder(tmp_path).metadata.sources == ["cat/1.png", "dog/2.png"]
+
+
+def test_links_that_form_a_loop(tmp_path: Path) -> None:
+    write(tmp_path, "cat/0.png", "dog/1.png")
+    link(tmp_path / "cat/a", "../dog")
+    link(tmp_path / "dog/b", "../cat")
+    link(tmp_path / "dog/self", "self")
+    found = from_folder(tmp_path)
+    assert found.metadata.sources == ["cat/0.png", "cat/a/1.png", "dog/1.png", "dog/b/0.png"]
+    assert found.notes == ("skipped 2 files without an image suffix, such as cat/a/self",)

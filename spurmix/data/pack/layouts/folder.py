@@ -8,8 +8,8 @@ from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.decode import IMAGE_SUFFIXES
 from spurmix.data.pack.job import counted
 from spurmix.data.pack.manifest import Manifest, check_paths, encode_column
-from spurmix.data.pack.remote import list_files, open_root
-from spurmix.data.pack.strays import is_stray, stray_note
+from spurmix.data.pack.remote import is_local, list_files, open_root
+from spurmix.data.pack.strays import LinkTargets, is_stray, stray_note
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
@@ -18,7 +18,8 @@ def from_folder(root: str | Path) -> Manifest:
     """Read class folders `root/<class>/**`, or `root/<split>/<class>/**`.
 
     Folders are splits if they are named train, val, valid, validation or test, in upper or lower case. Hidden files and
-    files of operating systems are left out, see `is_stray`.
+    files of operating systems are left out, see `is_stray`, and links to them, see `LinkTargets`. Other links are
+    followed, also out of the root, except for links to a folder that contains them.
 
     Args:
         root: Folder or fsspec URL.
@@ -34,9 +35,10 @@ def from_folder(root: str | Path) -> Manifest:
     without_class: list[str] = []
     not_images: list[str] = []
     strays: list[str] = []
+    links = LinkTargets(base if is_local(system) else str(root))
     for name in list_files(system, base):
         parts = name.split("/")
-        if is_stray(name):
+        if is_stray(name) or links.is_stray(name):
             strays.append(name)
         elif not name.lower().endswith(IMAGE_SUFFIXES):
             not_images.append(name)

@@ -21,7 +21,7 @@ from spurmix.core.limits import MAX_IDX_BYTES
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.manifest import Manifest
 from spurmix.data.pack.remote import list_files, open_root, read_remote
-from spurmix.data.pack.strays import is_stray
+from spurmix.data.pack.strays import LinkTargets, is_stray
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -66,7 +66,8 @@ def from_mnist(root: str | Path) -> Manifest:
         ValueError: If a file is missing, truncated or damaged. The message names the file.
     """
     system, base = open_root(str(root))
-    files = _find_splits(list_files(system, base), root)
+    links = LinkTargets(str(root))
+    files = _find_splits([path for path in list_files(system, base) if not links.is_stray(path)], root)
     images, labels, sources, splits = [], [], [], list[str]()
     for split in sorted(files, reverse=True):
         image_file, label_file = files[split]
