@@ -18,6 +18,7 @@ from spurmix.data.dataset.format import Provenance
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack import job as jobs
 from spurmix.data.pack.job import DONE, PackJob, PackReport
+from spurmix.data.pack.remote import root_name
 from spurmix.data.sources.arrays import ImageSource, Source
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.train.head import extract_features
@@ -79,7 +80,7 @@ def pack_features(
     if device is not None:
         model.to(device)
     rows = jobs.shard_rows(len(dataset), shard)
-    described = {"name": name, "weights": _weights_digest(model)}
+    described = {"name": root_name(name), "weights": _weights_digest(model)}
     plan = {"dataset": dataset.digest(), "rows": [int(rows[0]), int(rows[-1])], "model": described}
     part = dataset.part(int(rows[0]), int(rows[-1]) + 1)
     with PackJob(jobs.shard_path(target, shard), "features", plan) as job:
@@ -117,7 +118,7 @@ def _check_finite(
 def _provenance(dataset: PackedDataset, model: dict[str, str]) -> Provenance:
     return {
         "spurmix": __version__,
-        "root": str(dataset.path),
+        "root": root_name(dataset.path),
         "model": model,
         "cells": dataset.provenance.get("cells", []),
         "notes": dataset.provenance.get("notes", []),

@@ -192,3 +192,10 @@ def test_invalid_models_and_weights(images: PackedDataset, tmp_path: Path) -> No
     ):
         with pytest.raises(ValueError, match=message):
             load_encoder(name, weights if weights is None else str(weights), images)
+
+
+def test_files_of_features_have_no_path(images: PackedDataset, network: Any, tmp_path: Path) -> None:
+    report = pack_features.pack_features(network, images, tmp_path / "f", name=str(tmp_path / "run"))
+    made = PackedDataset(report.path).provenance
+    assert made["model"]["name"] == "run" and made["root"] == "packed"
+    assert str(tmp_path) not in (report.path / "dataset.json").read_text()

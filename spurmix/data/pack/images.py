@@ -45,6 +45,7 @@ from spurmix.data.pack.job import (
     run_in_threads,
 )
 from spurmix.data.pack.manifest import Manifest, check_paths
+from spurmix.data.pack.remote import root_name
 from spurmix.data.pack.strays import occurring_provenance, select_readable
 from spurmix.data.pack.writer import DirectWriter, WriteRange
 
@@ -131,7 +132,7 @@ def pack_images(
         job.notes += (*emptied, *decoder.notes())
         provenance = {
             "spurmix": __version__,
-            "root": manifest.root,
+            "root": root_name(manifest.root),
             "size": list(extent),
             "fit": fit,
             "background": list(color),
@@ -217,6 +218,7 @@ class _Decoder:
         self.size, self.fit, self.background = size, fit, background
         self.reports: Counter[str] = Counter()
         self.read, self.read_with_fingerprint = part.reader(), part.fingerprint_reader()
+        self.root = part.root.rstrip("/")
         self.from_array = import_pillow()[0].fromarray
         self.reasons: dict[int, str] = {}
         self._guard = threading.Lock()
@@ -299,6 +301,7 @@ class _Decoder:
                 reason = f"cannot be read: {error.strerror}"
             elif isinstance(error, MemoryError):
                 reason = "needs more memory than is available"
+            reason = reason.replace(f"{self.root}/", "")  # the report is part of the dataset
             self.state[row] = UNREADABLE
             with self._guard:
                 self.reasons[row] = reason

@@ -15,6 +15,7 @@ from spurmix.core.ranges import chunks, contiguous
 from spurmix.data.dataset.format import ARRAY_FILES, Metadata, read_array_header
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.job import PackJob, PackReport, read_report
+from spurmix.data.pack.remote import root_name
 from spurmix.data.pack.strays import drop_absent
 from spurmix.data.pack.texts import HEADER_BYTES, complete_tokens
 
@@ -79,7 +80,7 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
     for part in opened:
         part.check()
     unreadable = [entry for part in opened for entry in read_report(part)]
-    plan = {"merge": [str(p.path) for p in opened], "digests": [p.digest() for p in opened]}
+    plan = {"merge": [p.path.name for p in opened], "digests": [p.digest() for p in opened]}
     with PackJob(target, first.kind, plan) as job:
         if job.finished is not None:
             return job.publish_finished(began)
@@ -89,6 +90,8 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
             shutil.copyfile(first.path / name, job.folder / name)
         broken = sum(p.provenance.get("broken", 0) for p in opened)
         provenance = {**first.provenance, "broken": broken, "parts": len(opened)}
+        if "root" in provenance:  # earlier versions wrote the path
+            provenance["root"] = root_name(provenance["root"])
         for key in ("shard", "occurring"):
             provenance.pop(key, None)
         provenance["notes"] = list(dict.fromkeys(notes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,23 @@ def parent_url(path: str | Path) -> str:
     first, *rest = str(path).split("::")
     scheme, separator, name = first.rpartition("://")
     return "::".join([scheme + separator + (posixpath.dirname(name) or ("" if separator else ".")), *rest])
+
+
+def root_name(root: str | Path) -> str:
+    """Return the name of a source for the provenance: that of a local folder, or a URL without user and query.
+
+    A dataset that is passed on must not contain the paths of the machine or access keys.
+    """
+    return "::".join(_part_name(part) for part in str(root).split("::"))
+
+
+def _part_name(root: str) -> str:
+    scheme, separator, path = root.rpartition("://")
+    if scheme in ("", "file", "local"):
+        is_path = os.path.isabs(path) or os.path.exists(path)  # otherwise the name of a dataset on a hub
+        return os.path.basename(os.path.abspath(path)) if is_path else path
+    host, slash, rest = path.partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + re.split("[?#]", rest)[0]
 
 
 def local_path(path: str | Path) -> str | Path:

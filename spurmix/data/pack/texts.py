@@ -23,6 +23,7 @@ from spurmix.data.dataset.tokenizer_files import load_tokenizer, require_fast, t
 from spurmix.data.pack import job as jobs
 from spurmix.data.pack.job import BrokenFiles, PackJob, PackReport
 from spurmix.data.pack.manifest import Manifest
+from spurmix.data.pack.remote import root_name
 from spurmix.data.pack.strays import occurring_provenance, select_readable
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def pack_texts(
         job.notes += tuple(emptied)
         provenance = {
             "spurmix": __version__,
-            "root": manifest.root,
+            "root": root_name(manifest.root),
             "tokens": settings,
             "cells": list(manifest.cells),
             "broken": len(unreadable),
