@@ -28,6 +28,7 @@ class TextSettings(TypedDict):
         pad_id: Id that fills shorter texts.
         padding_side: Side on which shorter texts are padded, "left" or "right". Default: "right".
         vocab_size: Number of token ids.
+        split_special_tokens: Whether special tokens in a text, such as "[SEP]", are tokenized as text. Default: False.
     """
 
     fingerprint: str
@@ -36,6 +37,15 @@ class TextSettings(TypedDict):
     pad_id: int
     padding_side: NotRequired[str]
     vocab_size: int
+    split_special_tokens: NotRequired[bool]
+
+
+def widen(ids: IdArray, mask: IdArray, pad_id: int, side: str) -> tuple[IdArray, IdArray]:
+    """Pad ids and mask `[B, 1]` to `[B, 2]`. The exporter assumes two tokens or more."""
+    if ids.shape[1] > 1:
+        return ids, mask
+    width = ((0, 0), (0, 1) if side == "right" else (1, 0))
+    return np.pad(ids, width, constant_values=pad_id), np.pad(mask, width)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tuple[IdArray, IdArray]:
@@ -47,14 +57,14 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tupl
         side: Side on which rows are padded, "left" or "right".
 
     Returns:
-        Ids and mask, int64 `[B, S]`. The mask is 1 at tokens and 0 at padding.
+        Ids and mask, int64 `[B, S]`, S at least 2. The mask is 1 at tokens and 0 at padding.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     width = lengths.max()
     mask = np.arange(width) < lengths[:, None] if side == "right" else np.arange(width) >= width - lengths[:, None]
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
     ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-    return ids, mask.astype(np.int64)
+    return widen(ids, mask.astype(np.int64), pad_id, side)
 
 
 class TextInput:
@@ -65,21 +75,22 @@ class TextInput:
     Args:
         file: `tokenizer.json`, as the package tokenizers writes it.
         settings: Settings stored in the model.
+        text: Contents of the file. Default: they are read.
 
     Raises:
         ImportError: If the package tokenizers is not installed.
         ValueError: If the file is missing, corrupt or another model's.
     """
 
-    def __init__(self, file: Path, settings: TextSettings) -> None:
+    def __init__(self, file: Path, settings: TextSettings, text: str | None = None) -> None:
         try:
             import tokenizers
         except ModuleNotFoundError as error:
             raise ImportError("text models need the package 'tokenizers': pip install 'spurmix[serve]'") from error
-        if not file.is_file():
+        if text is None and not file.is_file():
             raise ValueError(f"{file} is missing; copy it from the folder that export_onnx wrote the model to")
         try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+            self.tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8") if text is None else text)
         except Exception as error:  # tokenizers raises plain exceptions
             raise ValueError(f"{file} cannot be read as a tokenizer: {error}") from None
         found = tokenizer_fingerprint(self.tokenizer)
@@ -93,6 +104,7 @@ class TextInput:
         self.vocab_size = settings["vocab_size"]
         self.max_length = settings["max_length"]
         set_truncation(self.tokenizer, self.max_length, settings.get("direction", "right"))
+        self.tokenizer.encode_special_tokens = settings.get("split_special_tokens", False)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts.

@@ -80,6 +80,14 @@ def padding_side(tokenizer: TokenizerLike) -> str:
     return "left" if side == "left" else "right"
 
 
+def splits_special_tokens(tokenizer: TokenizerLike) -> bool:
+    """Whether a tokenizer tokenizes special tokens in a text, such as "[SEP]", as text."""
+    backend = fast_backend(tokenizer)
+    if backend is tokenizer and backend is not None:
+        return backend.encode_special_tokens
+    return bool(getattr(tokenizer, "split_special_tokens", False))
+
+
 def _first_known(tokenizer: TokenizerLike, names: Sequence[str]) -> int | None:
     find = cast("Tokenizer", tokenizer).token_to_id
     return next((found for name in names if (found := find(name)) is not None), None)
@@ -213,15 +221,23 @@ def _encoder(tokenizer: TokenizerLike, max_length: int | None) -> Iterator[Calla
         slow: Any = tokenizer
         yield lambda texts: slow(texts, **options)["input_ids"]
         return
-    truncation, padding = backend.truncation, backend.padding
+    special = backend.num_special_tokens_to_add(False)
+    if max_length is not None and max_length < special:
+        raise ValueError(
+            f"max_length must be {special} or more, because the tokenizer adds {special} special tokens to each text, "
+            f"got {max_length}"
+        )
+    truncation, padding, splits = backend.truncation, backend.padding, backend.encode_special_tokens
     try:
         backend.no_padding()
+        backend.encode_special_tokens = splits_special_tokens(tokenizer)
         if max_length is None:
             backend.no_truncation()
         else:
             backend.enable_truncation(max_length, direction=getattr(tokenizer, "truncation_side", "right"))
         yield lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(texts)]
     finally:
+        backend.encode_special_tokens = splits
         if truncation is None:
             backend.no_truncation()
         else:

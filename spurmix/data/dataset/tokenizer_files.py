@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spurmix.core.files import read_json
 from spurmix.core.limits import MAX_TOKENIZER_BYTES
 from spurmix.core.model_folders import refuse_code
-from spurmix.data.dataset.tokenize import fast_backend, padding_side, special_ids
+from spurmix.data.dataset.tokenize import fast_backend, padding_side, special_ids, splits_special_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,7 +58,9 @@ def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> Toke
         raise ImportError(f"tokenizers need the package {error.name!r}: pip install 'spurmix[train]'") from error
     try:
         if tokenizers_only:
-            return tokenizers.Tokenizer.from_file(str(path / TOKENIZER_FILE))
+            loaded = tokenizers.Tokenizer.from_file(str(path / TOKENIZER_FILE))
+            loaded.encode_special_tokens = _splits_special_tokens(path / TOKENIZER_CONFIG_FILE)
+            return loaded
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
@@ -66,6 +69,11 @@ def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> Toke
         raise ValueError(f"tokenizer: no tokenizer can be read from {path}: {reason}") from None
     require_fast(tokenizer)
     return tokenizer
+
+
+def _splits_special_tokens(config: Path) -> bool:
+    """Read from `tokenizer_config.json` what `tokenizer.json` does not contain."""
+    return config.is_file() and read_json(config, dict[str, object]).get("split_special_tokens") is True
 
 
 def require_fast(tokenizer: TokenizerLike) -> Tokenizer:
@@ -110,6 +118,8 @@ def tokenizer_files(tokenizer: TokenizerLike, max_length: int | None) -> dict[st
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "truncation_side": direction}
     if padding_side(tokenizer) == "left":
         config["padding_side"] = "left"
+    if splits_special_tokens(tokenizer):
+        config["split_special_tokens"] = True
     if max_length is not None:
         config["model_max_length"] = max_length
     pad, sep = special_ids(tokenizer)

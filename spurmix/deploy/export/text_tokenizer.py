@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +65,8 @@ class ExportedTokenizer:
         }
         if source.padding_side == "left":
             self.settings["padding_side"] = "left"
+        if tokenize.splits_special_tokens(tokenizer):
+            self.settings["split_special_tokens"] = True
         self._folder = target.parent
         self._files = tokenizer_files(tokenizer, limit)
         self._keep_existing = self._check_existing(target)
@@ -85,29 +86,32 @@ class ExportedTokenizer:
             raise ValueError(f"path: {existing} is another tokenizer{users}; export to another folder") from None
         return True
 
-    def _store(self, folder: Path) -> TextInput:
-        (folder / TOKENIZER_FILE).write_text(self._files[TOKENIZER_FILE], encoding="utf-8")
-        return TextInput(folder / TOKENIZER_FILE, self.settings)
+    def _open(self) -> TextInput:
+        """Open the tokenizer as the predictor opens the file, which is not written yet."""
+        return TextInput(self._folder / TOKENIZER_FILE, self.settings, self._files[TOKENIZER_FILE])
 
     def _check_stored_ids(self, tokenizer: TokenizerLike, limit: int | None) -> None:
         """Check that the stored file gives the same ids as the tokenizer."""
-        with tempfile.TemporaryDirectory() as folder:
-            stored = self._store(Path(folder)).encode(SAMPLE_TEXTS)
-        ids, offsets = tokenize.encode(SAMPLE_TEXTS, tokenizer, limit, progress=False)
-        for n, row in enumerate(stored):
+        stored = self._open()
+        added = [token.content for token in stored.tokenizer.get_added_tokens_decoder().values()]
+        texts = [*SAMPLE_TEXTS, *(f"Hello {token}, {token}{token} world" for token in added[:1000])]
+        ids, offsets = tokenize.encode(texts, tokenizer, limit, progress=False)
+        for n, row in enumerate(stored.encode(texts)):
             if row != ids[offsets[n] : offsets[n + 1]].tolist():
                 raise ExportError(
-                    f"tokenizer: the stored tokenizer gives other ids than the original for {SAMPLE_TEXTS[n][:40]!r}; "
+                    f"tokenizer: the stored tokenizer gives other ids than the original for {texts[n][:40]!r}; "
                     "the file was not written"
                 )
 
     def open_predictor(self, model: Path) -> Predictor:
         """Open `model` with the tokenizer, while neither has its final name."""
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / "model.onnx"
-            link.symlink_to(model.resolve())
-            self._store(Path(folder))
-            return Predictor(link)
+        opened = self._open()
+
+        class PredictorOfTemporaryFile(Predictor):
+            def _open_tokenizer(self, settings: TextSettings) -> TextInput:
+                return opened
+
+        return PredictorOfTemporaryFile(model)
 
     def write(self) -> None:
         """Write the files next to the model, each by rename. Existing files of the same tokenizer are kept."""

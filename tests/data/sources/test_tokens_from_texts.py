@@ -106,9 +106,21 @@ def test_a_text_without_tokens_names_its_row() -> None:
         TokenSource.from_texts(SENTENCES, tokenizer)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_special_tokens_in_texts_are_split_if_the_tokenizer_says_so(split: bool) -> None:
+    tokenizer = bert_tokenizer(split_special_tokens=split)
+    text = "the [SEP] movie [PAD]"
+    expected = tokenizer(text)["input_ids"]
+    for before in (False, True):
+        tokenizer.backend_tokenizer.encode_special_tokens = before  # calls of the tokenizer change it
+        assert TokenSource.from_texts([text], tokenizer).ids.tolist() == expected
+        assert tokenizer.backend_tokenizer.encode_special_tokens == before
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
+        (lambda: TokenSource.from_texts(["a"], bert_tokenizer(), max_length=1), ValueError, "max_length must be 2 or more, because the tokenizer adds 2 special tokens"),
         (lambda: TokenSource.from_texts([], bert_tokenizer()), ValueError, "texts must contain at least one text"),
         (lambda: TokenSource.from_texts("text", bert_tokenizer()), TypeError, "texts must be a sequence of strings"),
         (lambda: TokenSource.from_texts(["a", None], bert_tokenizer()), TypeError, "texts[1] must be a string, got NoneType"),

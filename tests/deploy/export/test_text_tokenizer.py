@@ -12,6 +12,7 @@ from export_samples import MAX_LENGTH, TEXT_GROUPS, TEXTS, WORDS, text_model, to
 from torch import nn
 
 from spurmix import MixedInputs, Predictor, TokenSource, export_onnx
+from spurmix.data.dataset.tokenizer_files import load_tokenizer
 from spurmix.deploy.export import ExportError, text_tokenizer
 
 
@@ -62,6 +63,32 @@ def test_a_stored_tokenizer_that_gives_other_ids_is_rejected(tmp_path: Path, mon
     with pytest.raises(ExportError, match="the stored tokenizer gives other ids"):
         export_onnx(text_model(), tmp_path / "m.onnx", source=source, groups=TEXT_GROUPS, tokenizer=tokenizer())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_special_tokens_in_texts_are_split_as_in_training(tmp_path: Path) -> None:
+    words = tokenizer()
+    words.split_special_tokens = True
+    source = TokenSource.from_texts(TEXTS, words)
+    exported = text_tokenizer.ExportedTokenizer(words, source, text_model(), tmp_path / "m.onnx")
+    assert exported.settings["split_special_tokens"]
+    assert exported._open().encode(["[SEP] w1"]) == [words("[SEP] w1")["input_ids"]] == [[1, 3, 3, 3, 5, 2]]
+    exported.write()
+    for only in (False, True):
+        again = load_tokenizer(tmp_path, tokenizers_only=only)
+        assert TokenSource.from_texts(["[SEP] w1"], again, max_length=9).ids.tolist() == [1, 3, 3, 3, 5, 2]
+
+
+def test_a_tokenizer_that_splits_special_tokens_only_in_the_original_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = tokenizer()
+    words.split_special_tokens = True
+    source = TokenSource.from_texts(TEXTS, words)
+    monkeypatch.setattr(text_tokenizer.tokenize, "splits_special_tokens", lambda tokenizer: tokenizer is words)
+    exported = text_tokenizer.ExportedTokenizer(words, source, text_model(), tmp_path / "m.onnx")
+    del exported.settings["split_special_tokens"]
+    with pytest.raises(ExportError, match=r"gives other ids than the original for 'Hello \[PAD\]"):
+        exported._check_stored_ids(words, MAX_LENGTH)
 
 
 def test_the_tokenizer_of_another_model_is_not_overwritten(exported_text_model: Path, tmp_path: Path) -> None:
