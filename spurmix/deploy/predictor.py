@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,7 @@ from spurmix.core.deprecation import warn_renamed
 from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE
 from spurmix.deploy.file_metadata import parse_metadata
 from spurmix.deploy.model_file import read_model_file
-from spurmix.deploy.tokenizer import TextInput
+from spurmix.deploy.tokenizer import TextInput, TextSettings, widen
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -23,6 +23,9 @@ PredictorInput: TypeAlias = ArrayLike | Sequence[str] | Mapping[str, ArrayLike]
 """Images or features, strings, or token ids and attention mask by name."""
 
 LogitArray = NDArray[np.float32]
+
+MAX_THREADS = 1024
+"""Maximum number of threads of ONNX Runtime, which creates all of them at once."""
 
 
 def __getattr__(name: str) -> str:
@@ -37,7 +40,7 @@ class Predictor:
 
     Args:
         path: The `.onnx` file. A text model needs `tokenizer.json` in the same folder.
-        threads: Number of threads of ONNX Runtime. Default: the choice of ONNX Runtime.
+        threads: Number of threads of ONNX Runtime, at most 1024. Default: the choice of ONNX Runtime.
         providers: Execution providers of ONNX Runtime. Default: the CPU.
 
     Attributes:
@@ -67,13 +70,13 @@ class Predictor:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
-            options.intra_op_num_threads = checks.integer(threads, "threads", 1)
+            options.intra_op_num_threads = checks.integer(threads, "threads", 1, MAX_THREADS)
         chosen = ("CPUExecutionProvider",) if providers is None else checks.strings(providers, "providers")
         available = onnxruntime.get_available_providers()
         missing = [name for name in chosen if name not in available]
         if missing or not chosen:
             raise ValueError(f"providers must be some of {', '.join(available)}, got {', '.join(missing) or 'none'}")
-        path = Path(path)
+        self._path = path = Path(path)
         stored = read_model_file(path)
         stored.check(path)
         try:
@@ -83,11 +86,14 @@ class Predictor:
         _check_session(self.session, chosen, threads)
         found = parse_metadata(path, stored.metadata)
         self.metadata, self.classes, self.report = found.entries, found.classes, found.report
-        self.text = TextInput(path.parent / TOKENIZER_FILE, found.text) if found.text is not None else None
+        self.text = self._open_tokenizer(found.text) if found.text is not None else None
         _check_inputs(path, self.session, len(self.classes), ("input_ids", "attention_mask") if self.text else ())
         self._input = self.session.get_inputs()[0]
         self.shape: tuple[int, ...] = tuple(self._input.shape[1:]) if self.text is None else ()
         self._dtype = np.uint8 if "uint8" in self._input.type else np.float32
+
+    def _open_tokenizer(self, settings: TextSettings) -> TextInput:
+        return TextInput(self._path.parent / TOKENIZER_FILE, settings)
 
     def predict(self, inputs: PredictorInput) -> LogitArray:
         """Compute logits.
@@ -96,19 +102,20 @@ class Predictor:
 
         Args:
             inputs: Images, uint8 `[B, H, W, C]`, or features, float32 `[B, D]`. For a text model strings `[B]`, or a dict
-                of "input_ids" and "attention_mask", integers `[B, S]`.
+                of "input_ids" and "attention_mask", integers `[B, S]`. The mask is 1 at tokens and 0 at padding.
 
         Returns:
             Logits, float32 `[B, classes]`.
 
         Raises:
             TypeError: If the dtype is wrong, or an element is not a string.
-            ValueError: If the shape is wrong.
+            ValueError: If the shape is wrong, or a text has no tokens.
             IndexError: If an id is outside the vocabulary.
+            RuntimeError: If ONNX Runtime fails.
         """
         if self.text is not None:
             return self._predict_tokens(inputs) if isinstance(inputs, Mapping) else self._predict_texts(inputs)
-        array = np.asarray(inputs)
+        array = _as_array(inputs, "inputs")
         if array.dtype != self._dtype:
             raise TypeError(f"inputs must have dtype {np.dtype(self._dtype).name}, got {array.dtype}")
         if array.ndim != 1 + len(self.shape) or array.shape[1:] != self.shape:
@@ -116,16 +123,30 @@ class Predictor:
             raise ValueError(f"inputs must have shape [B, {expected}], got {list(array.shape)}")
         if array.shape[0] == 0:
             return np.empty((0, len(self.classes)), dtype=np.float32)
-        return self.session.run(None, {self._input.name: np.ascontiguousarray(array)})[0]
+        return self._run({self._input.name: np.ascontiguousarray(array)})
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> LogitArray:
+        """Run the model on a batch of one example or more."""
+        try:
+            logits = self.session.run(None, inputs)[0]
+        except Exception as error:  # the errors of onnxruntime share no base class
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise RuntimeError(f"{self._path}: ONNX Runtime cannot compute logits of {shapes}: {error}") from None
+        expected = (len(next(iter(inputs.values()))), len(self.classes))
+        if logits.shape != expected:
+            raise RuntimeError(
+                f"{self._path}: the model computes {list(logits.shape)} logits instead of {list(expected)}"
+            )
+        return logits.astype(np.float32, copy=False)
 
     def _predict_texts(self, inputs: ArrayLike | Sequence[str]) -> LogitArray:
         assert self.text is not None
-        if isinstance(inputs, (str, bytes)) or not hasattr(inputs, "__len__"):
+        if isinstance(inputs, (str, bytes)) or not (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")):
             raise TypeError(f"inputs must be a sequence of strings, got {type(inputs).__name__}")
         texts = cast("Sequence[str]", inputs)  # each element is checked by `batches`
         logits = np.empty((len(texts), len(self.classes)), dtype=np.float32)
         for rows, ids, mask in self.text.batches(texts):
-            logits[rows] = self.session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+            logits[rows] = self._run({"input_ids": ids, "attention_mask": mask})
         return logits
 
     def _predict_tokens(self, inputs: Mapping[str, ArrayLike]) -> LogitArray:
@@ -133,19 +154,25 @@ class Predictor:
         names = ("input_ids", "attention_mask")
         if set(inputs) != set(names):
             raise ValueError(f"inputs must have the entries {' and '.join(names)}, got {', '.join(map(str, inputs))}")
-        ids, mask = (np.asarray(inputs[name]) for name in names)
+        ids, mask = (_as_array(inputs[name], name) for name in names)
         for name, array in zip(names, (ids, mask), strict=True):
             if array.dtype.kind not in "iub":
                 raise TypeError(f"{name} must be integers, got {array.dtype}")
             if array.ndim != 2 or array.shape != ids.shape:
                 raise ValueError(f"{name} must have shape [B, S], the same for both, got {list(array.shape)}")
-        if ids.size == 0:
-            return np.empty((len(ids), len(self.classes)), dtype=np.float32)
+        if len(ids) == 0:
+            return np.empty((0, len(self.classes)), dtype=np.float32)
+        if not np.isin(mask, (0, 1)).all():
+            raise ValueError(f"attention_mask must be 0 or 1, got values from {mask.min()} to {mask.max()}")
+        if not mask.any(axis=1).all():
+            row = int(mask.any(axis=1).argmin())
+            raise ValueError(f"attention_mask[{row}] has no 1: the text has no tokens; remove the text")
         if self.text.max_length is not None and ids.shape[1] > self.text.max_length:
             raise ValueError(f"input_ids must have at most {self.text.max_length} tokens per text, got {ids.shape[1]}")
         if not 0 <= ids.min() <= ids.max() < self.text.vocab_size:
             raise IndexError(f"input_ids must be in [0, {self.text.vocab_size}), got {ids.min()} to {ids.max()}")
-        return self.session.run(None, {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)})[0]
+        ids, mask = widen(ids.astype(np.int64), mask.astype(np.int64), self.text.pad_id, self.text.padding_side)
+        return self._run({"input_ids": ids, "attention_mask": mask})
 
     def predict_proba(self, inputs: PredictorInput) -> LogitArray:
         """Compute class probabilities, the softmax of the logits.
@@ -159,6 +186,14 @@ class Predictor:
         logits = self.predict(inputs)
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def _as_array(values: object, name: str) -> NDArray[Any]:
+    """Return `values` as an array. Raises a `ValueError` if rows have different lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array, or sequences of the same length ({error})") from None
 
 
 def _check_session(session: onnxruntime.InferenceSession, providers: Sequence[str], threads: int | None) -> None:

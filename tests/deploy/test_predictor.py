@@ -68,9 +68,48 @@ def test_text_inputs(exported_text_model: Path) -> None:
         (dict(input_ids=one, attention_mask=two), ValueError, "attention_mask must have shape"),
         (dict(input_ids=np.full((1, 2), 34), attention_mask=one), IndexError, r"\[0, 34\)"),
         (dict(input_ids=np.ones((1, 13), int), attention_mask=np.ones((1, 13), int)), ValueError, "at most 12"),
+        (dict(input_ids=np.ones((2, 0), int), attention_mask=np.ones((2, 0), int)), ValueError, r"mask\[0\] has no 1"),
+        (
+            dict(input_ids=two, attention_mask=0 * two),
+            ValueError,
+            r"attention_mask\[0\] has no 1: the text has no tokens",
+        ),
+        (
+            dict(input_ids=two, attention_mask=two - 2),
+            ValueError,
+            "attention_mask must be 0 or 1, got values from -1 to",
+        ),
+        (dict(input_ids=[[1], [1, 2]], attention_mask=two), ValueError, "input_ids must be an array, or sequences of"),
+        (dict(input_ids=[[2**70]], attention_mask=one), TypeError, "input_ids must be integers"),
+        ([("w1", "w2")], TypeError, r"texts\[0\] must be a string, got tuple"),
+        ({"w1", "w2"}, TypeError, "sequence of strings, got set"),
+        (["\ud800"], ValueError, r"texts\[0\] has a lone surrogate"),
     ):
         with pytest.raises(error, match=text):
             predictor.predict(invalid)
+
+
+def test_texts_of_one_token(exported_text_model: Path) -> None:
+    predictor = Predictor(exported_text_model)
+    one = dict(input_ids=np.array([[5]]), attention_mask=np.array([[True]]))
+    padded = dict(input_ids=np.array([[5, 0, 0]]), attention_mask=np.array([[1, 0, 0]]))
+    np.testing.assert_allclose(predictor.predict(one), predictor.predict(padded), atol=1e-6)
+    none = np.zeros((0, 3), int)
+    assert predictor.predict(dict(input_ids=none, attention_mask=none)).shape == (0, 2)
+
+
+def test_errors_of_onnx_runtime_name_the_file(exported_text_model: Path) -> None:
+    predictor = Predictor(exported_text_model)
+    assert predictor.text is not None
+    predictor.text.vocab_size = 10**6
+    with pytest.raises(RuntimeError, match=r"m\.onnx: ONNX Runtime cannot compute logits of input_ids \[1, 2\]"):
+        predictor.predict(dict(input_ids=np.full((1, 2), 50), attention_mask=np.ones((1, 2), int)))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 2**40])
+def test_numbers_of_threads_outside_the_range(exported_text_model: Path, threads: int) -> None:
+    with pytest.raises(ValueError, match=rf"threads must be in \[1, 1024\], got {threads}"):
+        Predictor(exported_text_model, threads=threads)
 
 
 def test_deprecated_name_of_the_tokenizer_file_still_works() -> None:

@@ -55,11 +55,17 @@ def run_file(
 
     Returns:
         Logits, float32 `[N, classes]`.
+
+    Raises:
+        ExportError: If ONNX Runtime cannot run the file.
     """
     logits = np.empty(shape, dtype=np.float32)
     # The first batch has one example: a graph with a fixed batch size fails here.
     for index in (order[:1], *order[1:].split(batch_size)):
-        logits[index.numpy()] = predictor.predict(inputs.predictor_input(index))
+        try:
+            logits[index.numpy()] = predictor.predict(inputs.predictor_input(index))
+        except RuntimeError as error:
+            raise ExportError(f"the exported file does not run: {error}; the file was not written") from None
     return logits
 
 
