@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from spurmix.core.files import FileError
 from spurmix.core.names import listed, printable
 from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
-from spurmix.data.pack.decode import read_file
+from spurmix.data.pack.decode import IMAGE_SUFFIXES, read_file
 from spurmix.data.pack.manifest import (
     Manifest,
     SampleSource,
@@ -30,7 +31,7 @@ from spurmix.data.pack.manifest import (
     with_labels,
 )
 from spurmix.data.pack.remote import local_path
-from spurmix.data.pack.strays import without_strays
+from spurmix.data.pack.strays import is_stray, without_strays
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -123,8 +124,9 @@ def from_huggingface(
     with _progress_bars_on_terminals(library):
         splits = _load_splits(library, path, notify)
     location = str(path)
-    splits, without_column = _labelled_splits(splits, label)
-    features = _check_columns(splits, (label, *attributes, text, image, split), location)
+    hint = _class_folder_hint(Path(path)) if any(label not in part.features for part in splits.values()) else ""
+    splits, without_column = _labelled_splits(splits, label, hint)
+    features = _check_columns(splits, (label, *attributes, text, image, split), location, hint)
     parts = list(splits.values())
     samples: SampleSource = (
         _image_column(library, parts, image, location)
@@ -156,12 +158,33 @@ def from_huggingface(
     return with_labels(without_strays(manifest, paths))
 
 
-def _labelled_splits(splits: dict[str, Dataset], label: str) -> tuple[dict[str, Dataset], list[str]]:
+def _class_folder_hint(folder: Path) -> str:
+    """Return why `datasets` reads no labels from class folders, or "". It does so only if all images have one depth."""
+    if not folder.is_dir():
+        return ""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not is_stray(name)]
+    depths = Counter(name.count("/") for name in images)
+    if len(depths) < 2:
+        classes = {name.rpartition("/")[0] for name in images}
+        return f"; `datasets` reads no labels from the only class folder {min(classes)!a}" if len(classes) == 1 else ""
+    usual = max(depths, key=lambda depth: (depths[depth], depth))
+    stray = next(name for name in images if name.count("/") != usual)
+    other = next(name for name in images if name.count("/") == usual)
+    return (
+        f"; `datasets` reads no labels from class folders, because {stray!a} has another depth than {other!a}; move or "
+        "remove this file, or use the layout 'folder'"
+    )
+
+
+def _labelled_splits(splits: dict[str, Dataset], label: str, hint: str) -> tuple[dict[str, Dataset], list[str]]:
     """Leave out splits without the label column, unless no split has it. Returns a note for each of them."""
     found = {name: part for name, part in splits.items() if label in part.features}
     if not found:
         return splits, []
-    notes = [f"split {name} is left out, because it has no column {label}" for name in splits if name not in found]
+    notes = [
+        f"split {name} is left out, because it has no column {label}{hint}" for name in splits if name not in found
+    ]
     return found, notes
 
 
@@ -226,13 +249,18 @@ def _check_sizes(local: Path) -> None:
             continue
 
 
-def _check_columns(splits: dict[str, Dataset], columns: Sequence[str | None], location: str) -> dict[str, object]:
-    """Check that all splits have the same columns, among them `columns`. Returns the type of each column."""
+def _check_columns(
+    splits: dict[str, Dataset], columns: Sequence[str | None], location: str, hint: str
+) -> dict[str, object]:
+    """Check that all splits have the same columns, among them `columns`. Returns the type of each column.
+
+    `hint` says why a column of labels is missing.
+    """
     first, *others = splits
     features = splits[first].features
     for name in columns:
         if name is not None and name not in features:
-            raise ValueError(f"{location}: no column {name!r}; the columns are {listed(features, [name])}")
+            raise ValueError(f"{location}: no column {name!r}; the columns are {listed(features, [name])}{hint}")
     for name in others:
         if list(splits[name].features.items()) != list(features.items()):
             raise ValueError(f"{location}: the columns of split {name} differ from those of split {first}")

@@ -194,3 +194,34 @@ def test_class_labels_and_strings_that_spell_a_missing_value_are_unknown(tmp_pat
         "place is unknown in 1 of 3 rows; 'NA' is read as unknown, rename it if it is a name",
         "hat is unknown in 1 of 3 rows; 'nan' is read as unknown, rename it if it is a name",
     )
+
+
+def write_images(root: Path, *names: str) -> None:
+    for n, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(n))
+
+
+CLASS_FOLDERS = ("cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png")
+
+
+@pytest.mark.parametrize(("stray", "usual"), [("cover.png", "cat/1.png"), ("dog/more/5.png", "cat/1.png")])
+def test_an_image_at_another_depth_is_named(stray: str, usual: str, tmp_path: Path) -> None:
+    write_images(tmp_path, *CLASS_FOLDERS)
+    assert from_huggingface(tmp_path).metadata.class_names == ("cat", "dog")
+    write_images(tmp_path, stray)
+    with pytest.raises(ValueError, match=rf"no column 'label'.*because '{stray}' has another depth than '{usual}'"):
+        from_huggingface(tmp_path)
+
+
+def test_an_image_at_another_depth_in_one_split_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"{split}/{name}" for split in ("train", "test") for name in CLASS_FOLDERS))
+    write_images(tmp_path, "test/cover.png")
+    with pytest.raises(ValueError, match=r"no column 'label'.*because 'test/cover\.png' has another depth than"):
+        from_huggingface(tmp_path)
+
+
+def test_a_single_class_folder_has_no_labels(tmp_path: Path) -> None:
+    write_images(tmp_path, "cat/1.png", "cat/2.png")
+    with pytest.raises(ValueError, match=r"no column 'label'.*no labels from the only class folder 'cat'"):
+        from_huggingface(tmp_path)
