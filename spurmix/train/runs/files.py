@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, NotRequired, TypedDict
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from spurmix.core.files import FileError, parse_json, read_json, read_json_lines
@@ -73,6 +73,7 @@ class WeightsHeader(TypedDict):
     architecture: Architecture
     digest: str
     checksum: NotRequired[str]
+    worst_group: NotRequired[float]
 
 
 def sealed(entries: Mapping[str, object], before: str = "") -> dict[str, object]:
@@ -258,6 +259,32 @@ def bests(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def highest_before(folder: Path, rows: Iterable[EvaluationRow], step: int) -> float:
+    """Find the highest worst-group accuracy before a batch.
+
+    Args:
+        folder: Folder of the run.
+        rows: Evaluations before `step`. Lines of the file may have been removed.
+        step: Number of batches.
+
+    Returns:
+        Highest accuracy of the rows and of the best weights, -1 if there is none.
+
+    Raises:
+        ValueError: If the best weights are corrupt.
+    """
+    highest = max((row["worst_group"] for row in rows), default=-1.0)
+    earlier = [path for saved, path in bests(folder).items() if saved < step]
+    for path in earlier[-1:]:
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                found = _header(file).get("worst_group", -1.0)
+        except (OSError, SafetensorError, FileError) as error:
+            raise ValueError(f"cannot read {path}: {error}; remove it to train without it") from None
+        highest = max(highest, found)
+    return highest
+
+
 def prune_bests(folder: Path) -> None:
     """Remove best weights that no run resumed from one of the checkpoints can need."""
     checkpoints = [int(p.name.removeprefix("step-")) for p in (folder / CHECKPOINTS).glob("step-*")]
@@ -309,16 +336,10 @@ def read_weights(path: Path, model: nn.Module | None = None) -> tuple[nn.Module,
     Raises:
         ValueError: If the file is missing, corrupt or of another model.
     """
-    from safetensors import safe_open
-
     try:
         with safe_open(str(path), framework="pt") as file:
-            text = (file.metadata() or {}).get("spurmix")
-            if text is None:
-                raise FileError("the header has no entry of spurmix")
-            header = parse_json(text, "the header", WeightsHeader)
+            header = _header(file)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        _check_seal(header, "the header")
         if _digest(state) != header["digest"]:
             raise FileError("wrong digest of the weights")
         if model is None:
@@ -330,6 +351,16 @@ def read_weights(path: Path, model: nn.Module | None = None) -> tuple[nn.Module,
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise ValueError(f"cannot read {path} as weights of this model: {reason}") from None
     return loaded, dict(header)
+
+
+def _header(file: safe_open) -> WeightsHeader:
+    """Read and check the description in the header of weights."""
+    text = (file.metadata() or {}).get("spurmix")
+    if text is None:
+        raise FileError("the header has no entry of spurmix")
+    header = parse_json(text, "the header", WeightsHeader)
+    _check_seal(header, "the header")
+    return header
 
 
 def read_finished(path: Path, model: nn.Module | None = None) -> tuple[nn.Module, RunDescription]:

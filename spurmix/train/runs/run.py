@@ -300,7 +300,7 @@ class _Validation:
         for later, path in files.bests(run.folder).items():
             if later >= step:
                 path.unlink()
-        best = max((earlier["worst_group"] for earlier in rows), default=-1.0)
+        best = files.highest_before(run.folder, rows, step)
         row = EvaluationRow(
             step=step, worst_group=found.worst_group, average=found.average, adjusted_average=found.adjusted_average,
             worst_name=found.worst_name,

@@ -125,6 +125,22 @@ def test_every_change_of_evaluations_is_found(small_run: Path, tmp_path: Path) -
             files.read_evaluations(tmp_path)
 
 
+def test_removed_evaluations_do_not_replace_the_best_weights(small_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(small_run / "run", tmp_path / "run")
+    with_header(run / files.MODEL, lambda header: header.update(worst_group=0.75), sealed=False)
+    for path in files.bests(run).values():
+        path.unlink()
+    for step in (4, 8):
+        shutil.copy(run / files.MODEL, files.best_path(run, step))
+    low = [{**files.read_evaluations(run)[0], "step": 4, "worst_group": 0.5}]
+    assert files.highest_before(run, low, 12) == 0.75  # type: ignore[arg-type]
+    assert files.highest_before(run, low, 4) == 0.5  # type: ignore[arg-type]
+    assert files.highest_before(tmp_path, [], 12) == -1
+    files.best_path(run, 8).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"cannot read .*best-00000008\.safetensors: .*; remove it"):
+        files.highest_before(run, low, 12)  # type: ignore[arg-type]
+
+
 def test_a_changed_description_is_refused(small_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(small_run / "run", tmp_path / "run")
     about = json.loads((run / files.ABOUT).read_text())
