@@ -262,8 +262,11 @@ def _check_columns(
         if name is not None and name not in features:
             raise ValueError(f"{location}: no column {name!r}; the columns are {listed(features, [name])}{hint}")
     for name in others:
-        if list(splits[name].features.items()) != list(features.items()):
-            raise ValueError(f"{location}: the columns of split {name} differ from those of split {first}")
+        found = splits[name].features
+        if list(found.items()) != list(features.items()):
+            column = next((c for c in (*features, *found) if features.get(c) != found.get(c)), "")
+            types = f": {column!a} is {found.get(column)} and {features.get(column)}" if column else " in their order"
+            raise ValueError(f"{location}: the columns of split {name} differ from those of split {first}{types}")
     count = sum(len(part) for part in splits.values())
     if count == 0:
         raise ValueError(f"{location} has no rows")

@@ -6,11 +6,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
+from spurmix.core.names import similarity_notes
 from spurmix.core.ranges import chunks, contiguous
 from spurmix.data.dataset.format import ARRAY_FILES, Metadata, read_array_header
 from spurmix.data.dataset.packed import PackedDataset
@@ -74,9 +76,11 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
     first = opened[0]
     for other in opened[1:]:
         _check_same(first, other)
-    notes = [*(note for part in opened for note in part.provenance.get("notes", [])), *_check_shards(opened)]
+    incomplete = _check_shards(opened)
     metadata, emptied = drop_absent(_join_metadata(opened), _expected(opened))
-    notes += emptied
+    splits = [name for part in opened for name in part.splits]
+    new_notes = (*incomplete, *emptied, *similarity_notes(splits, "splits"))
+    notes = [*(note for part in opened for note in part.provenance.get("notes", [])), *new_notes]
     for part in opened:
         part.check()
     unreadable = [entry for part in opened for entry in read_report(part)]
@@ -85,6 +89,7 @@ def merge(parts: Sequence[str | Path], target: str | Path) -> PackReport:
         if job.finished is not None:
             return job.publish_finished(began)
         job.clear()
+        job.notes += new_notes
         (_merge_tokens if first.kind == "tokens" else _merge_rows)(job, opened, len(metadata))
         for name in first.extra_files:
             shutil.copyfile(first.path / name, job.folder / name)
@@ -105,8 +110,6 @@ def _check_same(first: PackedDataset, other: PackedDataset) -> None:
     properties: list[tuple[str, Callable[[PackedDataset], object]]] = [
         ("kind", lambda d: d.kind),
         (f"shape or dtype of the {first.kind}", _row_layout),
-        ("class names", lambda d: d.metadata.class_names),
-        ("attributes", lambda d: d.metadata.attribute_names),
         ("tokenizer or max_length", lambda d: d.provenance.get("tokens")),
         ("cells", lambda d: d.provenance.get("cells")),
         ("model", lambda d: d.provenance.get("model")),
@@ -114,6 +117,24 @@ def _check_same(first: PackedDataset, other: PackedDataset) -> None:
     for name, value_of in properties:
         if value_of(other) != value_of(first):
             raise ValueError(f"parts: {name} of {other.path} must be the same as of {first.path}")
+    known, found = first.metadata, other.metadata
+    _check_names("class names", found.class_names, known.class_names, first, other)
+    _check_names("attributes", sorted(found.attribute_names), sorted(known.attribute_names), first, other)
+    for name, values in known.attribute_names.items():
+        _check_names(f"names of attribute {name!r}", found.attribute_names[name], values, first, other)
+
+
+def _check_names(
+    what: str, found: Sequence[str], expected: Sequence[str], first: PackedDataset, other: PackedDataset
+) -> None:
+    """Check that names and their numbers are the same. The message shows the first difference."""
+    for k, (name, known) in enumerate(zip_longest(found, expected)):
+        if name != known:
+            shown = ["missing" if value is None else ascii(value) for value in (name, known)]
+            raise ValueError(
+                f"parts: {what} of {other.path} must be the same as of {first.path}, in the same order: number {k} is "
+                f"{shown[0]} and {shown[1]}; pack both with the same names"
+            )
 
 
 def _join_metadata(opened: list[PackedDataset]) -> Metadata:

@@ -225,3 +225,11 @@ def test_a_single_class_folder_has_no_labels(tmp_path: Path) -> None:
     write_images(tmp_path, "cat/1.png", "cat/2.png")
     with pytest.raises(ValueError, match=r"no column 'label'.*no labels from the only class folder 'cat'"):
         from_huggingface(tmp_path)
+
+
+def test_splits_with_other_class_labels_are_refused(tmp_path: Path) -> None:
+    one, other = hf_images(4), hf_images(4)
+    names = datasets.ClassLabel(names=["dog", "cat", "cow"])
+    datasets.DatasetDict(train=one, test=other.cast_column("label", names)).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(ValueError, match=r"split test differ from those of split train: 'label' is ClassLabel\(names="):
+        from_huggingface(tmp_path / "d")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from image_samples import birds, class_folder
 
-from spurmix.data.dataset.format import DatasetError
+from spurmix.data.dataset.format import DatasetError, Metadata
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.images import pack_images
 from spurmix.data.pack.layouts.waterbirds import from_waterbirds
+from spurmix.data.pack.manifest import Manifest
 from spurmix.data.pack.merge import merge
 
 
@@ -67,3 +69,57 @@ def test_shard_without_readable_files(tmp_path: Path) -> None:
     assert PackedDataset(report.path).array[:, 0, 0, 0].tolist() == [2, 3, 4, 5] and len(report.broken) == 2
     with pytest.raises(ValueError, match="the datasets have no examples"):
         merge(parts[:1], tmp_path / "u")
+
+
+class Pixels:
+    """Two images, as the items of a manifest."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, n: int, /) -> object:
+        return np.full((4, 4, 3), n, dtype=np.uint8)
+
+    def digest(self) -> str:
+        return "pixels"
+
+
+def packed(
+    target: Path, classes: tuple[str, ...] = ("cat", "dog"), split: str = "train", **attributes: tuple[str, ...]
+) -> Path:
+    """Pack two images with the given names."""
+    values = np.array([0, 1])
+    names = attributes or {"place": ("in", "out"), "time": ("a", "b")}
+    metadata = Metadata(values, [split] * 2, ["0", "1"], dict.fromkeys(names, values), classes, names)
+    return pack_images(Manifest("here", metadata, samples=Pixels()), target, size=4).path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ("dog", "cat")}, "class names of .*: number 0 is 'dog' and 'cat'; pack both with the same names"),
+        ({"classes": ("cat", "dog ")}, "class names of .*: number 1 is 'dog ' and 'dog'"),
+        ({"classes": ("cat", "dog", "cow")}, "class names of .*: number 2 is 'cow' and missing"),
+        ({"place": ("in", "out")}, "attributes of .*: number 1 is missing and 'time'"),
+        ({"place ": ("in", "out"), "time": ("a", "b")}, "attributes of .*: number 0 is 'place ' and 'place'"),
+        ({"place": ("out", "in"), "time": ("a", "b")}, "names of attribute 'place' of .*: number 0 is 'out' and 'in'"),
+        ({"place": ("in", "o\u200but"), "time": ("a", "b")}, r"names of attribute 'place'.* is 'o\\u200but' and 'out'"),
+    ],
+)
+def test_parts_with_other_names_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    parts = [packed(tmp_path / "a"), packed(tmp_path / "b", **options)]
+    with pytest.raises(ValueError, match=message):
+        merge(parts, tmp_path / "t")
+
+
+def test_attributes_are_merged_by_name(tmp_path: Path) -> None:
+    parts = [packed(tmp_path / "a"), packed(tmp_path / "b", time=("a", "b"), place=("in", "out"))]
+    report = merge(parts, tmp_path / "t")
+    assert list(PackedDataset(report.path).metadata.attribute_names) == ["place", "time"] and report.notes == ()
+
+
+def test_notes_of_a_merge_are_reported(tmp_path: Path) -> None:
+    parts = [packed(tmp_path / "a"), packed(tmp_path / "b", split="train ")]
+    (note,) = merge(parts, tmp_path / "t").notes
+    assert note.startswith("splits 'train' and 'train ' differ only by white space")
+    assert PackedDataset(tmp_path / "t").provenance["notes"] == [note]
