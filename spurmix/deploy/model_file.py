@@ -25,6 +25,20 @@ MAX_METADATA = 1 << 26
 _METADATA_FIELD, _DOCUMENTATION_FIELD = 14, 6
 """Fields of `ModelProto` that other programs may change without changing the model."""
 
+_NESTED: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "external"},
+}
+"""Messages in the fields of a message that may contain tensors."""
+MAX_DEPTH = 100
+"""Maximum number of nested messages."""
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -33,10 +47,12 @@ class ModelFile:
     Attributes:
         metadata: Text of each entry named `spurmix.*`.
         digest: Checksum of the contents.
+        locations: Names of the files with data of tensors that are not in the file itself.
     """
 
     metadata: dict[str, str]
     digest: str
+    locations: frozenset[str]
 
     @property
     def intact(self) -> bool:
@@ -49,6 +65,11 @@ class ModelFile:
             raise FileError(
                 f"{path} was changed after export_onnx compared it with its model: its checksum is {self.digest[:16]}, "
                 f"the stored one {self.metadata[DIGEST][1:17]}; copy the file again or export the model again"
+            )
+        if self.locations:
+            raise FileError(
+                f"{path} reads weights from {', '.join(map(repr, sorted(self.locations)))}, which are not part of the file "
+                "and have no checksum; export the model again"
             )
 
 
@@ -66,6 +87,7 @@ def read_model_file(path: Path) -> ModelFile:
     """
     contents = hashlib.sha256()
     stored: dict[str, str] = {}
+    locations: set[str] = set()
     size = 0
     try:
         with path.open("rb") as file:
@@ -81,12 +103,14 @@ def read_model_file(path: Path) -> ModelFile:
                         if key.startswith(PREFIX):
                             stored[key] = value
                     elif field != _DOCUMENTATION_FIELD:
+                        if field in _NESTED["model"]:
+                            locations.update(_locations(data, begin, end, _NESTED["model"][field]))
                         contents.update(f"{field} {end - begin} ".encode())
                         for at in range(begin, end, CHUNK):
                             contents.update(data[at : min(at + CHUNK, end)])
     except (OSError, ValueError, IndexError) as error:
         raise FileError(f"{path} cannot be loaded as an ONNX model: {error}") from None
-    return ModelFile(stored, _with_metadata(contents.copy(), stored))
+    return ModelFile(stored, _with_metadata(contents.copy(), stored), frozenset(locations))
 
 
 def _with_metadata(contents: hashlib._Hash, stored: Mapping[str, str]) -> str:
@@ -96,10 +120,25 @@ def _with_metadata(contents: hashlib._Hash, stored: Mapping[str, str]) -> str:
     return contents.hexdigest()
 
 
-def _fields(view: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
+def _locations(data: mmap.mmap, begin: int, end: int, kind: str, depth: int = 0) -> Iterator[str]:
+    """Yield the names of the files with external data of all tensors in a message."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} nested messages")
+    if kind == "external":
+        key, value = _entry(data[begin:end])
+        if key == "location":
+            yield value
+        return
+    nested = _NESTED[kind]
+    for field, first, last in _fields(data, begin, end):
+        if field in nested:
+            yield from _locations(data, first, last, nested[field], depth + 1)
+
+
+def _fields(view: bytes | mmap.mmap, begin: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int]]:
     """Yield number, begin and end of each field of a protobuf message."""
-    at = 0
-    while at < len(view):
+    at, stop = begin, len(view) if stop is None else stop
+    while at < stop:
         tag, at = _number(view, at)
         kind = tag & 7
         if kind == 0:
@@ -111,7 +150,7 @@ def _fields(view: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
             end = at + (8 if kind == 1 else 4)
         else:
             raise ValueError("it is not a protobuf message")
-        if end > len(view):
+        if end > stop:
             raise ValueError("the file is truncated")
         yield tag >> 3, at, end
         at = end

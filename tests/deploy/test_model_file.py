@@ -36,7 +36,7 @@ def edited(contents: bytes, path: Path, entries: dict[str, str | None], sign: bo
         for key, value in stored.items():
             if value is not None:
                 model.metadata_props.add(key=key, value=value)
-        onnx.save(model, path)
+        path.write_bytes(model.SerializeToString())
         if not last and sign and DIGEST not in entries:
             stored[DIGEST] = json.dumps(read_model_file(path).digest)
     return path
@@ -140,6 +140,55 @@ def test_other_models_are_refused(contents: bytes, tmp_path: Path) -> None:
     onnx.save(model, path)
     edited(path.read_bytes(), path, {})
     with pytest.raises(ValueError, match=r"other inputs than exported models|cannot be loaded"):
+        Predictor(path)
+
+
+def external(tensor: onnx.TensorProto, location: str) -> None:
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="offset", value="0")
+    tensor.external_data.add(key="location", value=location)
+
+
+@pytest.mark.parametrize("place", ["initializer", "sparse", "attribute", "attributes", "subgraph", "function"])
+def test_weights_in_other_files_are_refused(contents: bytes, tmp_path: Path, place: str) -> None:
+    model = onnx.load_from_string(contents)
+    tensor = onnx.TensorProto()
+    if place == "initializer":
+        tensor = next(one for one in model.graph.initializer if len(one.raw_data) > 1000)
+    external(tensor, "../secret.bin")
+    if place == "sparse":
+        model.graph.sparse_initializer.add().indices.CopyFrom(tensor)
+    elif place == "attribute":
+        model.graph.node.add().attribute.add().t.CopyFrom(tensor)
+    elif place == "attributes":
+        model.graph.node.add().attribute.add().tensors.add().CopyFrom(tensor)
+    elif place == "subgraph":
+        model.graph.node.add().attribute.add().graphs.add().initializer.add().CopyFrom(tensor)
+    elif place == "function":
+        model.functions.add().node.add().attribute.add().t.CopyFrom(tensor)
+    path = edited(model.SerializeToString(), tmp_path / "m.onnx", {})
+    with pytest.raises(
+        ValueError, match=r"m\.onnx reads weights from '\.\./secret\.bin', which are not part of the file"
+    ):
+        Predictor(path)
+    with pytest.raises(ValueError, match="reads weights from"):
+        CliRunner().invoke(app, ["verify", str(path)], catch_exceptions=False)
+
+
+def test_deeply_nested_messages_are_refused(contents: bytes, tmp_path: Path) -> None:
+    graph = b""
+    for _ in range(400):  # field 5 of a graph in field 6 of an attribute in field 5 of a node in field 1 of a graph
+        for tag in (0x32, 0x2A, 0x0A):
+            size, length = b"", len(graph)
+            while length > 127:
+                size, length = size + bytes([length & 127 | 128]), length >> 7
+            graph = bytes([tag]) + size + bytes([length]) + graph
+    path = tmp_path / "m.onnx"
+    size, length = b"", len(graph)
+    while length > 127:
+        size, length = size + bytes([length & 127 | 128]), length >> 7
+    path.write_bytes(contents + b"\x3a" + size + bytes([length]) + graph)
+    with pytest.raises(ValueError, match=r"m\.onnx cannot be loaded as an ONNX model: more than 100 nested messages"):
         Predictor(path)
 
 
