@@ -10,7 +10,7 @@ import numpy as np
 
 from spurmix.cli.report.text import ImageSamples
 from spurmix.core.audit import correlation_text
-from spurmix.core.names import without_controls
+from spurmix.core.names import distinct_names, without_controls
 from spurmix.core.temporary import temporary_file
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def draw_accuracy(out: Path, evaluations: Sequence[tuple[str, Evaluation, str]])
 def _label_groups(axes: Axes, names: list[str], horizontal: bool) -> None:
     """Label the axes of a bar chart of accuracies."""
     positions, label = np.arange(len(names)), "accuracy (95% interval)"
-    names = [without_controls(name) for name in names]
+    names = [without_controls(name) for name in distinct_names(names)]
     if horizontal:
         shortened = [name if len(name) <= 50 else name[:49] + "…" for name in names]
         axes.set_yticks(positions, shortened, fontsize=8, parse_math=False)
@@ -116,6 +116,7 @@ def draw_audit(out: Path, residuals: Mapping[str, float], raw: float, attribute:
     names = list(residuals)[::-1]
     values = [residuals[name] for name in names]
     axes.barh(names, values, color=BLUE)
+    axes.set_ylim(-0.6, len(names) - 0.4)  # without bars, matplotlib would choose limits that exclude the texts
     for k, value in enumerate(values):
         axes.text(np.nan_to_num(value) + 0.01, k, correlation_text(value, 3), va="center", fontsize=8)
     axes.axvline(raw, color=GRAY, linestyle="--", label=f"data without mixing: {correlation_text(raw, 3)}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import math
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from torch import nn
 
 import spurmix
 from spurmix import GroupIndex
+from spurmix.cli.report.page import write_page
 from spurmix.cli.report.pictures import GRAY, draw_accuracy, draw_audit
 from spurmix.train.metrics import evaluate_logits
 
@@ -44,3 +48,22 @@ def test_groups_that_only_one_evaluation_has_are_drawn(tmp_path: Path) -> None:
         with Image.open(path) as picture:
             sizes.append(picture.size)
     assert sizes[0] == sizes[1]
+
+
+def test_correlations_of_which_none_can_be_determined(tmp_path: Path) -> None:
+    with Image.open(draw_audit(tmp_path, dict.fromkeys("abcdefgh", math.nan), math.nan, "place")) as picture:
+        assert picture.height < picture.width < 1500
+
+
+def test_names_that_look_the_same_differ_on_pages_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match="differ only by white space"):
+        groups = GroupIndex([0, 1, 2], class_names=["cat", "cat ", "dog"])
+    evaluation = evaluate_logits(np.eye(3), groups)
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_xticks", lambda _self, _positions, names, **_options: labels.extend(names))
+    draw_accuracy(tmp_path, [("ERM", evaluation, GRAY)])
+    assert labels == ["'cat'", "'cat '", "dog"]
+    rows = "{% for g, name in groups | with_names %}{{ name }}|{% endfor %}{{ 'cat' | shown(groups) }}"
+    monkeypatch.setattr(jinja2, "PackageLoader", lambda _: jinja2.DictLoader({"t": rows}))
+    write_page(tmp_path, "t", [], groups=evaluation.groups)
+    assert html.unescape((tmp_path / "report.html").read_text()) == "'cat'|'cat '|dog|'cat'"
