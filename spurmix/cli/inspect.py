@@ -42,9 +42,9 @@ def inspect(
     table = Table(
         "group", "label", "attribute", "count", "share", title=cell(f"groups of {name}"), title_justify="left"
     )
-    for row in groups.table():
-        names = (cell(row[column]) for column in ("group", "label", "attribute"))
-        table.add_row(*names, f"{row['count']:,}", f"{100 * row['share']:.2f}%")
+    rows = groups.table()
+    for row, *names in zip(rows, rows.names("label"), rows.names("attribute"), strict=True):
+        table.add_row(str(row["group"]), *map(cell, names), f"{row['count']:,}", f"{100 * row['share']:.2f}%")
     console.print(table)
     raw, residuals = residual_correlations(groups)
     table = Table(

@@ -14,7 +14,7 @@ from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.correlation import group_means, mixed_correlation, partner_shares
 from spurmix.core.groups import GroupIndex
 from spurmix.core.lam import moments
-from spurmix.core.names import printable
+from spurmix.core.names import distinct_names, printable
 from spurmix.core.resolved_policy import ResolvedPolicy
 from spurmix.core.schedule import make_schedule
 from spurmix.core.shares import (
@@ -95,16 +95,16 @@ class Audit:
         }
 
     def __str__(self) -> str:
-        head = ["", *self.attributes, "all"]
+        head = ["", *distinct_names(self.attributes), "all"]
         rows = [
             [name, *(f"{v:.4f}" for v in line), f"{line.sum():.4f}"]
-            for name, line in zip(self.classes, self.joint, strict=True)
+            for name, line in zip(distinct_names(self.classes), self.joint, strict=True)
         ]
         table = ["", "joint table of mixed samples", *_aligned([head, *rows])]
         use = [["group", "examples", "share", "distinct/epoch", "uses/pass"]]
         use += [
-            [g.name, f"{g.count:,}", f"{100 * g.share:.2f}%", _known(g.distinct, ",.0f"), _known(g.uses, ".1f")]
-            for g in self.groups
+            [name, f"{g.count:,}", f"{100 * g.share:.2f}%", _known(g.distinct, ",.0f"), _known(g.uses, ".1f")]
+            for g, name in zip(self.groups, distinct_names([g.name for g in self.groups]), strict=True)
         ]
         return "\n".join(
             [
@@ -253,6 +253,7 @@ def unknown_warnings(groups: GroupIndex, prior: FloatArray | None = None) -> lis
 
 
 def _listed(classes: Int64Array, names: Sequence[str], known: Int64Array, unknown: Int64Array, most: int = 4) -> str:
+    names = distinct_names(names)
     shown = [f"{names[c]} ({unknown[c]:,} of {unknown[c] + known[c]:,} unknown)" for c in classes[:most].tolist()]
     return ", ".join(shown) + (f" and {classes.size - most:,} more classes" if classes.size > most else "")
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from spurmix.core import checks
 from spurmix.core.array_types import Int64Array, IntArray
 from spurmix.core.cells import as_attributes, as_integers, check_range, sort_by_cell
-from spurmix.core.names import missing_notes, printable
+from spurmix.core.names import distinct_names, missing_notes, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,11 +49,22 @@ class GroupTable:
     def __getitem__(self, i: int) -> dict[str, Cell]:
         return self.rows[i]
 
+    def names(self, column: str) -> list[str]:
+        """Return a column as texts to show. Control characters are escaped, and names that look the same have quotes.
+
+        Args:
+            column: "label" or "attribute".
+
+        Returns:
+            The texts.
+        """
+        return [printable(name) for name in distinct_names(str(row[column]) for row in self.rows)]
+
     def __str__(self) -> str:
         head = ("group", "label", "attribute", "count", "share")
         body = [
-            (str(r["group"]), printable(r["label"]), printable(r["attribute"]), f"{r['count']:,}", f"{r['share']:.2%}")
-            for r in self.rows
+            (str(r["group"]), label, attribute, f"{r['count']:,}", f"{r['share']:.2%}")
+            for r, label, attribute in zip(self.rows, self.names("label"), self.names("attribute"), strict=True)
         ]
         width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         return "\n".join(
@@ -300,7 +311,7 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...
         return None
     given = checks.names(names, what)
     if what == "attribute_names":
-        for note in missing_notes(given, f"{what}:", "code these examples as unknown (-1)"):
+        for note in missing_notes(given, f"{what}:", "code these examples as unknown (-1)", any_case=False):
             warnings.warn(note, UserWarning, stacklevel=4)
     if len(given) < count:
         raise ValueError(f"{what} must have a name for each value from 0 to {count - 1}, got {len(given)} names")

@@ -116,18 +116,19 @@ def spells_missing(name: str, any_case: bool = False) -> bool:
     return name.strip().casefold() in _ANY_CASE if any_case else name.strip() in MISSING_SPELLINGS
 
 
-def missing_notes(names: Iterable[str], what: str, remedy: str) -> list[str]:
-    """Return a note on names that spell a missing value in upper or lower case, or no note.
+def missing_notes(names: Iterable[str], what: str, remedy: str, any_case: bool = True) -> list[str]:
+    """Return a note on names that spell a missing value, or no note.
 
     Args:
         names: The names.
         what: Plural of what they name.
         remedy: What to do if they mean that the value is missing.
+        any_case: See `spells_missing`.
 
     Returns:
         At most one note.
     """
-    spelled = [name for name in names if spells_missing(name, any_case=True)]
+    spelled = [name for name in names if spells_missing(name, any_case)]
     if not spelled:
         return []
     return [f"{what} {', '.join(map(ascii, spelled))} can mean a missing value and are read as names; if so, {remedy}"]
@@ -135,6 +136,8 @@ def missing_notes(names: Iterable[str], what: str, remedy: str) -> list[str]:
 
 def distinct_names(names: Iterable[str], others: Iterable[str] = ()) -> list[str]:
     """Return names for a message, with repr if one has white space around it or looks the same as another one.
+
+    The parts of names of groups, such as "cat, water", are compared too.
 
     Args:
         names: The names to show.
@@ -147,9 +150,10 @@ def distinct_names(names: Iterable[str], others: Iterable[str] = ()) -> list[str
         >>> distinct_names(["cat", "dog"], others=["cat "])
         ["'cat'", 'dog']
     """
-    given = list(names)
-    alike = {name for group in similar_names([*given, *others]) for name in group}
-    return [ascii(name) if name in alike or name != name.strip() else name for name in given]
+    given, compared = list(names), list(others)
+    parts = {part for name in (*given, *compared) for part in (name, *name.split(", "))}
+    marked = {name for alike in similar_names(parts) for name in alike} | {n for n in parts if n != n.strip()}
+    return [ascii(name) if marked.intersection((name, *name.split(", "))) else name for name in given]
 
 
 def listed(names: Iterable[str], others: Iterable[str] = ()) -> str:

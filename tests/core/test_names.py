@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from spurmix.core import policies
 from spurmix.core.groups import GroupIndex
 from spurmix.core.names import (
     distinct_names,
@@ -55,6 +56,8 @@ def test_names_of_two_datasets_that_look_the_same() -> None:
 def test_messages_show_names_that_look_the_same_with_repr() -> None:
     assert listed(["cat", "dog"], ["cat "]) == "'cat', dog" and listed(["cat", "dog"]) == "cat, dog"
     assert distinct_names(["é", "e\u0301", "a "]) == [r"'\xe9'", r"'e\u0301'", "'a '"]
+    assert distinct_names(["cat, in", "cat , out", "dog, in"]) == ["'cat, in'", "'cat , out'", "dog, in"]
+    assert distinct_names(["cat, in", "cat, out"], ["dog, in"]) == ["cat, in", "cat, out"]
 
 
 @pytest.mark.parametrize("column", ["class_names", "attribute_names"])
@@ -62,3 +65,12 @@ def test_group_index_warns_of_similar_names(column: str) -> None:
     values = np.array([0, 1])
     with pytest.warns(UserWarning, match=rf"^{column}: 'cat' and 'cat ' differ only by white space"):
         GroupIndex(values, values, **{column: ("cat", "cat ")})
+
+
+@pytest.mark.filterwarnings("ignore:class_names")
+def test_tables_show_names_that_look_the_same_with_repr() -> None:
+    groups = GroupIndex([0, 1, 1], [0, 0, None], class_names=("cat", "cat "), attribute_names=("in", "out"))
+    audit = policies.erm().audit(groups)
+    assert "'cat'" in str(groups.table()) and "'cat '" in str(groups.table())
+    assert "'cat, in'" in str(audit) and "'cat , unknown'" in str(audit)
+    assert "in 'cat ' (1 of 2 unknown)" in audit.warnings[0]
