@@ -179,7 +179,7 @@ def pack(
         list[str] | None,
         typer.Option(
             help="table, huggingface, celeba: column with an attribute. Repeat the option for several; the first "
-            "defines the groups. civilcomments: identity that defines the groups.",
+            "defines the groups. Strings such as NA mean unknown. civilcomments: identity that defines the groups.",
             show_default="celeba: Male; civilcomments: any identity",
         ),
     ] = None,

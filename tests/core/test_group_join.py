@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spurmix import GroupIndex
 from spurmix.core.group_join import check_name_order, join_sizes
@@ -192,3 +194,28 @@ def test_class_names_that_look_the_same_as_those_of_the_groups() -> None:
     groups = GroupIndex([0, 1], class_names=["cat", "dog"])
     with pytest.warns(UserWarning, match="class_names of two datasets: 'dog ' and 'dog' differ only"):
         check_name_order(["dog ", "cat2"], groups, "class_names")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans(), st.booleans())
+def test_sizes_equal_a_join_of_the_examples(seed: int, named: bool, custom_split: bool, custom_train: bool) -> None:
+    rng = np.random.default_rng(seed)
+    classes, values = np.array(["cat", "dog", "cow"]), np.array(["in", "out", "sky"])
+
+    def side(is_custom: bool) -> tuple[GroupIndex, list[tuple[str, str]]]:
+        class_order, value_order = (rng.permutation(3) if named else np.arange(3) for _ in range(2))
+        cells = rng.integers(0, 3, (rng.integers(1, 12), 2))
+        known = np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
+        groups = rng.permutation(12)[known] if is_custom else None
+        names = {"class_names": classes[class_order], "attribute_names": values[value_order]} if named else {}
+        found = GroupIndex(cells[:, 0], cells[:, 1], groups=groups, **{k: v.tolist() for k, v in names.items()})
+        keys = zip(classes[class_order[cells[:, 0]]], values[value_order[cells[:, 1]]], strict=True)
+        return found, [(str(y), str(a)) for y, a in keys]
+
+    (split, split_keys), (train, train_keys) = side(custom_split), side(custom_train)
+    joined = join_sizes(split, train)
+    expected = np.zeros(split.num_groups, dtype=np.int64)
+    for group, key in zip(split.group_ids().tolist(), split_keys, strict=True):
+        expected[group] = train_keys.count(key)
+    assert joined.sizes.tolist() == expected.tolist()
+    assert len(joined.missing) == len(set(train_keys) - set(split_keys))
