@@ -330,7 +330,7 @@ def _balance(groups: GroupIndex, lam: LamDistribution | None, labels: Labels, pr
     absent = np.setdiff1d(np.arange(groups.num_attributes), attributes)
     if shares[:, absent].any():
         a = int(absent[shares[:, absent].any(axis=0)][0])
-        raise ValueError(f"prior: attribute {a} has a positive share, but no known example can be its donor")
+        raise missing_attribute(groups, f"prior: attribute {a} has a positive share, but no known example has it")
     shares = shares[:, attributes]
 
     wanted = lam if lam is not None else Beta(0.4, 0.4 * max(1, attributes.size - 1))

@@ -102,6 +102,15 @@ def test_a_policy_that_cannot_choose_partners_is_audited_but_not_used() -> None:
     assert policies.balance_attributes(prior={1: [0, 1]}).audit(groups).residual < 1
 
 
+def test_a_prior_of_an_attribute_without_donors() -> None:
+    groups = GroupIndex([0, 0, 1, 1], [0, 0, None, None], attribute_names=["in", "out"])
+    policy = policies.balance_attributes(prior={1: [0.5, 0.5]})
+    check_undetermined(policy.audit(groups))
+    assert "the partners cannot be determined: prior: attribute 1 has" in policy.audit(groups).warnings[-1]
+    with pytest.raises(ValueError, match="no known example has it"):
+        build_tables(groups, policy)
+
+
 def test_a_wrong_target_is_an_error() -> None:
     groups = GroupIndex([0, 0, 1, 1], [0, 1, 0, 1])
     with pytest.raises(ValueError, match="no example has the target attribute 2"):
