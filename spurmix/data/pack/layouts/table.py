@@ -22,7 +22,7 @@ from spurmix.data.pack.manifest import (
     unlabelled_rows,
     with_labels,
 )
-from spurmix.data.pack.remote import import_fsspec, parent_url
+from spurmix.data.pack.remote import import_fsspec, parent_url, root_name
 from spurmix.data.pack.strays import without_strays
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def from_table(
     samples = None
     if text is not None:
         samples = TextColumn(get_column(rows, text, location), f"{location}: {text}")
-        sources = [f"{posixpath.basename(location.split('::')[0])}#{n}" for n in range(len(samples))]
+        file = posixpath.basename(root_name(location.split("::")[0]))
+        sources = [f"{file}#{n}" for n in range(len(samples))]
     else:
         sources = [str(v) if v is not None else "" for v in column_values(rows, path, location)]
         check_paths(sources, location)
