@@ -45,10 +45,11 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of `path` that killed processes have left. A file that cannot be removed is kept."""
-    _remove_unlocked(path.parent, re.compile(rf"\.{re.escape(path.stem)}-\d+{re.escape(path.suffix)}"))
+    remove_unlocked(path.parent, re.compile(rf"\.{re.escape(path.stem)}-\d+{re.escape(path.suffix)}"))
 
 
-def _remove_unlocked(folder: Path, pattern: re.Pattern[str]) -> None:
+def remove_unlocked(folder: Path, pattern: re.Pattern[str]) -> None:
+    """Remove the files of a folder with matching names that no process has locked. Others are kept."""
     try:
         found = [file for file in folder.iterdir() if pattern.fullmatch(file.name)]
     except OSError:
@@ -69,7 +70,7 @@ def _remove_unlocked(folder: Path, pattern: re.Pattern[str]) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove all temporary files in a folder that killed processes have left, also those of earlier versions."""
-    _remove_unlocked(folder, re.compile(r"\..+-\d+(\.\w+)?|metrics\.\d+"))
+    remove_unlocked(folder, re.compile(r"\..+-\d+(\.\w+)?|metrics\.\d+"))
 
 
 def _try_lock(handle: int) -> bool:

@@ -8,12 +8,15 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
-from spurmix.core.files import FileError
+from spurmix.core.files import FileError, parse_json
 
 PREFIX = "spurmix."
 DIGEST = "spurmix.digest"
 """Metadata entry with the checksum of the model and all other entries named `spurmix.*`."""
+DATA = "spurmix.data"
+"""Metadata entry that describes the file of the weights, if they are not in the ONNX file."""
 OPSET = 20
 """Default version of the ONNX operator set of an exported file."""
 MIN_OPSET, MAX_OPSET = 17, 26
@@ -38,6 +41,14 @@ _NESTED: dict[str, dict[int, str]] = {
 """Messages in the fields of a message that may contain tensors."""
 MAX_DEPTH = 100
 """Maximum number of nested messages."""
+
+
+class DataFile(TypedDict):
+    """The file of the weights, in the folder of the ONNX file."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,30 @@ class ModelFile:
                 f"{path} was changed after export_onnx compared it with its model: its checksum is {self.digest[:16]}, "
                 f"the stored one {self.metadata[DIGEST][1:17]}; copy the file again or export the model again"
             )
-        if self.locations:
+        described = None
+        if DATA in self.metadata:
+            described = parse_json(self.metadata[DATA], f"{path}: metadata {DATA}", DataFile)
+            _check_data(path, described)
+        others = self.locations - {described["name"] if described is not None else ""}
+        if others:
             raise FileError(
-                f"{path} reads weights from {', '.join(map(repr, sorted(self.locations)))}, which are not part of the file "
-                "and have no checksum; export the model again"
+                f"{path} reads weights from {', '.join(map(repr, sorted(others)))}, which are not part of the file and have "
+                "no checksum; export the model again"
             )
+
+
+def _check_data(path: Path, described: DataFile) -> None:
+    """Raise a `FileError` if the file of the weights is missing, in another folder, or damaged."""
+    name = described["name"]
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise FileError(f"{path} is damaged: the file of the weights must be in the same folder, got {name!r}")
+    data = path.parent / name
+    if not data.is_file():
+        raise FileError(f"{path} needs the weights in {name}; copy this file to the same folder")
+    with data.open("rb") as file:
+        matches = data.stat().st_size == described["bytes"]
+        if not matches or hashlib.file_digest(file, "sha256").hexdigest() != described["sha256"]:
+            raise FileError(f"{data} is damaged: it does not match its checksum in {path.name}; copy both files again")
 
 
 def read_model_file(path: Path) -> ModelFile:

@@ -39,7 +39,8 @@ class Predictor:
     """Runs a model that `export_onnx` wrote.
 
     Args:
-        path: The `.onnx` file. A text model needs `tokenizer.json` in the same folder.
+        path: The `.onnx` file. A text model needs `tokenizer.json` in the same folder, and a model of more than 2 GiB its
+            `.data` file.
         threads: Number of threads of ONNX Runtime, at most 1024. Default: the choice of ONNX Runtime.
         providers: Execution providers of ONNX Runtime. Default: the CPU.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from spurmix.deploy.export.errors import ExportError, first_line
+from spurmix.deploy.export.external import ExternalWeights
 from spurmix.deploy.export.inputs import ExportInput, TraceableModel
 from spurmix.deploy.export.metadata import strip_traces
 from spurmix.deploy.export.precision import precision_note
@@ -24,22 +25,8 @@ from spurmix.deploy.model_file import MAX_OPSET, MIN_OPSET, OPSET
 if TYPE_CHECKING:
     import onnx
 
-MAX_FILE_BYTES = 2**31 - 2**24
-"""Maximum size of the weights of an ONNX file, which is one protobuf message of less than 2 GiB, with room for the graph."""
 
-
-def check_size(model: nn.Module) -> None:
-    """Raise a ValueError if the weights of a model exceed the limit of an ONNX file."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
-    size = sum(tensor.numel() * (4 if tensor.is_floating_point() else tensor.itemsize) for tensor in tensors)
-    if size > MAX_FILE_BYTES:
-        raise ValueError(
-            f"model: the weights have {size / 2**30:.2f} GiB in float32, but an ONNX file holds at most "
-            f"{MAX_FILE_BYTES / 2**30:.2f} GiB; export a smaller model"
-        )
-
-
-def write_onnx(model: nn.Module, inputs: ExportInput, path: Path, opset: int) -> str:
+def write_onnx(model: nn.Module, inputs: ExportInput, path: Path, opset: int, weights: ExternalWeights) -> str:
     """Export a copy of a model, in evaluation mode on the CPU, and run the file on a few examples.
 
     Args:
@@ -47,6 +34,7 @@ def write_onnx(model: nn.Module, inputs: ExportInput, path: Path, opset: int) ->
         inputs: Kind of input. Its preprocessing becomes part of the graph.
         path: File to write. It has no metadata.
         opset: Version of the ONNX operator set.
+        weights: File for weights that are too large for one file.
 
     Returns:
         Description of the precisions other than float32 in which the graph computes. Usually empty.
@@ -55,7 +43,7 @@ def write_onnx(model: nn.Module, inputs: ExportInput, path: Path, opset: int) ->
         ExportError: If the exporter cannot convert the model to `opset`, the file has other inputs than requested, or
             ONNX Runtime cannot run it.
     """
-    import onnx
+    from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
     name = type(model).__name__
     traceable = inputs.traceable(copy.deepcopy(model).cpu().eval())
@@ -69,9 +57,10 @@ def write_onnx(model: nn.Module, inputs: ExportInput, path: Path, opset: int) ->
     _check_interface(proto, traceable)
     strip_traces(proto)
     try:
-        onnx.save_model(proto, str(path))
-    except ValueError as error:  # the error of protobuf for a message above the limit
-        raise ExportError(f"{name} cannot be written as one ONNX file: {error}") from None
+        weights.move(proto)
+        path.write_bytes(proto.SerializeToString())
+    except (ValueError, OSError, EncodeError) as error:  # an EncodeError for a message above the limit
+        raise ExportError(f"{name} cannot be written to {path.parent}: {first_line(error)}") from None
     note = precision_note(proto)
     del proto
     _check_runs(path, traceable, name, note)

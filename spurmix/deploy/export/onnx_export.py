@@ -17,8 +17,9 @@ from spurmix.core.temporary import temporary_file
 from spurmix.data.sources.arrays import ImageSource, Source, SourceLike, as_source
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.export.compare import ExportReport, compare_with_model, run_file
+from spurmix.deploy.export.external import ExternalWeights
 from spurmix.deploy.export.features import FeatureExport
-from spurmix.deploy.export.graph import check_size, write_onnx
+from spurmix.deploy.export.graph import write_onnx
 from spurmix.deploy.export.images import ImageExport
 from spurmix.deploy.export.inputs import ExportInput
 from spurmix.deploy.export.metadata import append_metadata, file_metadata
@@ -62,8 +63,10 @@ def export_onnx(
 
     A model of another precision (float16, bfloat16, float64) is converted to float32. A model that casts to its own
     dtype does not run in float32, and is exported in its own precision, if ONNX Runtime supports it. The logits of the
-    file are always float32. The weights may have at most 2 GiB. The file contains a checksum, which `Predictor`
-    verifies, and no paths of this machine.
+    file are always float32. The file contains a checksum, which `Predictor` verifies, and no paths of this machine.
+
+    Weights of 2 GiB or more do not fit into an ONNX file. They are written next to it, to a file whose name is that of the
+    ONNX file with a checksum and `.data`, for example `model.onnx.0123456789abcdef.data`. Copy both files together.
 
     Args:
         model: Model that maps the inputs of the source to logits (a tensor, an object with `.logits`, or a tuple).
@@ -108,10 +111,9 @@ def export_onnx(
     )
     check_options(groups, **options)
     _check_class_names(class_names, groups)
-    check_size(model)
     check_dtypes(model)
     inputs = _export_input(data, model, tokenizer, target)
-    with _temporary_file(target) as temporary:
+    with _temporary_file(target) as temporary, ExternalWeights(target) as weights:
         model, classes = runnable_model(model, data)
         check_labels(groups, classes)
         names = list(class_names or groups.class_names or map(str, range(classes)))
@@ -119,16 +121,17 @@ def export_onnx(
             raise ValueError(
                 f"class_names must have one name for each of the {classes} classes, got {len(names)} names"
             )
-        note = write_onnx(model, inputs, temporary, opset)
+        note = write_onnx(model, inputs, temporary, opset, weights)
         model_logits = predict(model, data, batch_size=batch_size).numpy()
         model_evaluation = evaluate_logits(model_logits, groups, **options)
-        append_metadata(temporary, file_metadata(inputs, names, model_evaluation))
+        append_metadata(temporary, {**file_metadata(inputs, names, model_evaluation), **weights.metadata})
         predictor = inputs.open_predictor(temporary)
         logits = run_file(predictor, inputs, reading_order(data), model_logits.shape, batch_size)
         evaluation = evaluate_logits(logits, groups, **options)
         report = compare_with_model(target, logits, evaluation, model_logits, model_evaluation, tolerance, note)
         inputs.write_files()
         temporary.replace(target)
+        weights.keep()
         return report
 
 
