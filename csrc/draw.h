@@ -8,7 +8,7 @@ namespace spurmix {
 
 // Layout of the packed tables. spurmix/core/table_layout.py defines the same names (kWordLength is WORD_LENGTH there),
 // and a test compares the values.
-constexpr int64_t kMagic = 0x5350524D49580001;
+constexpr int64_t kMagic = 0x5350524D49580002;
 constexpr int64_t kHeaderWords = 16;
 constexpr int64_t kWordMagic = 0;
 constexpr int64_t kWordLength = 1;
@@ -18,26 +18,27 @@ constexpr int64_t kWordNumStrata = 4;
 constexpr int64_t kWordPeriod = 5;
 constexpr int64_t kWordNumRows = 6;
 constexpr int64_t kWordFlags = 7;
-constexpr int64_t kWordStarts = 8;
+constexpr int64_t kWordListWords = 8;
 constexpr int64_t kFlagReplacement = 1;
 constexpr int64_t kFlagKeepLabels = 2;
 constexpr int64_t kQuantiles = 1025;
+constexpr int64_t kRowWords = 5;
 constexpr int64_t kMaxCount = 2147483648;
 
 // View of the packed int64 tables. The pointers are the sections, in the order of their memory.
 struct Tables {
-  int64_t num_examples, num_groups, num_strata, num_rows, period, flags;
-  const int64_t *slot, *share, *first, *size, *offsets, *row_of, *threshold, *quantile;
+  int64_t num_examples, num_groups, num_strata, num_rows, period, flags, list_words;
+  const int64_t *slot, *share, *first, *size, *offsets, *row_of, *rows, *lists, *quantile;
   // Example number of each position. At most one of the two is set. If none is, positions are example numbers.
   const int32_t* members32;
   const int64_t* members64;
 
-  SPURMIX_HD bool has_partners() const { return quantile != threshold; }  // the threshold section is not empty
+  SPURMIX_HD bool has_partners() const { return num_rows > 0; }
 };
 
-// Returns an error message, or null if the header is valid. Takes constant time: the CPU kernels check the contents of
-// sections where they use them. `cached` is an optional copy of the first `cached_length` words in faster memory.
-// Sections that it contains are read from there.
+// Returns an error message, or null if the header is valid. Takes constant time: draws check the contents of sections
+// where they use them, so that no value of a section makes them read outside of the tables and members. `cached` is an
+// optional copy of the first `cached_length` words in faster memory. Sections that it contains are read from there.
 SPURMIX_HD const char* view_tables(const int64_t* packed, int64_t length, Tables* view, const int64_t* cached = nullptr,
                                    int64_t cached_length = 0) {
   if (length < kHeaderWords) return "not packed draw tables of this version";
@@ -45,24 +46,23 @@ SPURMIX_HD const char* view_tables(const int64_t* packed, int64_t length, Tables
   if (header[kWordMagic] != kMagic) return "not packed draw tables of this version";
   if (header[kWordLength] != length) return "the header's length is not the tensor's";
   const int64_t n = header[kWordNumExamples], g = header[kWordNumGroups], s = header[kWordNumStrata];
-  const int64_t w = header[kWordPeriod], r = header[kWordNumRows];
-  if (n < 1 || g < 1 || s < 1 || w < 1 || r < 0 || g > kMaxCount || s > kMaxCount || w > kMaxCount || r > g) {
+  const int64_t w = header[kWordPeriod], r = header[kWordNumRows], l = header[kWordListWords];
+  if (n < 1 || g < 1 || s < 1 || w < 1 || r < 0 || l < 0 || g > kMaxCount || s > kMaxCount || w > kMaxCount || r > g ||
+      l > kMaxCount) {
     return "the header's counts are impossible";
   }
-  const int64_t sizes[8] = {w, s, s, s, g + 1, g, r * g, kQuantiles};
+  const int64_t sizes[9] = {w, s, s, s, g + 1, g, r * kRowWords, l, kQuantiles};
+  const int64_t* section[9];
   int64_t start = kHeaderWords;
-  for (int k = 0; k < 8; ++k) {
-    if (header[kWordStarts + k] != start) return "the header's sections do not follow each other";
-    start += sizes[k];
+  for (int k = 0; k < 9; ++k) {
+    const int64_t end = start + sizes[k];
+    section[k] = (end <= cached_length ? cached : packed) + start;
+    start = end;
   }
   if (start != length) return "the sections do not fill the tensor";
-  const int64_t* section[8];
-  for (int k = 0; k < 8; ++k) {
-    const int64_t begin = header[kWordStarts + k];
-    section[k] = (begin + sizes[k] <= cached_length ? cached : packed) + begin;
-  }
-  *view = {n,          g,          s,          r,          w,          header[kWordFlags], section[0], section[1],
-           section[2], section[3], section[4], section[5], section[6], section[7],         nullptr,    nullptr};
+  *view = {n,          g,          s,          r,          w,          header[kWordFlags],
+           l,          section[0], section[1], section[2], section[3], section[4],
+           section[5], section[6], section[7], section[8], nullptr,    nullptr};
   return nullptr;
 }
 
@@ -133,10 +133,36 @@ SPURMIX_HD int64_t count_at_most(const int64_t* values, int64_t count, int64_t x
   return low;
 }
 
+// Whether x is in [0, count).
+SPURMIX_HD bool in_range(int64_t x, int64_t count) { return static_cast<uint64_t>(x) < static_cast<uint64_t>(count); }
+
+// Whether s is a stratum, and its positions are those of examples.
+SPURMIX_HD bool valid_stratum(const Tables& t, int64_t s) {
+  return in_range(s, t.num_strata) && t.first[s] >= 0 && t.size[s] > 0 && t.size[s] <= t.num_examples - t.first[s];
+}
+
 // Uniform position in group h, relative to the group's first position, from 64 random bits.
 SPURMIX_HD uint64_t pick_member(const Tables& t, int64_t h, uint32_t high, uint32_t low) {
   const uint64_t size = static_cast<uint64_t>(t.offsets[h + 1]) - static_cast<uint64_t>(t.offsets[h]);
   return mulhi64((static_cast<uint64_t>(high) << 32) | low, size);
+}
+
+// Position of the partner of an index whose group has the row `row` of partners, or -1 if the tables have values that
+// draw tables cannot have. The word `w` selects the entry of the row, `high` and `low` the member of its group.
+SPURMIX_HD int64_t partner_position(const Tables& t, int64_t row, uint32_t w, uint32_t high, uint32_t low) {
+  if (!in_range(row, t.num_rows)) return -1;
+  const int64_t* words = t.rows + row * kRowWords;
+  const int64_t first = words[0] >> 32, count = words[0] & 0xFFFFFFFF;
+  if (first < 0 || first + count > t.list_words) return -1;
+  const int64_t entry = count_at_most(t.lists + first, count, w);
+  int64_t slice = words[1];  // the last slice that begins at the entry or before it
+  for (int64_t k = 2; k < kRowWords; ++k) slice = (words[k] >> 32) <= entry ? words[k] : slice;
+  const int64_t at = (slice & 0xFFFFFFFF) + entry - (slice >> 32);
+  if (entry >= count || !in_range(at, t.list_words)) return -1;
+  const int64_t h = t.lists[at];
+  if (!in_range(h, t.num_groups)) return -1;
+  const uint64_t position = static_cast<uint64_t>(t.offsets[h]) + pick_member(t, h, high, low);
+  return in_range(static_cast<int64_t>(position), t.num_examples) ? static_cast<int64_t>(position) : -1;
 }
 
 // lam by inverse transform sampling, with linear interpolation in the quantile table.
@@ -146,11 +172,15 @@ SPURMIX_HD float lam_of(const Tables& t, uint32_t z) {
   return static_cast<float>(low + (((high - low) * static_cast<int64_t>(fraction)) >> 22)) * (1.0f / (1 << 24));
 }
 
+// Draws sample n. If the tables have values that draw tables cannot have, the group is -1, lam NaN, and index and
+// partner are 0.
 SPURMIX_HD Drawn draw_sample(const Tables& t, uint64_t seed, uint64_t n) {
+  const Drawn invalid = {0, 0, -1, bits_float(0x7fc00000u), 0};
   const uint64_t period = static_cast<uint64_t>(t.period);
   const uint64_t schedule_cycle = n / period;
   const int64_t slot = t.slot[n - schedule_cycle * period];
   const int64_t s = slot >> 32, rank = slot & 0xFFFFFFFF;
+  if (!valid_stratum(t, s)) return invalid;
   const uint64_t size = static_cast<uint64_t>(t.size[s]);
   const Words block0 = sample_words(seed, n, 0), block1 = sample_words(seed, n, 1);
 
@@ -164,8 +194,9 @@ SPURMIX_HD Drawn draw_sample(const Tables& t, uint64_t seed, uint64_t n) {
   }
   const int64_t index_position = t.first[s] + static_cast<int64_t>(position);
   Drawn drawn;
-  drawn.index = member(t, index_position);
   drawn.group = count_at_most(t.offsets, t.num_groups + 1, index_position) - 1;
+  if (!in_range(drawn.group, t.num_groups)) return invalid;
+  drawn.index = member(t, index_position);
   drawn.flip_bits = block1.v[3];
 
   const int64_t row = t.row_of[drawn.group];
@@ -174,8 +205,9 @@ SPURMIX_HD Drawn draw_sample(const Tables& t, uint64_t seed, uint64_t n) {
     drawn.lam = 1.0f;
     return drawn;
   }
-  const int64_t h = count_at_most(t.threshold + row * t.num_groups, t.num_groups, block0.v[2]);
-  drawn.partner = member(t, t.offsets[h] + static_cast<int64_t>(pick_member(t, h, block1.v[0], block1.v[1])));
+  const int64_t partner = partner_position(t, row, block0.v[2], block1.v[0], block1.v[1]);
+  if (partner < 0) return invalid;
+  drawn.partner = member(t, partner);
   drawn.lam = lam_of(t, block1.v[2]);
   return drawn;
 }

@@ -1,7 +1,8 @@
-// Philox4x32-10 (Salmon et al. 2011) and 64-bit helpers, for host and device.
+// Philox4x32-10 (Salmon et al. 2011) and helpers for 64-bit integers and the bits of floats, for host and device.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define SPURMIX_HD __host__ __device__ __forceinline__
@@ -31,6 +32,12 @@ SPURMIX_HD uint64_t mulhi64(uint64_t a, uint64_t b) {
 // High 32 bits of a * b.
 SPURMIX_HD uint32_t mulhi32(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
+}
+
+SPURMIX_HD float bits_float(uint32_t u) {
+  float v;
+  memcpy(&v, &u, 4);
+  return v;
 }
 
 SPURMIX_HD int bit_length(uint64_t x) {

@@ -80,12 +80,6 @@ SPURMIX_HD uint32_t float_bits(float v) {
   return u;
 }
 
-SPURMIX_HD float bits_float(uint32_t u) {
-  float v;
-  memcpy(&v, &u, 4);
-  return v;
-}
-
 // To bfloat16, rounded to nearest even; NaN stays NaN.
 SPURMIX_HD uint16_t to_bfloat16(float v) {
   const uint32_t u = float_bits(v);

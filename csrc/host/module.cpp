@@ -135,6 +135,7 @@ py::tuple draw(const Longs& tables, const Longs& members, uint64_t seed, uint64_
   py::array_t<uint32_t> flip_bits(count);
   for (int64_t i = 0; i < count; ++i) {
     const spurmix::Drawn d = spurmix::draw_sample(view, seed, start + static_cast<uint64_t>(i));
+    if (d.group < 0) throw py::value_error("a section has values that draw tables cannot have");
     index.mutable_at(i) = d.index;
     partner.mutable_at(i) = d.partner;
     group.mutable_at(i) = d.group;

@@ -15,14 +15,11 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= count) return;
   Tables tables;
   uint64_t n = 0;
-  if (!open_tables(sequence, cached, &tables) || !sample_number(sequence, i, &n)) {
-    set_error(error_flag, kBadTables);
-    out.index[i] = out.partner[i] = 0;
-    out.group[i] = -1;
-    out.lam[i] = nan_value();
-    return;
+  Drawn drawn = {0, 0, -1, nan_value(), 0};
+  if (open_tables(sequence, cached, &tables) && sample_number(sequence, i, &n)) {
+    drawn = draw_sample(tables, sequence.seed, n);
   }
-  const Drawn drawn = draw_sample(tables, sequence.seed, n);
+  if (drawn.group < 0) set_error(error_flag, kBadTables);
   out.index[i] = drawn.index;
   out.partner[i] = drawn.partner;
   out.group[i] = drawn.group;

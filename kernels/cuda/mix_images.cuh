@@ -78,7 +78,7 @@ __device__ __forceinline__ void draw_samples(const MixImages& m, int64_t first, 
   bool valid = drawable && shared->tables.num_examples == m.total;
   if (valid) {
     drawn = draw_sample(shared->tables, m.sequence.seed, n);
-    valid = is_valid(m, drawn.index, drawn.partner);
+    valid = drawn.group >= 0 && is_valid(m, drawn.index, drawn.partner);
   }
   if (!valid) set_error(m.error_flag, kBadTables);
   s->valid = valid;

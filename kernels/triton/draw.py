@@ -15,6 +15,8 @@ WORD_NUM_STRATA = tl.constexpr(_layout.WORD_NUM_STRATA)
 WORD_PERIOD = tl.constexpr(_layout.WORD_PERIOD)
 WORD_NUM_ROWS = tl.constexpr(_layout.WORD_NUM_ROWS)
 WORD_FLAGS = tl.constexpr(_layout.WORD_FLAGS)
+WORD_LIST_WORDS = tl.constexpr(_layout.WORD_LIST_WORDS)
+ROW_WORDS = tl.constexpr(_layout.ROW_WORDS)
 FLAG_REPLACEMENT = tl.constexpr(_layout.FLAG_REPLACEMENT)
 QUANTILES = tl.constexpr(_layout.QUANTILES)
 MAX_COUNT = tl.constexpr(_layout.MAX_COUNT)
@@ -153,13 +155,42 @@ def tables_are_valid(tables_ptr, length, member_count, HAS_MEMBERS: tl.constexpr
     """
     n, g = tl.load(tables_ptr + WORD_NUM_EXAMPLES), tl.load(tables_ptr + WORD_NUM_GROUPS)
     s, w = tl.load(tables_ptr + WORD_NUM_STRATA), tl.load(tables_ptr + WORD_PERIOD)
-    r = tl.load(tables_ptr + WORD_NUM_ROWS)
-    counts = (n >= 1) & (g >= 1) & (s >= 1) & (w >= 1) & (r >= 0) & (r <= g)
-    counts = counts & (g <= MAX_COUNT) & (s <= MAX_COUNT) & (w <= MAX_COUNT)
-    end = HEADER_WORDS + w + 3 * s + g + 1 + g + r * g + QUANTILES
+    r, lists = tl.load(tables_ptr + WORD_NUM_ROWS), tl.load(tables_ptr + WORD_LIST_WORDS)
+    counts = (n >= 1) & (g >= 1) & (s >= 1) & (w >= 1) & (r >= 0) & (r <= g) & (lists >= 0)
+    counts = counts & (g <= MAX_COUNT) & (s <= MAX_COUNT) & (w <= MAX_COUNT) & (lists <= MAX_COUNT)
+    end = HEADER_WORDS + w + 3 * s + g + 1 + g + r * ROW_WORDS + lists + QUANTILES
     if HAS_MEMBERS:
         counts = counts & (n == member_count)
     return (tl.load(tables_ptr) == MAGIC) & (tl.load(tables_ptr + WORD_LENGTH) == length) & counts & (end == length)
+
+
+@triton.jit
+def _in_range(x, count):
+    return (x >= 0) & (x < count)
+
+
+@triton.jit
+def _partner_groups(rows_ptr, lists_ptr, list_words, row, word, mask, LANES: tl.constexpr):
+    """Return the groups that `word` (int64) selects from rows of partners, and whether the rows are valid.
+
+    Reads the lists only within `list_words`.
+    """
+    words_ptr = rows_ptr + tl.where(mask, row, 0) * ROW_WORDS
+    head = tl.load(words_ptr, mask=mask, other=0)
+    first, count = head >> 32, head & 0xFFFFFFFF
+    valid = mask & (first >= 0) & (first + count <= list_words)
+    if LANES > 0:
+        searched = tl.where(tl.sum(valid.to(tl.int32), 0) > 0, tl.sum(count, 0), 0)
+        entry = _count_at_most_parallel(lists_ptr + tl.sum(first, 0), searched, word, LANES)
+    else:
+        entry = _count_at_most(lists_ptr + first, count, word, valid)
+    part = tl.load(words_ptr + 1, mask=mask, other=0)
+    for k in tl.static_range(2, ROW_WORDS):
+        following = tl.load(words_ptr + k, mask=mask, other=0)
+        part = tl.where((following >> 32) <= entry, following, part)
+    at = (part & 0xFFFFFFFF) + entry - (part >> 32)
+    valid = valid & (entry < count) & _in_range(at, list_words)
+    return tl.load(lists_ptr + at, mask=valid, other=-1), valid
 
 
 @triton.jit
@@ -178,26 +209,33 @@ def draw_samples(  # noqa: DOC107
         LANES: number of lanes that search together where `n` has one element; 0 for blocks of several elements.
 
     Returns:
-        index, partner and group (int64), lam (float32), and the random word for flips (uint32).
+        index, partner and group (int64), lam (float32), and the random word for flips (uint32). If the tables have values
+        that draw tables cannot have, group is -1, lam NaN, and index and partner are 0.
     """
+    examples = tl.load(tables_ptr + WORD_NUM_EXAMPLES)
     groups, strata = tl.load(tables_ptr + WORD_NUM_GROUPS), tl.load(tables_ptr + WORD_NUM_STRATA)
     period, rows = tl.load(tables_ptr + WORD_PERIOD), tl.load(tables_ptr + WORD_NUM_ROWS)
-    flags = tl.load(tables_ptr + WORD_FLAGS)
+    flags, list_words = tl.load(tables_ptr + WORD_FLAGS), tl.load(tables_ptr + WORD_LIST_WORDS)
     slot_ptr = tables_ptr + HEADER_WORDS
     share_ptr = slot_ptr + period
     first_ptr = share_ptr + strata
     size_ptr = first_ptr + strata
     offsets_ptr = size_ptr + strata
     row_of_ptr = offsets_ptr + groups + 1
-    threshold_ptr = row_of_ptr + groups
-    quantile_ptr = threshold_ptr + rows * groups
+    rows_ptr = row_of_ptr + groups
+    lists_ptr = rows_ptr + rows * ROW_WORDS
+    quantile_ptr = lists_ptr + list_words
 
     # 1. The stratum, and how often the sequence has visited it before.
     schedule_cycle = n // period
     slot = tl.load(slot_ptr + (n - schedule_cycle * period), mask=mask, other=0)
     stratum, rank = slot >> 32, slot & 0xFFFFFFFF
-    size = tl.load(size_ptr + stratum, mask=mask, other=1)
-    visit = schedule_cycle * tl.load(share_ptr + stratum, mask=mask, other=0) + rank
+    valid = mask & _in_range(stratum, strata)
+    size = tl.load(size_ptr + stratum, mask=valid, other=1)
+    first = tl.load(first_ptr + stratum, mask=valid, other=0)
+    valid = valid & (first >= 0) & (size > 0) & (size <= examples - first)
+    size = tl.where(valid, size, 1)
+    visit = schedule_cycle * tl.load(share_ptr + stratum, mask=valid, other=0) + rank
 
     # 2. The index.
     a0, a1, a2, _ = sample_words(seed, n, 0)
@@ -205,35 +243,33 @@ def draw_samples(  # noqa: DOC107
     if (flags & FLAG_REPLACEMENT) != 0:
         position = _uniform_below(a0, a1, size)
     else:
-        cycle = visit // size
+        cycle = (visit.to(tl.uint64) // size.to(tl.uint64)).to(tl.int64)
         zero = stratum.to(tl.uint32) * 0
         k0, k1, k2, k3 = tl.philox(
             seed, stratum.to(tl.uint32), cycle.to(tl.uint32), (cycle >> 32).to(tl.uint32), zero + 0x50
         )
         position = _permute(visit - cycle * size, size, k0, k1, k2, k3)
-    position += tl.load(first_ptr + stratum, mask=mask, other=0)
+    position += first
 
     # 3. The group of the index.
     if LANES > 0:
         group = _count_at_most_parallel(offsets_ptr, groups + 1, position, LANES) - 1
     else:
         group = _count_at_most(offsets_ptr, groups + 1, position, mask) - 1
+    valid = valid & _in_range(group, groups)
 
     # 4. The partner.
-    row = tl.load(row_of_ptr + group, mask=mask, other=-1)
-    has_partner = mask & (row >= 0)
-    if LANES > 0:
-        searched = tl.where(tl.sum(row, 0) >= 0, groups, 0)
-        partner_group = _count_at_most_parallel(
-            threshold_ptr + tl.maximum(tl.sum(row, 0), 0) * groups, searched, a2.to(tl.int64), LANES
-        )
-    else:
-        partner_group = _count_at_most(
-            threshold_ptr + tl.where(has_partner, row, 0) * groups, groups, a2.to(tl.int64), has_partner
-        )
-    begin = tl.load(offsets_ptr + partner_group, mask=has_partner, other=0)
-    end = tl.load(offsets_ptr + partner_group + 1, mask=has_partner, other=1)
+    row = tl.load(row_of_ptr + group, mask=valid, other=-1)
+    has_partner = valid & (row >= 0)
+    valid = valid & (row < rows)
+    partner_group, row_valid = _partner_groups(
+        rows_ptr, lists_ptr, list_words, row, a2.to(tl.int64), has_partner & valid, LANES
+    )
+    row_valid = row_valid & _in_range(partner_group, groups)
+    begin = tl.load(offsets_ptr + partner_group, mask=row_valid, other=0)
+    end = tl.load(offsets_ptr + partner_group + 1, mask=row_valid, other=1)
     partner = tl.where(has_partner, begin + _uniform_below(b0, b1, end - begin), position)
+    valid = valid & (~has_partner | row_valid) & _in_range(partner, examples)
 
     # 5. lam, by linear interpolation in the quantile table.
     bucket = (b2 >> 22).to(tl.int64)
@@ -242,11 +278,12 @@ def draw_samples(  # noqa: DOC107
     fraction = (b2 & 0x3FFFFF).to(tl.int64)
     lam = tl.where(has_partner, (low + (((high - low) * fraction) >> 22)).to(tl.float32) * 5.9604644775390625e-08, 1.0)
 
-    index = position
+    index = tl.where(valid, position, 0)
+    partner = tl.where(valid, partner, 0)
     if HAS_MEMBERS:
-        index = tl.load(members_ptr + position, mask=mask, other=0).to(tl.int64)
-        partner = tl.load(members_ptr + partner, mask=mask, other=0).to(tl.int64)
-    return index, partner, group, lam, b3
+        index = tl.load(members_ptr + index, mask=valid, other=0).to(tl.int64)
+        partner = tl.load(members_ptr + partner, mask=valid, other=0).to(tl.int64)
+    return index, partner, tl.where(valid, group, -1), tl.where(valid, lam, float("nan")), b3
 
 
 @triton.jit(do_not_specialize=["length", "member_count", "seed", "start", "count"])
@@ -258,7 +295,7 @@ def draw_kernel(  # noqa: DOC107, DOC201
     """Draw samples start (+ counter) to start (+ counter) + count. Grid: (cdiv(count, BLOCK),).
 
     If the tables are damaged or a sample number is out of range, sets the error flag, writes NaN to `lam` and reads
-    nothing through the tables.
+    nothing outside of the tables and members.
 
     Args:
         tables_ptr: packed tables, int64 `[length]`.
@@ -293,6 +330,8 @@ def draw_kernel(  # noqa: DOC107, DOC201
         tl.store(lam_ptr + i, float("nan"), mask=mask)
         return
     index, partner, group, lam, _ = draw_samples(tables_ptr, members_ptr, seed, n, mask, HAS_MEMBERS, 0)
+    if tl.min(tl.where(mask, group, 0), 0) < 0:
+        tl.store(error_ptr, 1)
     tl.store(index_ptr + i, index, mask=mask)
     tl.store(partner_ptr + i, partner, mask=mask)
     tl.store(group_ptr + i, group, mask=mask)

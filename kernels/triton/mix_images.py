@@ -343,7 +343,7 @@ def mix_image_batch_kernel(  # noqa: DOC107
         index, partner, group, lam = _scalar(indices), _scalar(partners), _scalar(groups), _scalar(lams)
         flip_bits = _scalar(words)
         # There may be fewer images than the tables have examples.
-        valid = (index >= 0) & (index < total) & (partner >= 0) & (partner < total)
+        valid = (group >= 0) & (index >= 0) & (index < total) & (partner >= 0) & (partner < total)
     if not valid:
         tl.store(error_ptr, 1)
     if tl.program_id(1) == 0:

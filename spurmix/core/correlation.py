@@ -10,7 +10,7 @@ import numpy as np
 
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
-from spurmix.core.partners import PartnerRows, as_dense
+from spurmix.core.partners import PartnerRows
 from spurmix.core.shares import unknown_counts, unknown_shares
 
 if TYPE_CHECKING:
@@ -81,12 +81,13 @@ def group_means(groups: GroupIndex, prior: FloatArray | None) -> GroupMeans:
     )
 
 
-def normalized_blocks(partners: PartnerRows) -> Iterator[tuple[int, FloatArray | csr_array]]:
+def normalized_blocks(partners: PartnerRows) -> Iterator[tuple[int, csr_array]]:
     """Yield the number of the first row of each block, and its rows as probabilities."""
     for start, rows in partners.blocks():
         total = np.asarray(rows.sum(axis=1))
         inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-        yield start, rows * inverse[:, None]
+        rows.data *= np.repeat(inverse, np.diff(rows.indptr))
+        yield start, rows
 
 
 def row_shares(partners: PartnerRows, index_share: FloatArray) -> FloatArray:
@@ -131,7 +132,7 @@ def _cross_moments(means: GroupMeans, index_share: FloatArray, partners: Partner
     )  # fmt: skip
     for start, rows in normalized_blocks(partners):
         block = slice(start, start + rows.shape[0])
-        partner_label, partner_attribute = as_dense(rows @ means.label), as_dense(rows @ means.attribute)
+        partner_label, partner_attribute = (rows @ means.label).toarray(), (rows @ means.attribute).toarray()
         cross.label_label[:] += label[block].T @ partner_label
         cross.attribute_attribute[:] += attribute[block].T @ partner_attribute
         cross.label_attribute[:] += label[block].T @ partner_attribute

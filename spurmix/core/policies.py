@@ -7,15 +7,13 @@ classes by mixing in a small set of examples whose attributes are known. The for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spurmix.core import checks
-from spurmix.core.array_types import FloatArray, Int64Array
+from spurmix.core.contradicting import contradicting_partners
+from spurmix.core.donors import donor_rows
 from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.core.lam import (
     Beta,
@@ -40,9 +38,6 @@ from spurmix.core.shares import (
     unknown_counts,
     unknown_shares,
 )
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 __all__ = [
     "balance_attributes",
@@ -158,7 +153,8 @@ def lisa(p: float = 0.5, alpha: float = 2.0) -> MixPolicy:
 
 
 def _contradicting(groups: GroupIndex, name: str, p: float, lam: LamDistribution, labels: Labels = "mix") -> MixPolicy:
-    return MixPolicy("groups", partner=_contradicting_partners(groups, p, name), lam=lam, labels=labels)
+    require_cells(groups, name)
+    return MixPolicy("groups", partner=contradicting_partners(groups, p), lam=lam, labels=labels)
 
 
 def selecmix() -> MixPolicy:
@@ -223,9 +219,11 @@ def _mixpro(groups: GroupIndex, target: int | str, lam: LamDistribution) -> MixP
         raise ValueError(f"mixpro: every example has the target attribute {target!r}; source examples are required")
     is_source = ~is_target & (groups.group_attributes != UNKNOWN)
     classes, class_of = np.unique(groups.group_labels, return_inverse=True)
-    targets = (classes[:, None] == groups.group_labels[None, :]) & is_target[None, :]
-    rows = np.where(targets, groups.sizes[None, :], 0).astype(np.float64)
-    partner = PartnerRows.of_rows(rows, np.where(is_source, class_of, -1))
+    targets = np.flatnonzero(is_target & (groups.sizes > 0))
+    targets = targets[np.argsort(class_of[targets], kind="stable")]
+    counts = np.bincount(class_of[targets], minlength=classes.size)
+    weights = groups.sizes[targets].astype(np.float64)
+    partner = PartnerRows.of_entries(np.where(is_source, class_of, -1), counts, targets, weights)
     return MixPolicy("groups", np.where(is_target, 0, groups.sizes), partner, lam, "keep")
 
 
@@ -336,16 +334,12 @@ def _balance(groups: GroupIndex, lam: LamDistribution | None, labels: Labels, pr
     wanted = lam if lam is not None else Beta(0.4, 0.4 * max(1, attributes.size - 1))
     used, notes = _within_bound(wanted, 1.0 / (attributes.size * shares.max()))
     mean, _ = moments(quantile_table(used))
-    rows, row_of = np.zeros((classes.size, groups.num_groups)), np.full(groups.num_groups, -1)
+    mass = np.zeros_like(shares)
     if mean < 1.0:
-        q = np.maximum((1.0 / attributes.size - mean * shares) / (1.0 - mean), 0.0)
-        q[q < 1e-12] = 0.0
-        for k, (y, row) in enumerate(zip(classes, q, strict=True)):
-            rows[k] = sum(mass * _donors(groups, int(y), int(a)) for a, mass in zip(attributes, row, strict=True))
-            row_of[groups.group_labels == y] = k
-    return MixPolicy(
-        "classes", None, PartnerRows.of_rows(rows, row_of), used, labels, notes=notes, attribute_shares=given
-    )
+        mass = np.maximum((1.0 / attributes.size - mean * shares) / (1.0 - mean), 0.0)
+        mass[mass < 1e-12] = 0.0
+    partner = donor_rows(groups, classes, attributes, mass)
+    return MixPolicy("classes", None, partner, used, labels, notes=notes, attribute_shares=given)
 
 
 def _within_bound(lam: LamDistribution, bound: float) -> tuple[LamDistribution, tuple[str, ...]]:
@@ -356,88 +350,6 @@ def _within_bound(lam: LamDistribution, bound: float) -> tuple[LamDistribution, 
     factor = bound / mean
     note = f"lam {lam!r} (mean {mean:.4g}) scaled by {factor:.4g}: its mean may be at most 1 / (A max p) = {bound:.4g}"
     return Scaled(lam, factor), (note,)
-
-
-def _donors(groups: GroupIndex, label: int, attribute: int) -> FloatArray:
-    """Probability that a donor is in each group, `[G]`.
-
-    Donors have the attribute and the class. If the class has none, the other classes with donors are equally likely.
-    """
-    donors = np.where(groups.group_attributes == attribute, groups.sizes, 0).astype(np.float64)
-    same_class = np.where(groups.group_labels == label, donors, 0.0)
-    if same_class.any():
-        return same_class / same_class.sum()
-    per_class = np.bincount(groups.group_labels, weights=donors, minlength=groups.num_classes)
-    lending = np.count_nonzero(per_class)
-    return donors / np.maximum(per_class[groups.group_labels], 1.0) / lending
-
-
-def _contradicting_partners(groups: GroupIndex, p: float, name: str) -> PartnerRows:
-    """Partner weights: p for the same class and another attribute, 1 - p for the converse, evenly within."""
-    require_cells(groups, name)
-    label, attribute = groups.group_labels, groups.group_attributes
-    cells, row_of = np.unique(np.stack([label, attribute], axis=1), axis=0, return_inverse=True)
-    row_of = row_of.reshape(-1)
-    known = attribute != UNKNOWN
-    alternatives = [_known_groups_of_same(values, known)[known] for values in (label, attribute)]
-    has_partner = known.copy()
-    has_partner[known] = np.maximum(*alternatives) > np.bincount(row_of)[row_of[known]]
-    by_class, by_attribute = _Members.of(label, cells[:, 0], known), _Members.of(attribute, cells[:, 1], known)
-    weights = partial(_contradicting_rows, cells, label, attribute, p, by_class, by_attribute)
-    width = int(by_class.count.max(initial=1) + by_attribute.count.max(initial=0))
-    return PartnerRows(np.where(has_partner, row_of, -1), len(cells), weights, max(1, width))
-
-
-@dataclass(frozen=True)
-class _Members:
-    """The groups of known attribute that share a value with each cell: `groups[first[r] : first[r] + count[r]]`."""
-
-    groups: Int64Array
-    first: Int64Array
-    count: Int64Array
-
-    @classmethod
-    def of(cls, values: Int64Array, cell_values: Int64Array, known: NDArray[np.bool_]) -> _Members:
-        groups = np.flatnonzero(known)
-        groups = groups[np.argsort(values[groups], kind="stable")]
-        first, stop = (np.searchsorted(values[groups], cell_values, side=side) for side in ("left", "right"))
-        return cls(groups, first, stop - first)
-
-    def pairs(self, start: int, stop: int) -> tuple[Int64Array, Int64Array]:
-        """Cells start to stop - 1, counted from 0, and their groups, one pair per entry."""
-        count = self.count[start:stop]
-        cell = np.repeat(np.arange(count.size), count)
-        position = np.arange(cell.size) - np.repeat(np.cumsum(count) - count, count)
-        return cell, self.groups[self.first[start:stop][cell] + position]
-
-
-def _known_groups_of_same(values: Int64Array, known: NDArray[np.bool_]) -> Int64Array:
-    """Number of groups of known attribute that have the same value as each group, `[G]`."""
-    _, value_of = np.unique(values, return_inverse=True)
-    return np.bincount(value_of, weights=known)[value_of].astype(np.int64)
-
-
-def _contradicting_rows(
-    cells: Int64Array, label: Int64Array, attribute: Int64Array, p: float, by_class: _Members, by_attribute: _Members,
-    start: int, stop: int,
-) -> csr_array:  # fmt: skip
-    """Partner weights of the cells (label, attribute) start to stop - 1, sparse."""
-    from scipy.sparse import csr_array
-
-    size, own_label, own_attribute = stop - start, cells[start:stop, 0], cells[start:stop, 1]
-    cell, group = by_class.pairs(start, stop)
-    kept = (attribute[group] != own_attribute[cell]) & (own_attribute[cell] != UNKNOWN)
-    within, within_group = cell[kept], group[kept]
-    cell, group = by_attribute.pairs(start, stop)
-    kept = label[group] != own_label[cell]
-    across, across_group = cell[kept], group[kept]
-    n_within, n_across = np.bincount(within, minlength=size), np.bincount(across, minlength=size)
-    mass = np.where(n_across == 0, 1.0, np.where(n_within == 0, 0.0, p))
-    weights = np.concatenate([(mass / np.maximum(n_within, 1))[within], ((1 - mass) / np.maximum(n_across, 1))[across]])
-    where = np.concatenate([within, across]), np.concatenate([within_group, across_group])
-    rows = csr_array((weights, where), shape=(size, label.size))
-    rows.sort_indices()
-    return rows
 
 
 def _attribute_number(groups: GroupIndex, target: int | str) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from spurmix.core import checks
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import MIXED, GroupIndex
-from spurmix.core.partners import PartnerRows, as_dense
+from spurmix.core.partners import PartnerRows
 
 Strata: TypeAlias = Literal["groups", "classes", "all"]
 Labels: TypeAlias = Literal["mix", "keep"]
@@ -180,10 +180,10 @@ def partner_weights(groups: GroupIndex, given: PartnerWeights | PartnerRows | No
         given = PartnerRows.of_matrix(checked_weights(given, (count, count), "partner"))
     empty = np.flatnonzero(groups.sizes == 0)
     for start, rows in given.blocks() if empty.size else ():
-        bad = np.argwhere(as_dense(rows)[:, empty] > 0)
-        if bad.size:
-            row = int(np.flatnonzero(given.row_of == start + bad[0][0])[0])
-            raise ValueError(f"partner: row {row} has a weight for group {empty[bad[0][1]]}, which has no examples")
+        bad = np.argwhere(rows[:, empty].toarray() > 0)
+        for at, column in bad[np.isin(start + bad[:, 0], given.row_of)][:1]:
+            row = int(np.flatnonzero(given.row_of == start + at)[0])
+            raise ValueError(f"partner: row {row} has a weight for group {empty[column]}, which has no examples")
     return given if (given.row_of >= 0).any() else None
 
 

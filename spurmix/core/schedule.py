@@ -88,13 +88,16 @@ def _slot_order(stratum: Int64Array, rank: Int64Array, share: Int64Array) -> Int
 
 
 def partner_thresholds(weights: FloatArray) -> Int64Array:
-    """Cumulative distribution of a row of partner weights, scaled to 2^32.
+    """Cumulative distribution of rows of partner weights, scaled to 2^32.
 
     Args:
-        weights: Weight of each group, `[G]`, with a positive sum.
+        weights: Weight of each group, `[G]` or `[R, G]`. Each row has a positive sum.
 
     Returns:
-        floor(2^32 * c[h] / c[G - 1]) of the running float64 sums c, int64 `[G]`.
+        floor(2^32 * c[h] / c[G - 1]) of the running float64 sums c, int64 of the same shape.
     """
-    running = np.cumsum(weights)
-    return np.floor((2.0**32 * running) / running[-1]).astype(np.int64)
+    running = np.cumsum(weights, axis=-1)
+    total = running[..., -1:].copy()
+    running *= 2.0**32
+    running /= total
+    return np.floor(running, out=running).astype(np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from spurmix.core.lam import POINTS
 
-MAGIC = 0x5350524D49580001
+MAGIC = 0x5350524D49580002
 """First header word: "SPRMIX" and the version of the layout."""
 
 HEADER_WORDS = 16
@@ -22,10 +22,10 @@ WORD_NUM_STRATA = 4
 WORD_PERIOD = 5
 """Number of slots in a period of the schedule."""
 WORD_NUM_ROWS = 6
-"""Number of distinct rows of partner thresholds."""
+"""Number of distinct rows of partners."""
 WORD_FLAGS = 7
-WORD_STARTS = 8
-"""First of eight words: the first word of each section."""
+WORD_LIST_WORDS = 8
+"""Number of words of the lists that the rows use. The remaining words of the header are 0."""
 
 FLAG_REPLACEMENT = 1
 """Examples are drawn with replacement."""
@@ -35,15 +35,25 @@ FLAG_KEEP_LABELS = 2
 QUANTILES = POINTS
 """Number of points of the quantile table."""
 
-SECTIONS = ("slot", "share", "first", "size", "offsets", "row_of", "threshold", "quantile")
+ROW_WORDS = 5
+"""Words of a row of partners: its list of thresholds, `first << 32 | count`, then the slices of its list of groups.
+
+A slice is `begin << 32 | first`: entry `begin` and the following ones are words `first` and following of the lists. A
+slice that is not used has `begin = count`.
+"""
+
+ROW_SLICES = ROW_WORDS - 1
+"""Number of slices of a row."""
+
+SECTIONS = ("slot", "share", "first", "size", "offsets", "row_of", "rows", "lists", "quantile")
 """Sections in order: the schedule's slots (stratum << 32 | rank), the strata, the groups, the partners, and lam."""
 
 MAX_COUNT = 1 << 31
-"""Maximum number of groups, strata and slots."""
+"""Maximum number of groups, strata, slots and words of the lists."""
 
 
-def section_sizes(num_groups: int, num_strata: int, period: int, num_rows: int) -> tuple[int, ...]:
-    """Number of words of each section, in the order of `SECTIONS`."""
+def section_sizes(num_groups: int, num_strata: int, period: int, num_rows: int, list_words: int) -> tuple[int, ...]:
+    """Number of words of each section, in the order of `SECTIONS`. The sections follow the header without gaps."""
     return (
         period,
         num_strata,
@@ -51,6 +61,7 @@ def section_sizes(num_groups: int, num_strata: int, period: int, num_rows: int) 
         num_strata,
         num_groups + 1,
         num_groups,
-        num_rows * num_groups,
+        num_rows * ROW_WORDS,
+        list_words,
         QUANTILES,
     )

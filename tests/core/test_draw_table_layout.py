@@ -11,7 +11,7 @@ from spurmix.core import table_layout as layout
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc" / "draw.h").read_text()
-NAMES = [name for name, value in vars(layout).items() if name.isupper() and isinstance(value, int) and name != "POINTS"]
+NAMES = [name for name, value in vars(layout).items() if name.isupper() and isinstance(value, int) and name not in ("POINTS", "ROW_SLICES")]
 """Constants of the layout: WORD_LENGTH in Python is kWordLength in C++."""
 
 
@@ -26,7 +26,7 @@ def constants(source: str) -> dict[str, int]:
 
 def section_sizes(source: str) -> list[str]:
     """Expressions of the sections' sizes, in order."""
-    body = re.search(r"sizes\[8\] = \{([^}]*)\}", source)
+    body = re.search(r"sizes\[9\] = \{([^}]*)\}", source)
     assert body is not None, "draw.h no longer lists the sizes of the sections"
     return [entry.strip() for entry in body.group(1).split(",")]
 
@@ -41,9 +41,9 @@ def test_header_file_has_no_other_constants() -> None:
 
 
 def test_sections() -> None:
-    counts = {"g": 3, "s": 2, "w": 5, "r": 4, "kQuantiles": layout.QUANTILES}
+    counts = {"g": 3, "s": 2, "w": 5, "r": 4, "l": 7, "kRowWords": layout.ROW_WORDS, "kQuantiles": layout.QUANTILES}
     sizes = [eval(size, {}, counts) for size in section_sizes(HEADER)]
-    assert tuple(sizes) == layout.section_sizes(num_groups=3, num_strata=2, period=5, num_rows=4)
+    assert tuple(sizes) == layout.section_sizes(num_groups=3, num_strata=2, period=5, num_rows=4, list_words=7)
     view = re.search(r"const int64_t ((?:\*\w+, )+\*\w+);", HEADER)
     assert view is not None, "draw.h no longer declares the sections as one list"
     assert tuple(view.group(1).replace("*", "").split(", ")) == layout.SECTIONS

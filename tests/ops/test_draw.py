@@ -14,6 +14,7 @@ from scipy import stats
 import spurmix
 from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, _host, policies
 from spurmix.core.schedule import make_schedule, partner_thresholds
+from spurmix.core.table_layout import WORD_LIST_WORDS, WORD_NUM_ROWS
 from spurmix.ops import backends
 from spurmix.ops.reference import draw as reference_draw
 from spurmix.ops.tables import draw_tables
@@ -262,7 +263,16 @@ def test_damaged_tables_are_rejected() -> None:
     for damage in (lambda t: t[:8], lambda t: t[:-1], lambda t: torch.cat([t, t[:1]]), lambda t: t + 1):
         with pytest.raises((RuntimeError, ValueError), match="tables"):
             torch.ops.spurmix.draw(damage(tables.packed.clone()), tables.members, 0, 0, 4)
-    wrong = tables.packed.clone()
-    wrong[14] += 1
-    with pytest.raises((RuntimeError, ValueError), match="tables"):
-        torch.ops.spurmix.draw(wrong, tables.members, 0, 0, 4)
+    for word in (WORD_NUM_ROWS, WORD_LIST_WORDS):
+        wrong = tables.packed.clone()
+        wrong[word] += 1
+        with pytest.raises((RuntimeError, ValueError), match="tables"):
+            torch.ops.spurmix.draw(wrong, tables.members, 0, 0, 4)
+
+
+def test_tables_of_the_first_layout_are_rejected(backend: str) -> None:
+    tables = draw_tables(GroupIndex([0, 1, 1]), policies.erm())
+    first = tables.packed.clone()
+    first[0] -= 1
+    with pytest.raises((RuntimeError, ValueError), match="not .*packed draw tables of this version"):
+        backends.implementation("draw", backend, torch.device("cpu"))(first, tables.members, 0, 0, 4)

@@ -18,36 +18,48 @@ std::vector<int64_t> random_tables(int64_t* examples) {
   }
   for (size_t k = slots.size(); k > 1; --k) std::swap(slots[k - 1], slots[rng.in(0, static_cast<int64_t>(k) - 1)]);
   const int64_t groups = static_cast<int64_t>(sizes_of_groups.size()), rows = rng.in(0, groups);
-  std::vector<int64_t> row_of, threshold, quantile;
+  std::vector<int64_t> row_of, row_words, lists, quantile;
   for (int64_t g = 0; g < groups; ++g) row_of.push_back(rng.in(-1, rows - 1));
   for (int64_t r = 0; r < rows; ++r) {
-    std::vector<double> running;
-    double sum = 0;
+    std::vector<int64_t> chosen;
     for (int64_t g = 0; g < groups; ++g) {
-      if (sizes_of_groups[g] > 0 && !rng.one_in(3)) sum += rng.unit();
-      running.push_back(sum);
+      if (sizes_of_groups[g] > 0 && !rng.one_in(3)) chosen.push_back(g);
     }
-    for (int64_t g = 0; g < groups && sum == 0; ++g) {  // no group was chosen: use the first one with members
-      if (sizes_of_groups[g] == 0) continue;
-      std::fill(running.begin() + g, running.end(), 1.0);
-      break;
+    for (int64_t g = 0; g < groups && chosen.empty(); ++g) {  // use the first group with members
+      if (sizes_of_groups[g] > 0) chosen.push_back(g);
     }
-    for (const double v : running) threshold.push_back(static_cast<int64_t>(std::floor(0x1p32 * v / running.back())));
+    const int64_t count = static_cast<int64_t>(chosen.size());
+    row_words.push_back(static_cast<int64_t>(lists.size()) << 32 | count);
+    for (int64_t k = 1; k <= count; ++k) lists.push_back((int64_t{1} << 32) * k / count);
+    // Slices of the groups, in any places of the lists.
+    std::vector<int64_t> begins = {0};
+    for (int64_t k = 2; k < kRowWords; ++k) begins.push_back(rng.in(begins.back(), count));
+    for (size_t k = 0; k < begins.size(); ++k) {
+      if (rng.one_in(3)) lists.push_back(-1);  // a word that no row uses
+      row_words.push_back(begins[k] << 32 | static_cast<int64_t>(lists.size()));
+      const int64_t end = k + 1 < begins.size() ? begins[k + 1] : count;
+      lists.insert(lists.end(), chosen.begin() + begins[k], chosen.begin() + end);
+    }
   }
   for (int64_t k = 0; k < kQuantiles; ++k) quantile.push_back(rng.in(0, 1 << 24));
   std::sort(quantile.begin(), quantile.end());
 
-  const std::vector<const std::vector<int64_t>*> sections = {&slots,   &share,  &first,     &size,
-                                                             &offsets, &row_of, &threshold, &quantile};
+  const std::vector<const std::vector<int64_t>*> sections = {&slots,  &share,     &first, &size,    &offsets,
+                                                             &row_of, &row_words, &lists, &quantile};
   *examples = offsets.back();
-  std::vector<int64_t> packed = {kMagic, 0,           *examples, groups, strata, static_cast<int64_t>(slots.size()),
-                                 rows,   rng.in(0, 3)};
-  int64_t at = kHeaderWords;
-  for (const auto* section : sections) {
-    packed.push_back(at);
-    at += static_cast<int64_t>(section->size());
-  }
-  packed[1] = at;
+  std::vector<int64_t> packed(kHeaderWords, 0);
+  const int64_t words[] = {kMagic,
+                           0,
+                           *examples,
+                           groups,
+                           strata,
+                           static_cast<int64_t>(slots.size()),
+                           rows,
+                           rng.in(0, 3),
+                           static_cast<int64_t>(lists.size())};
+  std::copy(std::begin(words), std::end(words), packed.begin());
+  packed[kWordLength] = kHeaderWords;
+  for (const auto* section : sections) packed[kWordLength] += static_cast<int64_t>(section->size());
   for (const auto* section : sections) packed.insert(packed.end(), section->begin(), section->end());
   return packed;
 }
@@ -112,6 +124,11 @@ void altered_tables_case() {
   args.lam = lam.data();
   args.seed = rng.bits() >> 1;
   args.start = static_cast<uint64_t>(rng.in(0, 1000));
+  for (int64_t i = 0; i < count; ++i) {
+    const Drawn d = draw_sample(args.tables, args.seed, args.start + static_cast<uint64_t>(i));
+    const bool in_range = 0 <= d.index && d.index < examples && 0 <= d.partner && d.partner < examples;
+    expect(in_range && (d.group >= 0 || std::isnan(d.lam)), "altered tables: a sample is out of range");
+  }
   if (!cpu::draw(args, 0, count)) return;
   expect(cpu::first_outside(index.data(), count, examples) == -1, "altered tables: the index is out of range");
   expect(cpu::first_outside(partner.data(), count, examples) == -1, "altered tables: the partner is out of range");

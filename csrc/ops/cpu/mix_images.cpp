@@ -6,6 +6,13 @@
 namespace spurmix {
 namespace {
 
+// spurmix/ops/reference/checks.py has the same limits and the same message.
+void check_normalization(const char* name, float value, int64_t channel, float low, float high, const char* range,
+                         const char* op) {
+  SPURMIX_CHECK(value >= low && value <= high, op, ": ", name, "[", channel, "] = ", value, " must be in ", range,
+                ", because pixels are scaled to [0, 1]; divide values for pixels from 0 to 255 by 255");
+}
+
 // The kernel's arguments that do not depend on the pairs. `out` may be of any shape if there are no samples.
 cpu::MixImages image_arguments(const ImageArguments& args, const Tensor& out, int64_t batch, const char* op) {
   const Tensor& images = args.images;
@@ -19,9 +26,8 @@ cpu::MixImages image_arguments(const ImageArguments& args, const Tensor& out, in
   m.mean = data<float>(args.mean);
   m.std = data<float>(args.std);
   for (int64_t c = 0; c < m.channels; ++c) {
-    SPURMIX_CHECK(m.mean[c] >= 0 && m.mean[c] <= 1, op, ": mean[", c, "] = ", m.mean[c],
-                  " must be in [0, 1], the range of pixels; divide by 255");
-    SPURMIX_CHECK(m.std[c] > 0 && std::isfinite(m.std[c]), op, ": std[", c, "] = ", m.std[c], " must be positive");
+    check_normalization("mean", m.mean[c], c, 0.0f, 1.0f, "[0, 1]", op);
+    check_normalization("std", m.std[c], c, 0.001f, 2.0f, "[0.001, 2]", op);
   }
   if (batch == 0) return m;
   m.out_height = out.size(2);

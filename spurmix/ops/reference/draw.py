@@ -115,7 +115,8 @@ class TableView(NamedTuple):
     size: Tensor
     offsets: Tensor
     row_of: Tensor
-    threshold: Tensor
+    rows: Tensor
+    lists: Tensor
     quantile: Tensor
 
 
@@ -131,12 +132,13 @@ def view_tables(tables: Tensor, members: Tensor) -> TableView:
     header = tables[: layout.HEADER_WORDS].tolist()
     if header[layout.WORD_MAGIC] != layout.MAGIC or header[layout.WORD_LENGTH] != tables.numel():
         raise ValueError("tables: the header is not that of packed draw tables of this version; build the tables again")
-    n, g, s, w, r, flags = header[layout.WORD_NUM_EXAMPLES : layout.WORD_STARTS]
+    n, g, s, w, r, flags, list_words = header[layout.WORD_NUM_EXAMPLES : layout.WORD_LIST_WORDS + 1]
     if members.numel() not in (0, n):
         raise ValueError(f"members must have {n} entries (or none) for these tables, got {members.numel()}")
-    sizes = layout.section_sizes(g, s, w, r)
-    starts = header[layout.WORD_STARTS :]
-    return TableView(n, flags, *(tables[o : o + k] for o, k in zip(starts, sizes, strict=True)))
+    sizes = layout.section_sizes(g, s, w, r, list_words)
+    if min(sizes) < 0 or layout.HEADER_WORDS + sum(sizes) != tables.numel():
+        raise ValueError("tables: the sections do not fill the tensor; build the tables again")
+    return TableView(n, flags, *tables[layout.HEADER_WORDS :].split(sizes))
 
 
 class Drawn(NamedTuple):
@@ -166,6 +168,17 @@ def cycle_key(s: Tensor, cycle: Tensor, seed: int) -> tuple[Tensor, ...]:
     """Words that select the permutation of a cycle of stratum s."""
     counter = (s, cycle & M32, _high32(cycle), torch.full_like(s, KEY_BLOCK))
     return philox(counter, (seed & M32, seed >> 32))
+
+
+def partner_group(view: TableView, row: int, word: Tensor) -> Tensor:
+    """The group of the partner that `word` selects from a row of partners."""
+    thresholds, *slices = view.rows[row * layout.ROW_WORDS : (row + 1) * layout.ROW_WORDS].tolist()
+    first, count = thresholds >> 32, thresholds & M32
+    entry = torch.searchsorted(view.lists[first : first + count].contiguous(), word, right=True)
+    begin = torch.tensor([s >> 32 for s in slices], device=word.device)
+    start = torch.tensor([s & M32 for s in slices], device=word.device)
+    used = torch.searchsorted(begin, entry, right=True) - 1
+    return view.lists[start[used] + entry - begin[used]]
 
 
 def draw_samples(
@@ -204,11 +217,9 @@ def draw_samples(
     # 4. Partner.
     row = view.row_of[group]
     paired = row >= 0
-    num_groups = view.row_of.numel()
     h = torch.zeros_like(group)
     for r in torch.unique(row[paired]).tolist():
-        threshold = view.threshold[r * num_groups : (r + 1) * num_groups].contiguous()
-        h = torch.where(row == r, torch.searchsorted(threshold, block0[2], right=True), h)
+        h = torch.where(row == r, partner_group(view, r, block0[2]), h)
     partner = view.offsets[h] + mulhi64(block1[0], block1[1], view.offsets[h + 1] - view.offsets[h])
     partner = torch.where(paired, partner, position)
 
