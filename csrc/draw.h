@@ -121,16 +121,16 @@ SPURMIX_HD int64_t member(const Tables& t, int64_t position) {
   return t.members32 ? t.members32[position] : t.members64 ? t.members64[position] : position;
 }
 
-// Number of entries of ascending `values` that are <= x.
+// Number of entries of ascending `values` that are <= x. The number of steps depends on `count` only, so that the loop
+// has no branch that is hard to predict.
 SPURMIX_HD int64_t count_at_most(const int64_t* values, int64_t count, int64_t x) {
   int64_t low = 0;
-  while (count > 0) {
+  while (count > 1) {
     const int64_t half = count / 2;
-    const bool right = values[low + half] <= x;
-    low = right ? low + half + 1 : low;
-    count = right ? count - half - 1 : half;
+    low += values[low + half - 1] <= x ? half : 0;
+    count -= half;
   }
-  return low;
+  return low + (count == 1 && values[low] <= x);
 }
 
 // Whether x is in [0, count).

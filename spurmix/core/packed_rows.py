@@ -51,7 +51,7 @@ def pack_rows(given: PartnerRows | None, num_groups: int) -> PackedRows:
     Raises:
         ValueError: If there are too many entries.
     """
-    if given is None:
+    if given is None or (given.row_of < 0).all():
         return PackedRows(
             np.full(num_groups, -1), np.empty((0, ROW_WORDS), dtype=np.int64), np.empty(0, dtype=np.int64)
         )

@@ -20,6 +20,9 @@ Weights: TypeAlias = ArrayLike | Mapping[Any, float]
 """Weights in order, or by group (its number or its cell) or class."""
 PartnerWeights: TypeAlias = ArrayLike | Mapping[Any, Mapping[Any, float]]
 
+MAX_SUM = 1e290
+"""Maximum sum of a row of partner weights. It is multiplied by 2^32."""
+
 
 @dataclass(frozen=True)
 class ResolvedPolicy:
@@ -177,7 +180,15 @@ def partner_weights(groups: GroupIndex, given: PartnerWeights | PartnerRows | No
                 matrix[pair] = checks.number(value, f"partner[{row!r}][{column!r}]")
         given = matrix
     if not isinstance(given, PartnerRows):
-        given = PartnerRows.of_matrix(checked_weights(given, (count, count), "partner"))
+        matrix = checked_weights(given, (count, count), "partner")
+        with np.errstate(over="ignore"):
+            large = np.flatnonzero(matrix.sum(axis=1) >= MAX_SUM)
+        if large.size:
+            raise ValueError(
+                f"partner: the weights of row {large[0]} are too large, their sum must be less than {MAX_SUM:g}; divide "
+                "the row by its largest weight"
+            )
+        given = PartnerRows.of_matrix(matrix)
     empty = np.flatnonzero(groups.sizes == 0)
     for start, rows in given.blocks() if empty.size else ():
         bad = np.argwhere(rows[:, empty].toarray() > 0)

@@ -12,7 +12,7 @@ import numpy as np
 from spurmix.core.array_types import FloatArray, Int64Array
 
 MAX_SLOTS = 1 << 16
-"""Maximum number of slots in a period of the schedule, and of strata."""
+"""Maximum number of slots in a period of a schedule with different weights."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,23 @@ def make_schedule(weights: FloatArray) -> Schedule:
     Slots are ordered by the fraction (2 rank + 1) / (2 share), then by stratum.
 
     Args:
-        weights: Non-negative weight of each stratum, `[S]`. Weights that are integers after division by their greatest
-            common divisor, with a sum of at most 65536, are met exactly. Others are rounded to shares of 65536 slots.
+        weights: Non-negative weight of each stratum, `[S]`. Equal weights, and weights that are integers after division
+            by their greatest common divisor, with a sum of at most 65536, are met exactly. Others are rounded to shares
+            of 65536 slots.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: If there are more than 65536 strata, or a positive weight is less than one slot.
+        ValueError: If different weights are positive for more than 65536 strata, or a positive weight is less than one
+            slot.
     """
-    if weights.size > MAX_SLOTS:
-        raise ValueError(f"weights must have at most {MAX_SLOTS} entries (one for each stratum), got {weights.size}")
+    positive = np.count_nonzero(weights)
+    if positive > MAX_SLOTS and weights.max() != weights[weights > 0].min():
+        raise ValueError(
+            f"weights: {positive:,} strata have positive weights, but a schedule with different weights has at most "
+            f"{MAX_SLOTS:,} slots, one or more for each of them; use equal weights or fewer groups"
+        )
     share = _integer_shares(weights)
     lost = np.flatnonzero((share == 0) & (weights > 0))
     if lost.size:

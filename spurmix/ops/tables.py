@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from spurmix.core import checks
 from spurmix.core.groups import GroupIndex
 from spurmix.core.policy import MixPolicy
 from spurmix.core.table_layout import FLAG_KEEP_LABELS, WORD_FLAGS
-from spurmix.core.tables import build_tables
+from spurmix.core.tables import Tables, build_tables
 from spurmix.ops import validate
 
 _CACHE_SIZE = 4
@@ -27,16 +27,21 @@ class DrawTables:
         members: Example number of each position, int32 or int64 `[N]`. Empty if positions are example numbers.
         num_examples: Number of examples, N.
         period: Number of slots in a period of the schedule.
-        fingerprint: Hex digest of the packed tables.
         keeps_labels: Whether a sample keeps the label of its index.
+        built: The tables as NumPy arrays, on the CPU.
     """
 
     packed: Tensor
     members: Tensor
     num_examples: int
     period: int
-    fingerprint: str
     keeps_labels: bool
+    built: Tables = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the packed tables. Computed at the first access."""
+        return self.built.fingerprint
 
     def to(self, device: torch.device | str) -> DrawTables:
         """Copy the tables to a device.
@@ -88,8 +93,8 @@ def draw_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
         torch.from_numpy(built.members),
         built.num_examples,
         built.period,
-        built.fingerprint,
         bool(built.packed[WORD_FLAGS] & FLAG_KEEP_LABELS),
+        built,
     )
     cache.append((policy, tables))
     del cache[:-_CACHE_SIZE]

@@ -65,3 +65,17 @@ def test_audit_of_pairs_of_groups_needs_no_matrix() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert audit.residual == pytest.approx(0, abs=1e-9) and peak < 90e6  # a matrix has 104 MB
+
+
+@pytest.mark.parametrize("shape", [(2, 20_000), (200, 200), (500, 4)])
+@pytest.mark.parametrize("make", [policies.lisa, policies.selecmix, policies.balance_attributes, policies.group_balanced])
+def test_tables_of_many_groups_are_small(make: Callable[[], MixPolicy], shape: tuple[int, int]) -> None:
+    """Pairs of groups have up to 4 * 10^8 weights. The tables have the words that rows share."""
+    number = np.arange(shape[0] * shape[1])
+    groups = GroupIndex(number // shape[1], number % shape[1])
+    tracemalloc.start()
+    tables = build_tables(groups, make())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tables.packed.size < 20 * number.size + shape[0] * sum(shape)
+    assert peak < 100e6
