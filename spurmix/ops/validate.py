@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spurmix.core import checks
+from spurmix.ops.reference.checks import NORMALIZATION, normalization_range
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FLOATS_AND_DOUBLE = (*FLOATS, torch.float64)
@@ -235,8 +236,8 @@ def normalization(value: object, name: str, channels: int, device: torch.device)
 
     The CPU kernels check the values of a tensor.
 
-    Raises TypeError if it has another type, and ValueError if it does not have one value per channel, `mean` is outside
-    [0, 1], or `std` is not positive.
+    Raises TypeError if it has another type, and ValueError if it does not have one value per channel, or a number is
+    outside the range of `NORMALIZATION`.
     """
     if isinstance(value, Tensor):
         tensor(value, name, (torch.float32,), (channels,))
@@ -248,8 +249,7 @@ def normalization(value: object, name: str, channels: int, device: torch.device)
     numbers = [checks.number(v, name) for v in values]
     if len(numbers) != channels:
         raise ValueError(f"{name} must have one value for each of the {channels} channels, got {len(numbers)}")
-    if name == "std" and not all(v > 0 for v in numbers):
-        raise ValueError(f"std must be positive, got {numbers}")
-    if name == "mean" and not all(0 <= v <= 1 for v in numbers):
-        raise ValueError(f"mean must be in [0, 1], the range of pixels, got {numbers}; divide by 255")
+    low, high = NORMALIZATION[name]
+    if not all(low <= v <= high for v in numbers):
+        raise ValueError(f"{name} = {value!r} must be {normalization_range(name)}")
     return torch.tensor(numbers, dtype=torch.float32, device=device)

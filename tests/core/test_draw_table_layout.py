@@ -11,7 +11,11 @@ from spurmix.core import table_layout as layout
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc" / "draw.h").read_text()
-NAMES = [name for name, value in vars(layout).items() if name.isupper() and isinstance(value, int) and name not in ("POINTS", "ROW_SLICES")]
+NAMES = [
+    name
+    for name, value in vars(layout).items()
+    if name.isupper() and isinstance(value, int) and name not in ("POINTS", "ROW_SLICES")
+]
 """Constants of the layout: WORD_LENGTH in Python is kWordLength in C++."""
 
 

@@ -68,7 +68,9 @@ def test_audit_of_pairs_of_groups_needs_no_matrix() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 20_000), (200, 200), (500, 4)])
-@pytest.mark.parametrize("make", [policies.lisa, policies.selecmix, policies.balance_attributes, policies.group_balanced])
+@pytest.mark.parametrize(
+    "make", [policies.lisa, policies.selecmix, policies.balance_attributes, policies.group_balanced]
+)
 def test_tables_of_many_groups_are_small(make: Callable[[], MixPolicy], shape: tuple[int, int]) -> None:
     """Pairs of groups have up to 4 * 10^8 weights. The tables have the words that rows share."""
     number = np.arange(shape[0] * shape[1])

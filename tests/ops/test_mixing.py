@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spurmix import GroupIndex, policies
+from spurmix import GroupIndex, ImageSource, policies
 from spurmix.ops import functional as F
 from spurmix.ops.reference import draw as reference_draw
 
@@ -119,22 +119,56 @@ def test_compiled_equals_reference_on_any_box(h: int, w: int, c: int, oh: int, o
     torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6)
 
 
+SCALED = r"because pixels are scaled to \[0, 1\]; divide values for pixels from 0 to 255 by 255"
+
+
 @pytest.mark.parametrize(("name", "value", "message"), [
     ("lam", torch.tensor([0.5, 1.5]), r"lam\[1\] = 1.5 must be in \[0, 1\]"),
     ("lam", torch.tensor([-0.1, 0.5]), r"lam\[0\] = -0.1 must be in \[0, 1\]"),
     ("lam", torch.tensor([0.5, torch.nan]), r"lam\[1\] = nan must be in \[0, 1\]"),
     ("boxes", torch.full((2, 2, 4), torch.nan), r"boxes\[0, 0\] must not be NaN"),
-    ("mean", torch.tensor([0.5, 123.7, 0.5]), r"mean\[1\] = 123.7 must be in \[0, 1\], the range of pixels; divide by 255"),
-    ("mean", [0.5, 123.7, 0.5], r"mean must be in \[0, 1\], the range of pixels, got .*; divide by 255"),
-    ("mean", -1.0, r"mean must be in \[0, 1\]"),
-    ("std", torch.tensor([0.5, 0.0, 0.5]), r"std\[1\] = 0 must be positive"),
-    ("std", torch.tensor([0.5, torch.nan, 0.5]), r"std\[1\] = nan must be positive"),
+    ("mean", torch.tensor([0.5, 123.7, 0.5]), rf"mean\[1\] = 123\.7 must be in \[0, 1\], {SCALED}"),
+    ("mean", torch.tensor([0.5, torch.nan, 0.5]), rf"mean\[1\] = nan must be in \[0, 1\], {SCALED}"),
+    ("mean", [0.5, 123.7, 0.5], rf"mean = \[0\.5, 123\.7, 0\.5\] must be in \[0, 1\], {SCALED}"),
+    ("mean", -1.0, rf"mean = -1\.0 must be in \[0, 1\], {SCALED}"),
+    ("std", torch.tensor([0.5, 0.0, 0.5]), rf"std\[1\] = 0 must be in \[0\.001, 2\], {SCALED}"),
+    ("std", torch.tensor([0.5, 1e-30, 0.5]), r"std\[1\] = 1e-30 must be in \[0\.001, 2\]"),
+    ("std", torch.tensor([0.5, 0.5, torch.nan]), r"std\[2\] = nan must be in \[0\.001, 2\]"),
+    ("std", torch.tensor([0.5, 0.5, torch.inf]), r"std\[2\] = inf must be in \[0\.001, 2\]"),
+    ("std", torch.tensor([58.4, 57.1, 57.4]), rf"std\[0\] = 58\.4 must be in \[0\.001, 2\], {SCALED}"),
+    ("std", (58.4, 57.1, 57.4), rf"std = \(58\.4, 57\.1, 57\.4\) must be in \[0\.001, 2\], {SCALED}"),
+    ("std", 1e-30, r"std = 1e-30 must be in \[0\.001, 2\]"),
+    ("std", 0, r"std = 0 must be in \[0\.001, 2\]"),
 ])  # fmt: skip
 def test_values_that_are_not_possible(name: str, value: Any, message: str, backend: str) -> None:
     index, options = torch.tensor([0, 1]), dict(lam=torch.ones(2)) | {name: value}
     lam = options.pop("lam")
     with pytest.raises(ValueError, match=message):
         F.mix_images(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), index, index, lam, **options, backend=backend)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, tuple])
+def test_limits_of_the_normalization_are_accepted(kind: Any, backend: str) -> None:
+    index = torch.tensor([0, 1])
+    for mean, std in ((0.0, 0.001), (1.0, 2.0), (0.5, 1 / 255)):
+        options: Any = dict(mean=kind([mean] * 3), std=kind([std] * 3), backend=backend)
+        out = F.mix_images(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), index, index, torch.ones(2), **options)
+        torch.testing.assert_close(out, torch.full_like(out, -mean / std))
+
+
+@pytest.mark.parametrize("device_values", [True, False])
+def test_image_sources_check_the_normalization(device_values: bool) -> None:
+    images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    for mean, std, name in (
+        ([123.7] * 3, [0.2] * 3, "mean"),
+        ([0.5] * 3, [58.0] * 3, "std"),
+        ([0.5] * 3, [1e-30] * 3, "std"),
+    ):
+        given: Any = [torch.tensor(v) if device_values else v for v in (mean, std)]
+        with pytest.raises(ValueError, match=rf"{name}.* must be in .*divide values for pixels from 0 to 255 by 255"):
+            ImageSource(images, mean=given[0], std=given[1])
+        with pytest.raises(ValueError, match=rf"{name}.* must be in "):
+            ImageSource(images).normalized(given[0], given[1])
 
 
 def test_lam_outside_0_to_1_is_an_error_of_every_operator(backend: str) -> None:
@@ -284,7 +318,7 @@ LAM = torch.ones(2)
         (lambda b: F.mix_images(IMAGES.permute(0, 2, 1, 3), ROW, ROW, LAM, backend=b), ValueError, "contiguous"),
         (lambda b: F.mix_images(IMAGES[:, :0], ROW, ROW, LAM, backend=b), ValueError, "positive height, width"),
         (lambda b: F.mix_images(IMAGES, ROW, ROW, LAM, mean=(0.5, 0.5), backend=b), ValueError, "mean must have one value"),
-        (lambda b: F.mix_images(IMAGES, ROW, ROW, LAM, std=(1, 0, 1), backend=b), ValueError, "std must be positive"),
+        (lambda b: F.mix_images(IMAGES, ROW, ROW, LAM, std=(1, 0, 1), backend=b), ValueError, r"std = \(1, 0, 1\) must be in \[0\.001, 2\]"),
         (lambda b: F.mix_images(IMAGES, ROW, ROW[:1], LAM, backend=b), ValueError, "partner must have shape [2]"),
         (lambda b: F.mix_images(IMAGES, ROW.int(), ROW, LAM, backend=b), TypeError, "index must have dtype int64"),
         (lambda b: F.mix_images(IMAGES, ROW, ROW, LAM.double(), backend=b), TypeError, "lam must have dtype float32"),

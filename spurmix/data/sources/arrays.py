@@ -18,6 +18,7 @@ from spurmix.data.memory import host_tensor
 from spurmix.data.sources.tiers import Tier, repr_suffix
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.ops import functional, validate
+from spurmix.ops.reference.checks import check_normalization
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -136,6 +137,7 @@ class ImageSource:
         self.std = validate.normalization(
             std if std is not None else (IMAGENET_STD if is_rgb else 0.5), "std", channels, device
         )
+        check_normalization(self.mean, self.std)
 
     def normalized(self, mean: ChannelValues, std: ChannelValues) -> Self:
         """Return a source of the same images with another normalization.

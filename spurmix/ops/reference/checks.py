@@ -36,13 +36,26 @@ def check_lam(lam: Tensor) -> None:
     _check((lam >= 0) & (lam <= 1), lam, "lam", "in [0, 1]")
 
 
-def check_normalization(mean: Tensor, std: Tensor) -> None:
-    """Check that `mean` is in [0, 1], the range of pixels, and `std` positive.
+NORMALIZATION = {"mean": (0.0, 1.0), "std": (0.001, 2.0)}
+"""Smallest and largest accepted mean and standard deviation of pixels that are scaled to [0, 1]."""
 
-    Raises ValueError if a value is outside.
+
+def normalization_range(name: str) -> str:
+    """Describe the accepted values of `mean` or `std`, for the end of an error message."""
+    low, high = NORMALIZATION[name]
+    return f"in [{low:g}, {high:g}], because pixels are scaled to [0, 1]; divide values for pixels from 0 to 255 by 255"
+
+
+def check_normalization(mean: Tensor, std: Tensor) -> None:
+    """Check that `mean` and `std` are in the ranges of `NORMALIZATION`.
+
+    Raises ValueError if a value is outside, or NaN.
     """
-    _check((mean >= 0) & (mean <= 1), mean, "mean", "in [0, 1], the range of pixels; divide by 255")
-    _check((std > 0) & std.isfinite(), std, "std", "positive")
+    for name, values in (("mean", mean), ("std", std)):
+        low, high = NORMALIZATION[name]
+        # The limits have the dtype of the values, as in the compiled operators.
+        valid = (values >= values.new_tensor(low)) & (values <= values.new_tensor(high))
+        _check(valid, values, name, normalization_range(name))
 
 
 def check_boxes(boxes: Tensor | None) -> None:
