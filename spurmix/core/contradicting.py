@@ -28,8 +28,8 @@ def contradicting_partners(groups: GroupIndex, p: float) -> PartnerRows:
     values, attribute = np.unique(groups.group_attributes[known], return_inverse=True)
     cell = label * values.size + attribute
     cells, cell_of = np.unique(cell, return_inverse=True)
-    same_class = _Shared.of(known, label, attribute, *np.divmod(cells, max(1, values.size)))
-    same_attribute = _Shared.of(known, attribute, label, *np.divmod(cells, max(1, values.size))[::-1])
+    same_class = _Neighbors.of(known, label, attribute, *np.divmod(cells, max(1, values.size)))
+    same_attribute = _Neighbors.of(known, attribute, label, *np.divmod(cells, max(1, values.size))[::-1])
     within, across = same_class.length.sum(axis=1), same_attribute.length.sum(axis=1)
     mass = np.where(across == 0, 1.0, np.where(within == 0, 0.0, p))
     weight_within, weight_across = mass / np.maximum(within, 1), (1 - mass) / np.maximum(across, 1)
@@ -48,7 +48,7 @@ def contradicting_partners(groups: GroupIndex, p: float) -> PartnerRows:
     return PartnerRows(row_of, weights, first_weight, lists, first, length)
 
 
-class _Shared(NamedTuple):
+class _Neighbors(NamedTuple):
     """The groups that share one value with each cell, but not the other one, as two slices of a list."""
 
     groups: Int64Array
@@ -61,7 +61,7 @@ class _Shared(NamedTuple):
     @classmethod
     def of(
         cls, known: Int64Array, shared: Int64Array, other: Int64Array, cell_shared: Int64Array, cell_other: Int64Array
-    ) -> _Shared:
+    ) -> _Neighbors:
         order = np.lexsort((other, shared))
         width = int(other.max(initial=0)) + 1
         pair, cell = (shared * width + other)[order], cell_shared * width + cell_other
@@ -71,7 +71,7 @@ class _Shared(NamedTuple):
         return cls(known[order], np.stack([first, after], axis=1), np.stack([own - first, stop - after], axis=1))
 
 
-def _in_order(same_class: _Shared, same_attribute: _Shared) -> list[tuple[_Shared, int]]:
+def _in_order(same_class: _Neighbors, same_attribute: _Neighbors) -> list[tuple[_Neighbors, int]]:
     return [(same_attribute, 0), (same_class, 0), (same_class, 1), (same_attribute, 1)]
 
 

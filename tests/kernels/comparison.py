@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spurmix import Beta, GroupIndex, MixPolicy
+from spurmix import Beta, GroupIndex, MixPolicy, policies
+from spurmix.core.table_layout import HEADER_WORDS, QUANTILES
 from spurmix.ops import functional as F
 from spurmix.ops.tables import DrawTables, draw_tables
 
@@ -70,3 +72,25 @@ def random_tables(n: int, labels: int, replacement: bool, partners: bool, strata
     weights = rng.random((groups.num_groups,) * 2) * (rng.random((groups.num_groups, 1)) < 0.7)
     policy = MixPolicy(strata, partner=weights if partners else None, lam=Beta(0.4), replacement=replacement)
     return draw_tables(groups, policy)
+
+
+def altered_tables(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Packed tables of ten examples with one altered word of a section, and their members: `count` of each policy."""
+    rng = np.random.default_rng(0)
+    groups = GroupIndex([0, 0, 1, 1, 2, 2, 0, 1, 2, 2], [0, 1, 0, 1, 0, 1, 1, 0, 0, 1])
+    for policy in (policies.lisa(), policies.mixup(), MixPolicy(replacement=True, partner=np.eye(6), lam=0.5)):
+        tables = draw_tables(groups, policy)
+        words = rng.integers(HEADER_WORDS, tables.packed.numel() - QUANTILES, count)
+        for word, value in zip(words, rng.choice([-1, 0, 2**31, 2**40, 2**62, -(2**63)], count), strict=True):
+            packed = tables.packed.clone()
+            packed[word] = int(value)
+            yield packed, tables.members
+
+
+def check_altered_draw(drawn: tuple[torch.Tensor, ...], reported: bool) -> None:
+    """Check that samples are valid, or NaN and reported."""
+    index, partner, lam, group = drawn
+    invalid = group < 0
+    assert bool(invalid.any()) == reported
+    assert index.min() >= 0 and index.max() < 10 and partner.min() >= 0 and partner.max() < 10 and group.max() < 6
+    assert (index[invalid] == 0).all() and (partner[invalid] == 0).all() and torch.equal(lam.isnan(), invalid)

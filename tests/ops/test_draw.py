@@ -274,5 +274,5 @@ def test_tables_of_the_first_layout_are_rejected(backend: str) -> None:
     tables = draw_tables(GroupIndex([0, 1, 1]), policies.erm())
     first = tables.packed.clone()
     first[0] -= 1
-    with pytest.raises((RuntimeError, ValueError), match="not .*packed draw tables of this version"):
+    with pytest.raises((RuntimeError, ValueError), match=r"not .*packed draw tables of this version"):
         backends.implementation("draw", backend, torch.device("cpu"))(first, tables.members, 0, 0, 4)

@@ -318,7 +318,7 @@ LAM = torch.ones(2)
         (lambda b: F.mix_images(IMAGES.permute(0, 2, 1, 3), ROW, ROW, LAM, backend=b), ValueError, "contiguous"),
         (lambda b: F.mix_images(IMAGES[:, :0], ROW, ROW, LAM, backend=b), ValueError, "positive height, width"),
         (lambda b: F.mix_images(IMAGES, ROW, ROW, LAM, mean=(0.5, 0.5), backend=b), ValueError, "mean must have one value"),
-        (lambda b: F.mix_images(IMAGES, ROW, ROW, LAM, std=(1, 0, 1), backend=b), ValueError, r"std = \(1, 0, 1\) must be in \[0\.001, 2\]"),
+        (lambda b: F.mix_images(IMAGES, ROW, ROW, LAM, std=(1, 0, 1), backend=b), ValueError, "std = (1, 0, 1) must be in [0.001, 2]"),
         (lambda b: F.mix_images(IMAGES, ROW, ROW[:1], LAM, backend=b), ValueError, "partner must have shape [2]"),
         (lambda b: F.mix_images(IMAGES, ROW.int(), ROW, LAM, backend=b), TypeError, "index must have dtype int64"),
         (lambda b: F.mix_images(IMAGES, ROW, ROW, LAM.double(), backend=b), TypeError, "lam must have dtype float32"),

@@ -16,7 +16,17 @@ import emulated
 import numpy as np
 import pytest
 import torch
-from comparison import FLOATS, TOLERANCE, close, compare_group_counts, pairs, random_draws, random_tables
+from comparison import (
+    FLOATS,
+    TOLERANCE,
+    altered_tables,
+    check_altered_draw,
+    close,
+    compare_group_counts,
+    pairs,
+    random_draws,
+    random_tables,
+)  # fmt: skip
 from hypothesis import settings
 from samples import NAMES, SAMPLES, call_with_wrong_tensors
 
@@ -309,6 +319,25 @@ def test_damaged_tables_are_reported_and_not_followed(cuda: ModuleType, built: A
     assert kernels["draw"](tables.packed, tables.members, 0, 0, 4, counter)[2].isnan().all()
     with pytest.raises(IndexError, match="draw tables of an earlier call are damaged"):
         device_errors.raise_errors(cuda.take_flag(0))
+
+
+def test_altered_tables_are_reported_and_not_followed(cuda: ModuleType, built: Any) -> None:
+    """Any word of a section may have any value: a sample is valid, or NaN and reported."""
+    store, labels = torch.zeros(10, 4, 4, 3, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
+    reported = 0
+    for packed, members in altered_tables(80):
+        drawn = built[1]["draw"](packed, members, 1, 5, 40)
+        flag = cuda.take_flag(0)
+        assert flag in (0, device_errors.BAD_TABLES)
+        check_altered_draw(drawn, bool(flag))
+        reported += bool(flag)
+        batch = built[1]["mix_image_batch"](
+            store, labels, packed, members, torch.zeros(3), torch.ones(3), False, 0.1, 1.0, 0.7, 1.3, False, 1, 5, 40,
+            4, 4, torch.float32, False,
+        )  # fmt: skip
+        assert cuda.take_flag(0) == flag
+        assert torch.equal(batch[0].isnan().flatten(1).all(dim=1), drawn[3] < 0)
+    assert reported > 50
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -13,7 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import FLOATS, TOLERANCE, close, compare_group_counts, pairs, random_draws, random_tables
+from comparison import (
+    FLOATS,
+    TOLERANCE,
+    altered_tables,
+    check_altered_draw,
+    close,
+    compare_group_counts,
+    pairs,
+    random_draws,
+    random_tables,
+)  # fmt: skip
 from hypothesis import settings
 
 from spurmix import Beta, GroupIndex, MixPolicy
@@ -204,6 +215,31 @@ def test_gradcheck(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
 def test_group_counts(dtype: torch.dtype, rng: np.random.Generator) -> None:
     compare_group_counts("triton", ((1, 1, 1), (9, 5, 3), (4, 2500, 40)), dtype, rng)
+
+
+def test_altered_tables_are_reported_and_not_followed() -> None:
+    """Any word of a section may have any value: a sample is valid, or NaN and reported."""
+    store, labels, norm = torch.zeros(10, 2, 2, 3, dtype=torch.uint8), torch.zeros(10).long(), torch.ones(3)
+    kernels = {
+        name: backends.implementation(name, "triton", torch.device("cpu")) for name in ("draw_out", "mix_image_batch")
+    }
+    reported = 0
+    for packed, members in altered_tables(8):
+        drawn = [torch.zeros(40, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32, torch.int64)]
+        damaged = False
+        try:
+            kernels["draw_out"](packed, members, 1, 5, None, *drawn)
+        except IndexError as error:
+            damaged = "tables are damaged" in str(error)
+            assert damaged
+        check_altered_draw(tuple(drawn), damaged)
+        reported += damaged
+        with pytest.raises(IndexError) if (drawn[3][:2] < 0).any() else contextlib.nullcontext():
+            kernels["mix_image_batch"](
+                store, labels, packed, members, norm, norm, False, 0.1, 1.0, 0.7, 1.3, False, 1, 5, 2, 2, 2,
+                torch.float32, False,
+            )  # fmt: skip
+    assert reported > 6
 
 
 def test_indices_out_of_range_are_reported_and_not_followed() -> None:
