@@ -38,9 +38,9 @@ def contradicting_partners(groups: GroupIndex, p: float) -> PartnerRows:
     first[:, 1:3] += known.size
     weight = np.stack([weight_across, weight_within, weight_within, weight_across], axis=1)
     length = np.stack([part.length[:, side] for part, side in _in_order(same_class, same_attribute)], axis=1)
-    length[weight == 0] = 0
+    length *= weight > 0
     row_of = np.full(groups.num_groups, -1)
-    row_of[known] = np.where(length.any(axis=1)[cell_of], cell_of, -1)
+    row_of[known] = np.where(length.sum(axis=1)[cell_of] > 0, cell_of, -1)
     lists = np.concatenate([same_attribute.groups, same_class.groups])
     if (np.diff(cell) < 0).any():
         return _sorted_entries(row_of, lists, first, length, weight)

@@ -61,7 +61,7 @@ class PartnerRows:
         _, first, list_of = np.unique(packed.view(f"V{packed.shape[1]}")[:, 0], return_index=True, return_inverse=True)
         counts = np.count_nonzero(used[first], axis=1)
         return cls._of_lists(
-            np.where((row_of >= 0) & used.any(axis=1)[row_of], row_of, -1),
+            np.where((row_of >= 0) & (counts[list_of] > 0)[row_of], row_of, -1),
             rows.reshape(-1) if used.all() else rows[used],
             np.nonzero(used[first])[1],
             (np.cumsum(counts) - counts)[list_of],

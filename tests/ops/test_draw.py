@@ -178,6 +178,17 @@ def test_batches_of_whole_periods_are_exactly_balanced(backend: str, rng: np.ran
             assert np.bincount(ids[out.index.numpy()], minlength=9).tolist() == expected.tolist()
 
 
+def test_schedule_of_more_than_65536_strata(backend: str) -> None:
+    """Equal weights need one slot for each stratum. Different weights have at most 65536 slots."""
+    count = 70_000
+    groups = GroupIndex(np.arange(count) // 100, np.arange(count) % 100)
+    out = spurmix.draw(groups, policies.lisa(), seed=1, start=count - 100, count=200, backend=backend)
+    assert torch.equal(out.index, torch.arange(count - 100, count + 100) % count)
+    assert ((out.partner // 100 == out.index // 100) != (out.partner % 100 == out.index % 100)).all()
+    with pytest.raises(ValueError, match=r"70,000 strata have positive weights, but .* at most 65,536 slots"):
+        make_schedule(np.arange(1.0, count + 1))
+
+
 def test_each_member_once_per_cycle(backend: str) -> None:
     groups = GroupIndex([0] * 37 + [1] * 11 + [2])
     out = spurmix.draw(groups, policies.group_balanced(), seed=5, start=0, count=3 * 37 * 11, backend=backend)

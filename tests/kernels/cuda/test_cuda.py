@@ -325,7 +325,7 @@ def test_altered_tables_are_reported_and_not_followed(cuda: ModuleType, built: A
     """Any word of a section may have any value: a sample is valid, or NaN and reported."""
     store, labels = torch.zeros(10, 4, 4, 3, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
     reported = 0
-    for packed, members in altered_tables(80):
+    for packed, members in altered_tables(25):
         drawn = built[1]["draw"](packed, members, 1, 5, 40)
         flag = cuda.take_flag(0)
         assert flag in (0, device_errors.BAD_TABLES)
@@ -337,7 +337,7 @@ def test_altered_tables_are_reported_and_not_followed(cuda: ModuleType, built: A
         )  # fmt: skip
         assert cuda.take_flag(0) == flag
         assert torch.equal(batch[0].isnan().flatten(1).all(dim=1), drawn[3] < 0)
-    assert reported > 50
+    assert reported > 20
 
 
 @pytest.mark.parametrize(
