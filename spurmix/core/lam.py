@@ -212,7 +212,8 @@ class InverseCDF(_Foldable):
 
     Args:
         function: Vectorized function from float64 probabilities in [0, 1] to values in [0, 1]. It must not decrease. It
-            is evaluated at k / 1024 and interpolated linearly.
+            is evaluated at k / 1024 and interpolated linearly, also to the values at 0 and 1. For a narrow distribution
+            these should be close to their neighbors, for example `lambda u: ppf(np.clip(u, 5e-4, 1 - 5e-4))`.
 
     Raises:
         TypeError: If `function` is not callable.

@@ -69,6 +69,8 @@ class ExportedTokenizer:
             self.settings["split_special_tokens"] = True
         self._folder = target.parent
         self._files = tokenizer_files(tokenizer, limit)
+        if target.name in self._files:
+            raise ValueError(f"path must not be {target.name}, which is the name of a file of the tokenizer")
         self._keep_existing = self._check_existing(target)
         self._check_stored_ids(tokenizer, limit)
 

@@ -51,6 +51,13 @@ def test_special_tokens_and_vocabulary_are_compared_with_the_ids(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_the_model_does_not_replace_its_tokenizer(name: str, tmp_path: Path) -> None:
+    source = TokenSource.from_texts(TEXTS, tokenizer())
+    with pytest.raises(ValueError, match=f"path must not be {name}, which is the name of a file of the tokenizer"):
+        export_onnx(text_model(), tmp_path / name, source=source, groups=TEXT_GROUPS, tokenizer=tokenizer())
+
+
 def test_a_stored_tokenizer_that_gives_other_ids_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = TokenSource.from_texts(TEXTS, tokenizer())
     encode = text_tokenizer.tokenize.encode
