@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from spurmix.train.evaluate import evaluate
     from spurmix.train.finetune import finetune
     from spurmix.train.head import extract_features, retrain_head
+    from spurmix.train.heads.fit import fit_head
+    from spurmix.train.heads.options import HeadOptions
     from spurmix.train.hf_trainer import MixTrainer
     from spurmix.train.text import MixedInputs
 
@@ -36,6 +38,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "FeatureSource": ("spurmix.data.sources.arrays", "FeatureSource"),
     "Fixed": ("spurmix.core.lam", "Fixed"),
     "GroupIndex": ("spurmix.core.groups", "GroupIndex"),
+    "HeadOptions": ("spurmix.train.heads.options", "HeadOptions"),
     "ImageSource": ("spurmix.data.sources.arrays", "ImageSource"),
     "InverseCDF": ("spurmix.core.lam", "InverseCDF"),
     "MixLoader": ("spurmix.data.loader.mix_loader", "MixLoader"),
@@ -53,6 +56,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "export_onnx": ("spurmix.deploy.export", "export_onnx"),
     "extract_features": ("spurmix.train.head", "extract_features"),
     "finetune": ("spurmix.train.finetune", "finetune"),
+    "fit_head": ("spurmix.train.heads.fit", "fit_head"),
     "functional": ("spurmix.ops.functional", None),
     "models": ("spurmix.train.models", None),
     "read_civilcomments": ("spurmix.data.pack.layouts.civilcomments", "read_civilcomments"),
@@ -66,6 +70,7 @@ __all__ = [
     "FeatureSource",
     "Fixed",
     "GroupIndex",
+    "HeadOptions",
     "ImageSource",
     "InverseCDF",
     "MixLoader",
@@ -84,6 +89,7 @@ __all__ = [
     "export_onnx",
     "extract_features",
     "finetune",
+    "fit_head",
     "functional",
     "models",
     "policies",

@@ -1,5 +1,17 @@
 """All cases. Importing this package registers them."""
 
-from bench.cases import embeddings, images, loader, losses, packed, rows, samplers, startup, text, text_step
+from bench.cases import embeddings, heads, images, loader, losses, packed, rows, samplers, startup, text, text_step
 
-__all__ = ["embeddings", "images", "loader", "losses", "packed", "rows", "samplers", "startup", "text", "text_step"]
+__all__ = [
+    "embeddings",
+    "heads",
+    "images",
+    "loader",
+    "losses",
+    "packed",
+    "rows",
+    "samplers",
+    "startup",
+    "text",
+    "text_step",
+]

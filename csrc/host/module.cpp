@@ -4,12 +4,14 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "../draw.h"
 #include "../pixel.h"
 #include "crc32.h"
 #include "group_cells.h"
+#include "logistic.h"
 #include "pixels.h"
 #include "read_rows.h"
 #include "tokens.h"
@@ -283,6 +285,57 @@ py::array_t<float> round_trip(const py::array_t<float, py::array::c_style>& valu
   return out;
 }
 
+template <class T>
+using Vector = py::array_t<T, py::array::c_style>;
+
+template <class T>
+const T* optional_rows(const std::optional<Vector<T>>& values, int64_t count, const char* message) {
+  if (!values) return nullptr;
+  if (values->ndim() != 1 || values->shape(0) != count) throw py::value_error(message);
+  return values->data();
+}
+
+void check_rows(const int64_t* rows, int64_t count, int64_t limit) {
+  for (int64_t i = 0; i < count; ++i)
+    if (rows[i] < 0 || rows[i] >= limit) throw py::index_error("a row is outside x");
+}
+
+py::tuple logistic_path(const Vector<float>& x, const Vector<float>& mean, const Vector<float>& inverse_scale,
+                        const Longs& index, const std::optional<Longs>& partner,
+                        const std::optional<Vector<float>>& share, const Vector<int32_t>& label, int64_t num_classes,
+                        const std::vector<double>& l1, const std::vector<double>& l2, double tolerance,
+                        int max_iterations) {
+  if (x.ndim() != 2 || mean.ndim() != 1 || mean.shape(0) != x.shape(1) || inverse_scale.ndim() != 1 ||
+      inverse_scale.shape(0) != x.shape(1))
+    throw py::value_error("x must be [N, D], mean and inverse_scale [D]");
+  if (index.ndim() != 1 || label.ndim() != 1 || label.shape(0) != index.shape(0) ||
+      partner.has_value() != share.has_value())
+    throw py::value_error("index and label must be [n], and partner and share both [n] or None");
+  if (num_classes < 2 || l1.size() != l2.size() || max_iterations < 1)
+    throw py::value_error("num_classes must be 2 or more, l1 and l2 equally long, max_iterations 1 or more");
+  const int64_t count = index.shape(0), classes = num_classes;
+  const char* message = "partner and share must be [n]";
+  const spurmix::host::LogisticRows rows{x.data(),
+                                         mean.data(),
+                                         inverse_scale.data(),
+                                         x.shape(1),
+                                         index.data(),
+                                         optional_rows(partner, count, message),
+                                         optional_rows(share, count, message),
+                                         label.data(),
+                                         count};
+  check_rows(rows.index, count, x.shape(0));
+  if (rows.partner != nullptr) check_rows(rows.partner, count, x.shape(0));
+  for (int64_t i = 0; i < count; ++i)
+    if (rows.label[i] < 0 || rows.label[i] >= classes) throw py::index_error("a label is not a class");
+  spurmix::host::LogisticPath path;
+  {
+    py::gil_scoped_release release;
+    path = fit_logistic_path(rows, {classes, l1, l2, tolerance, max_iterations});
+  }
+  return py::make_tuple(to_array(path.weight), to_array(path.objective), to_array(path.iterations));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
@@ -310,5 +363,9 @@ PYBIND11_MODULE(_host, m) {
   m.def("crc32_joined", &crc32_joined, py::arg("first"), py::arg("second"), py::arg("size"));
   m.def("pack_rgb", &pack_rgb, py::arg("image"), py::arg("count"), py::arg("out").noconvert(), py::arg("at"),
         py::arg("crc") = 0u);
+  m.def("logistic_path", &logistic_path, py::arg("x").noconvert(), py::arg("mean"), py::arg("inverse_scale"),
+        py::arg("index"), py::arg("partner"), py::arg("share"), py::arg("label"), py::arg("num_classes"), py::arg("l1"),
+        py::arg("l2"), py::arg("tolerance"), py::arg("max_iterations"),
+        "Fit L1 logistic regressions along a path. Return (weight [L * K * (D + 1)], objective [L], iterations [L]).");
   m.def("round_trip", &round_trip, py::arg("values"), py::arg("bfloat16"));
 }

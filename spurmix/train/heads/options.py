@@ -1,0 +1,67 @@
+"""Hyperparameters of head fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from spurmix.core import checks
+
+HeadMethod: TypeAlias = Literal["dfr", "dispel", "logistic"]
+Penalty: TypeAlias = Literal["l1", "l2"]
+DFR_C = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
+"""The values of C of the DFR paper."""
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Hyperparameters of `fit_head`. Of several values of `C`, `s` and `alpha`, the best combination is chosen.
+
+    Attributes:
+        C: Inverse strengths of the penalty, as in scikit-learn: C * sum(loss) + penalty is minimized. Positive.
+        penalty: "l1" for |W|, "l2" for |W|^2 / 2.
+        fits: Number of fits that are averaged, each on another random subset. Default: 10 for "dfr", 20 for "dispel".
+            "logistic" is one fit.
+        search_fits: Number of fits that are averaged for each setting of the search. Default: 10 for "dfr", 5 for
+            "dispel".
+        s: Weights of the donor in [0, 1], for "dispel".
+        alpha: Probabilities of mixing in [0, 1], for "dispel".
+        seed: Random seed.
+        tolerance: Relative decrease of the objective at which a fit ends.
+
+    Example:
+        >>> HeadOptions(C=[0.1], fits=1).penalty
+        'l1'
+    """
+
+    C: Sequence[float] = DFR_C
+    penalty: Penalty = "l1"
+    fits: int | None = None
+    search_fits: int | None = None
+    s: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
+    alpha: Sequence[float] = (0.5, 1.0)
+    seed: int = 0
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            TypeError: If a value has the wrong type.
+            ValueError: If a value is out of range.
+        """
+        for c in self.C:
+            checks.number(c, "C", positive=True)
+        for name in ("s", "alpha"):
+            for value in getattr(self, name):
+                checks.number(value, name, 0, 1)
+        for name in ("C", "s", "alpha"):
+            if not len(getattr(self, name)):
+                raise ValueError(f"{name} must have one value or more, got none")
+        checks.choice(self.penalty, "penalty", get_args(Penalty))
+        for name in ("fits", "search_fits"):
+            if getattr(self, name) is not None:
+                checks.integer(getattr(self, name), name, 1)
+        checks.integer(self.seed, "seed", 0)
+        checks.number(self.tolerance, "tolerance", positive=True)
