@@ -37,20 +37,23 @@ def donor_rows(groups: GroupIndex, classes: Int64Array, attributes: Int64Array, 
     np.add.at(count, (row, column), size)
     own = mass[row, column] * (size / count[row, column])
 
-    missing_row, missing_column = np.nonzero((count == 0) & (mass > 0))
-    by_attribute = np.argsort(column, kind="stable")
-    donors = np.bincount(column, minlength=attributes.size)
-    lent = donors[missing_column]
-    require_memory(int(lent.sum()))
-    at = by_attribute[expand((np.cumsum(donors) - donors)[missing_column], lent)]
+    # The classes that borrow each attribute. An entry for each donor and its own class, and for each class that borrows.
+    borrowed, borrower = np.nonzero(((count == 0) & (mass > 0)).T)
+    borrowers = np.bincount(borrowed, minlength=attributes.size)
+    entries = 1 + borrowers[column]
+    require_memory(int(entries.sum()))
+    own_at = np.cumsum(entries) - entries
+    at = expand((np.cumsum(borrowers) - borrowers)[column] - 1, entries)
+    at[own_at] = 0
+    rows = borrower[at] if borrower.size else np.empty_like(at)
+    rows[own_at] = row
+    entry = np.repeat(np.arange(donor.size), entries)
     lending = np.count_nonzero(count, axis=0)
-    borrowed = np.repeat(mass[missing_row, missing_column], lent) * (size / count[row, column] / lending[column])[at]
-
-    rows = np.concatenate([row, np.repeat(missing_row, lent)])
-    partner = np.concatenate([donor, donor[at]])
-    weights = np.concatenate([own, borrowed])
-    order = np.lexsort((partner, rows))
+    weights = mass[rows, column[entry]] * (size / count[row, column] / lending[column])[entry]
+    weights[own_at] = own
+    # The entries are in the order of the donors. NumPy sorts integers of 16 bits in linear time.
+    order = np.argsort(rows.astype(np.uint16) if classes.size <= 1 << 16 else rows, kind="stable")
     order = order[weights[order] > 0]
     of_class = np.where(groups.group_labels >= 0, class_at[np.maximum(groups.group_labels, 0)], -1)
     counts = np.bincount(rows[order], minlength=classes.size)
-    return PartnerRows.of_entries(of_class, counts, partner[order], weights[order])
+    return PartnerRows.of_entries(of_class, counts, donor[entry[order]], weights[order])
