@@ -13,6 +13,7 @@ from spurmix.core.audit import correlation_text, unknown_warnings
 from spurmix.core.groups import UNKNOWN, GroupIndex
 
 if TYPE_CHECKING:
+    from spurmix.core.audit import Audit
     from spurmix.core.policy import MixPolicy
     from spurmix.data.dataset.format import Metadata
 
@@ -28,25 +29,25 @@ def default_policies() -> dict[str, MixPolicy]:
     return {name: getattr(policies, name)() for name in NAMES}
 
 
-def residual_correlations(groups: GroupIndex) -> tuple[float, dict[str, float | str]]:
+def residual_correlations(groups: GroupIndex) -> tuple[float, dict[str, Audit | str]]:
     """Audit every policy.
 
     Args:
         groups: The groups to mix.
 
     Returns:
-        The correlation of class and attribute in the data. Then, by policy, the correlation after mixing, or the reason
-        why the policy does not apply to these groups. A correlation that cannot be determined is NaN.
+        The correlation of class and attribute in the data. Then, by policy, the audit, or the reason why the policy does
+        not apply to these groups. A correlation that cannot be determined is NaN.
     """
     raw = math.nan
-    residuals: dict[str, float | str] = {}
+    audits: dict[str, Audit | str] = {}
     for name, policy in default_policies().items():
         try:
-            audit = policy.audit(groups)
-            raw, residuals[name] = audit.raw, audit.residual
+            audits[name] = audit = policy.audit(groups)
+            raw = audit.raw
         except ValueError as error:
-            residuals[name] = str(error)
-    return raw, residuals
+            audits[name] = str(error)
+    return raw, audits
 
 
 def attribute_notes(metadata: Metadata) -> list[str]:

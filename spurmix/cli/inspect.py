@@ -10,7 +10,7 @@ import typer
 from spurmix.cli.correlations import residual_correlations
 from spurmix.cli.options import AttributeOption, DatasetArgument
 from spurmix.cli.terminal import cell
-from spurmix.core.audit import correlation_text, unknown_warnings
+from spurmix.core.audit import MEANING_OF_ZERO, correlation_text, unknown_warnings
 from spurmix.core.files import discard
 from spurmix.core.names import without_controls
 
@@ -46,16 +46,22 @@ def inspect(
     for row, *names in zip(rows, rows.names("label"), rows.names("attribute"), strict=True):
         table.add_row(str(row["group"]), *map(cell, names), f"{row['count']:,}", f"{100 * row['share']:.2f}%")
     console.print(table)
-    raw, residuals = residual_correlations(groups)
+    raw, audits = residual_correlations(groups)
     table = Table(
         "policy",
         "correlation after mixing",
+        "given lam",
         title=f"correlation of class and attribute: {correlation_text(raw, 3)}",
         title_justify="left",
     )
-    for policy, value in residuals.items():
-        table.add_row(policy, correlation_text(value, 3) if isinstance(value, float) else cell(value))
+    for policy, result in audits.items():
+        if isinstance(result, str):
+            table.add_row(policy, cell(result))
+        else:
+            values = (correlation_text(value, 3) for value in (result.residual, result.residual_given_lam))
+            table.add_row(policy, *values)
     console.print(table)
+    console.print(cell(f"{MEANING_OF_ZERO[0].upper()}{MEANING_OF_ZERO[1:]}."), soft_wrap=True)
     for note in unknown_warnings(groups):
         console.print(cell(f"note: {note}"), soft_wrap=True)
     if sheet is not None:

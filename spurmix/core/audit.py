@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spurmix.core.array_types import FloatArray, Int64Array
-from spurmix.core.correlation import group_means, mixed_correlation, partner_shares
+from spurmix.core.correlation import MixedSamples, group_means, partner_shares
 from spurmix.core.groups import GroupIndex
 from spurmix.core.lam import moments
 from spurmix.core.names import distinct_names, printable
@@ -70,6 +70,9 @@ class Audit:
         attributes: Names of the columns of `joint`.
         groups: Use of each group.
         warnings: Problems to consider before training.
+        residual_given_lam: Correlation of class and attribute among the mixed samples with the same lam, averaged over
+            the samples. Samples without a partner have lam = 1. NaN as for `residual`. `residual` can be 0 while this is
+            not, because opposite correlations at different lam cancel, and a model may recognize lam from the input.
     """
 
     policy: str
@@ -80,6 +83,7 @@ class Audit:
     attributes: tuple[str, ...]
     groups: tuple[GroupUse, ...]
     warnings: tuple[str, ...]
+    residual_given_lam: float = float("nan")
 
     def to_dict(self) -> dict[str, object]:
         """Return the audit as a dict of JSON types. A number that cannot be determined is None."""
@@ -87,6 +91,7 @@ class Audit:
             "policy": self.policy,
             "raw": _json(self.raw),
             "residual": _json(self.residual),
+            "residual_given_lam": _json(self.residual_given_lam),
             "joint": [[_json(share) for share in line] for line in self.joint.tolist()],
             "classes": list(self.classes),
             "attributes": list(self.attributes),
@@ -110,6 +115,7 @@ class Audit:
             [
                 self.policy,
                 f"correlation of class and attribute: {self.correlations()}",
+                *([f"({MEANING_OF_ZERO})"] if not np.isnan(self.residual) else []),
                 *(table if np.isfinite(self.joint).all() and self.joint.size else []),
                 "",
                 *_aligned(use),
@@ -118,16 +124,19 @@ class Audit:
         )
 
     def correlations(self, digits: int = 4) -> str:
-        """Return both correlations in words.
+        """Return the correlations in words.
 
         Args:
             digits: Number of digits after the point.
 
         Returns:
-            Text such as "0.7000 in the data, 0.0000 after mixing".
+            Text such as "0.7000 in the data, 0.0000 after mixing, 0.5231 given lam".
         """
         before, after = correlation_text(self.raw, digits), correlation_text(self.residual, digits)
-        return before if before == after == UNDETERMINED else f"{before} in the data, {after} after mixing"
+        if before == after == UNDETERMINED:
+            return before
+        given = "" if np.isnan(self.residual_given_lam) else f", {self.residual_given_lam:.{digits}f} given lam"
+        return f"{before} in the data, {after} after mixing{given}"
 
 
 def _json(value: float) -> float | None:
@@ -139,6 +148,12 @@ def _known(value: float, form: str) -> str:
 
 
 UNDETERMINED = "cannot be determined"
+MEANING_OF_ZERO = (
+    "0 after mixing means that class and attribute are uncorrelated over all mixed samples, and 0 given lam that they are "
+    "also uncorrelated among samples with the same lam; neither promises that a model ignores the attribute, or ranks "
+    "policies"
+)
+"""What a correlation of 0 promises and what it does not."""
 
 
 def correlation_text(value: float | None, digits: int = 4) -> str:
@@ -182,20 +197,21 @@ def audit_policy(
     means = group_means(groups, given)
     index_share = _index_shares(groups, policy)
 
-    raw = residual = float("nan")
+    raw = residual = given_lam = float("nan")
     joint = np.full((means.classes.size, means.attributes.size), np.nan)
     if not undetermined.size:
         data_share = groups.sizes / groups.num_examples
-        raw, _ = mixed_correlation(means, data_share, None, 1.0, 1.0, True)
-        m1, m2 = moments(policy.quantile)
-        residual, joint = mixed_correlation(means, index_share, policy.partner_rows, m1, m2, policy.labels == "mix")
+        raw, _ = MixedSamples.of(means, data_share, None, True).correlation(1.0, 1.0)
+        samples = MixedSamples.of(means, index_share, policy.partner_rows, policy.labels == "mix")
+        residual, joint = samples.correlation(*moments(policy.quantile))
+        given_lam = samples.correlation_given_lam(policy.quantile) if means.attributes.size > 1 else given_lam
     if means.attributes.size < 2:
         raw = residual = float("nan")
 
     use = _group_use(groups, policy.replacement, index_share, partner_shares(policy.partner_rows, index_share))
     warnings = [*unknown_warnings(groups, given), *_use_warnings(use)]
     if problem:
-        residual, joint = float("nan"), np.full_like(joint, np.nan)
+        residual, given_lam, joint = float("nan"), float("nan"), np.full_like(joint, np.nan)
         use = [replace(g, distinct=float("nan"), uses=float("nan")) for g in use]
         warnings = [*unknown_warnings(groups, given), f"the partners cannot be determined: {problem}"]
     class_names = groups.class_names or tuple(f"y={c}" for c in range(groups.num_classes))
@@ -209,6 +225,7 @@ def audit_policy(
         tuple(attribute_names[a] for a in means.attributes),
         tuple(use),
         tuple(warnings),
+        given_lam,
     )
 
 

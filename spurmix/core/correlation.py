@@ -10,11 +10,19 @@ import numpy as np
 
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
+from spurmix.core.lam import ONE
 from spurmix.core.partners import PartnerRows
 from spurmix.core.shares import unknown_counts, unknown_shares
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
+LAM_BINS, LAM_BINS_LARGE = 64, 8
+"""Number of intervals of lam, and their number if there are more than `LARGE` classes or attributes."""
+LARGE = 64
+"""The time of a correlation grows with the third power of the number of classes and attributes."""
+SMALL = 1e-10
+"""Variances up to this size count as 0."""
 
 
 @dataclass(frozen=True)
@@ -140,41 +148,109 @@ def _cross_moments(means: GroupMeans, index_share: FloatArray, partners: Partner
     return cross
 
 
-def mixed_correlation(
-    means: GroupMeans, index_share: FloatArray, partners: PartnerRows | None, m1: float, m2: float, mix_labels: bool
-) -> tuple[float, FloatArray]:
-    """Residual correlation and joint table E[y a^T] of mixed samples.
+@dataclass(frozen=True)
+class MixedSamples:
+    """Sums over the samples of a policy, from which moments of mixed labels and attributes follow for any lam.
 
-    Args:
+    Attributes:
         means: Means within each group.
-        index_share: Share of samples whose index is in each group, `[G]`.
-        partners: Weights of the partner's group for each group of the index. None: no group has a partner.
-        m1: E[lam].
-        m2: E[lam^2].
         mix_labels: Whether labels are mixed.
-
-    Returns:
-        The residual correlation, and the joint table `[C, A]`.
+        unmixed: Share of samples without a partner whose index is in each group, `[G]`.
+        index: Share of samples with a partner whose index is in each group, `[G]`.
+        partner: Share of samples whose partner is in each group, `[G]`.
+        cross: Moments of index and partner. None: no group has a partner.
     """
-    has_partner = partners.row_of >= 0 if partners is not None else np.zeros(index_share.size, dtype=bool)
-    unmixed = np.where(has_partner, 0.0, index_share)
-    e_y, e_a = unmixed @ means.label, unmixed @ means.attribute
-    e_ya, e_yy, e_aa = means.joint_table(unmixed), np.diag(e_y), np.diag(e_a)
-    if partners is not None:
-        index, partner = np.where(has_partner, index_share, 0.0), partner_shares(partners, index_share)
-        cross = _cross_moments(means, index_share, partners)
-        label, attribute = _MixedMoments(mix_labels, m1, m2), _MixedMoments(True, m1, m2)
-        index_y, partner_y = index @ means.label, partner @ means.label
-        index_a, partner_a = index @ means.attribute, partner @ means.attribute
-        e_y, e_a = e_y + label.mean(index_y, partner_y), e_a + attribute.mean(index_a, partner_a)
-        e_yy = e_yy + label.square(index_y, partner_y, cross.label_label)
-        e_aa = e_aa + attribute.square(index_a, partner_a, cross.attribute_attribute)
-        if mix_labels:
-            e_ya = e_ya + m2 * means.joint_table(index) + (1 - 2 * m1 + m2) * means.joint_table(partner)
-            e_ya = e_ya + (m1 - m2) * (cross.label_attribute + cross.attribute_label.T)
-        else:
-            e_ya = e_ya + m1 * means.joint_table(index) + (1 - m1) * cross.label_attribute
-    return _residual(e_ya, e_yy, e_aa, e_y, e_a), e_ya
+
+    means: GroupMeans
+    mix_labels: bool
+    unmixed: FloatArray
+    index: FloatArray
+    partner: FloatArray
+    cross: _Cross | None
+
+    @classmethod
+    def of(
+        cls, means: GroupMeans, index_share: FloatArray, partners: PartnerRows | None, mix_labels: bool
+    ) -> MixedSamples:
+        """Sum over the samples of a policy.
+
+        Args:
+            means: Means within each group.
+            index_share: Share of samples whose index is in each group, `[G]`.
+            partners: Weights of the partner's group for each group of the index. None: no group has a partner.
+            mix_labels: Whether labels are mixed.
+
+        Returns:
+            The sums.
+        """
+        paired = partners.row_of >= 0 if partners is not None else np.zeros(index_share.size, dtype=bool)
+        return cls(
+            means, mix_labels, np.where(paired, 0.0, index_share), np.where(paired, index_share, 0.0),
+            partner_shares(partners, index_share),
+            _cross_moments(means, index_share, partners) if partners is not None else None,
+        )  # fmt: skip
+
+    def correlation(
+        self, m1: float, m2: float, *, unmixed: float = 1.0, mixed: float = 1.0
+    ) -> tuple[float, FloatArray]:
+        """Correlation and joint table E[y a^T] of the samples, or of a part of them.
+
+        Args:
+            m1: E[lam] of the samples with a partner.
+            m2: E[lam^2] of the samples with a partner.
+            unmixed: Part of the samples without a partner, in [0, 1].
+            mixed: Part of the samples with a partner, in [0, 1].
+
+        Returns:
+            The correlation, and the joint table `[C, A]`, which sums to 1.
+        """
+        means, total = self.means, unmixed * self.unmixed.sum() + mixed * self.index.sum()
+        alone, index, partner = (
+            share / total for share in (unmixed * self.unmixed, mixed * self.index, mixed * self.partner)
+        )
+        e_y, e_a = alone @ means.label, alone @ means.attribute
+        e_ya, e_yy, e_aa = means.joint_table(alone), np.diag(e_y), np.diag(e_a)
+        if self.cross is not None:
+            cross, part = self.cross, mixed / total
+            label, attribute = _MixedMoments(self.mix_labels, m1, m2), _MixedMoments(True, m1, m2)
+            index_y, partner_y = index @ means.label, partner @ means.label
+            index_a, partner_a = index @ means.attribute, partner @ means.attribute
+            e_y, e_a = e_y + label.mean(index_y, partner_y), e_a + attribute.mean(index_a, partner_a)
+            e_yy = e_yy + label.square(index_y, partner_y, part * cross.label_label)
+            e_aa = e_aa + attribute.square(index_a, partner_a, part * cross.attribute_attribute)
+            if self.mix_labels:
+                e_ya = e_ya + m2 * means.joint_table(index) + (1 - 2 * m1 + m2) * means.joint_table(partner)
+                e_ya = e_ya + (m1 - m2) * part * (cross.label_attribute + cross.attribute_label.T)
+            else:
+                e_ya = e_ya + m1 * means.joint_table(index) + (1 - m1) * part * cross.label_attribute
+        return _residual(e_ya, e_yy, e_aa, e_y, e_a), e_ya
+
+    def correlation_given_lam(self, quantile: Int64Array) -> float:
+        """Mean over the samples of the correlation at their lam.
+
+        Samples without a partner have lam = 1. The distribution of lam is divided into at most `LAM_BINS` intervals. Each
+        is replaced by its mean, so that the error decreases with the square of their number.
+
+        Args:
+            quantile: The quantile table of lam, int64 `[1025]`.
+
+        Returns:
+            The mean correlation, from 0 to 1.
+        """
+        lam = (quantile[:-1] + quantile[1:]) / (2 * ONE)
+        bins = LAM_BINS if max(self.means.classes.size, self.means.attributes.size) <= LARGE else LAM_BINS_LARGE
+        interval = np.where(lam == 0.0, 0, np.where(lam == 1.0, bins + 1, 1 + (lam * bins).astype(np.int64)))
+        count = np.bincount(interval, minlength=bins + 2)
+        mean = np.bincount(interval, weights=lam, minlength=bins + 2) / np.maximum(count, 1)
+        share, alone, paired = count / lam.size, float(self.unmixed.sum()), float(self.index.sum())
+        value = 0.0
+        for k in np.flatnonzero(share[:-1] * paired):
+            m = float(mean[k])
+            value += share[k] * paired * self.correlation(m, m * m, unmixed=0.0)[0]
+        unmixed = alone + share[-1] * paired
+        if unmixed > 0:
+            value += unmixed * self.correlation(1.0, 1.0, mixed=float(share[-1]))[0]
+        return value / (alone + paired)
 
 
 @dataclass(frozen=True)
@@ -197,18 +273,36 @@ class _MixedMoments:
 
 def _residual(e_ya: FloatArray, e_yy: FloatArray, e_aa: FloatArray, e_y: FloatArray, e_a: FloatArray) -> float:
     """||Cov(y)^-1/2 Cov(y, a) Cov(a)^-1/2||_F / sqrt(min rank). This is Cramer's V if y and a are one-hot."""
-    root_y, rank_y = _inverse_root(e_yy - np.outer(e_y, e_y))
-    root_a, rank_a = _inverse_root(e_aa - np.outer(e_a, e_a))
+    between = e_ya - np.outer(e_y, e_a)
+    of_y, rank_y = _solved(e_yy - np.outer(e_y, e_y), between)
+    of_a, rank_a = _solved(e_aa - np.outer(e_a, e_a), between.T)
     rank = min(rank_y, rank_a)
     if rank == 0:
         return 0.0
-    core = root_y @ (e_ya - np.outer(e_y, e_a)) @ root_a
-    return float(np.linalg.norm(core) / np.sqrt(rank))
+    return float(np.sqrt(max(0.0, np.sum(of_y * of_a.T)) / rank))
 
 
-def _inverse_root(covariance: FloatArray) -> tuple[FloatArray, int]:
-    """Pseudo-inverse of the square root of a covariance matrix, and its rank."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    kept = values > 1e-10 * max(1.0, float(values[-1]))
-    inverse = np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
-    return (vectors * inverse) @ vectors.T, int(kept.sum())
+def _solved(covariance: FloatArray, right: FloatArray) -> tuple[FloatArray, int]:
+    """Pseudo-inverse of a covariance matrix times `right`, and its rank."""
+    used = np.flatnonzero(np.diag(covariance) > SMALL)
+    if used.size == 0:
+        return np.zeros_like(right), 0
+    block = covariance[np.ix_(used, used)]
+    block = (block + block.T) / 2
+    # The rows of a covariance of shares sum to 0. Adding a constant makes it invertible if nothing else is degenerate.
+    scale = float(np.diag(block).mean())
+    try:
+        root = np.linalg.cholesky(block + scale / used.size)
+        degenerate = bool(np.square(np.diag(root)).min() < 1e-6 * scale)
+    except np.linalg.LinAlgError:
+        degenerate = True
+    solution = np.zeros_like(right)
+    if not degenerate:
+        from scipy.linalg import cho_solve
+
+        solution[used] = cho_solve((root, True), right[used])
+        return solution, used.size - 1
+    values, vectors = np.linalg.eigh(block)
+    kept = values > SMALL * max(1.0, float(values[-1]))
+    solution[used] = (vectors[:, kept] / values[kept]) @ (vectors[:, kept].T @ right[used])
+    return solution, int(kept.sum())

@@ -16,8 +16,10 @@ def test_default_policies_are_all_without_required_arguments() -> None:
 
 
 def test_correlations_that_cannot_be_determined() -> None:
-    raw, residuals = residual_correlations(GroupIndex([0, 0, 1, 1], [0, 1, None, None]))
-    assert math.isnan(raw) and all(math.isnan(value) for value in residuals.values())  # type: ignore[arg-type]
+    raw, audits = residual_correlations(GroupIndex([0, 0, 1, 1], [0, 1, None, None]))
+    assert math.isnan(raw)
+    for audit in audits.values():
+        assert not isinstance(audit, str) and math.isnan(audit.residual) and math.isnan(audit.residual_given_lam)
 
 
 def test_notes_on_attributes_of_the_training_split() -> None:

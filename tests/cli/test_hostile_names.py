@@ -141,7 +141,7 @@ def test_pictures_and_pages_remove_controls(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Figure, "savefig", savefig)
     evaluation = evaluate_logits(np.eye(2)[[0, 0, 1, 0]], index())
     picture = draw_accuracy(tmp_path, [(HOSTILE, evaluation, "red"), ("$\\x$", evaluation, "blue")])
-    draw_audit(tmp_path, {"erm": 0.5}, 0.5, HOSTILE)
+    draw_audit(tmp_path, {"erm": (0.5, 0.5)}, 0.5, HOSTILE)
     assert any("a[31mb" in text for text in texts) and not any(map(controls, texts))
     templates = jinja2.DictLoader(
         {"t": "{% macro m(x) %}<b>{{ x }}</b>{% endmacro %}{{ m(name) }}<p title='{{ name }}'>"}

@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spurmix import GroupIndex, policies
+from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, draw, policies
+from spurmix.core import correlation
 from spurmix.core.audit import Audit, correlation_text
+from spurmix.core.lam import InverseCDF
 from spurmix.core.tables import build_tables
 
 POLICIES = [getattr(policies, name)() for name in policies.__all__ if name != "upweight"]
 
 
 def check_undetermined(audit: Audit) -> None:
-    assert math.isnan(audit.raw) and math.isnan(audit.residual)
+    assert math.isnan(audit.raw) and math.isnan(audit.residual) and math.isnan(audit.residual_given_lam)
+    assert "given lam" not in str(audit)
     assert "correlation of class and attribute: cannot be determined\n" in str(audit)
     stored = json.loads(json.dumps(audit.to_dict(), allow_nan=False))
     assert stored["raw"] is None and stored["residual"] is None
+    assert stored["residual_given_lam"] is None
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
@@ -78,6 +82,65 @@ def test_much_unknown_is_a_warning() -> None:
 def test_custom_groups() -> None:
     groups = GroupIndex([0] * 4 + [1] * 4, [0, 1, 0, 1, 1, 1, None, None], groups=[0, 1] * 4)
     check_undetermined(policies.erm().audit(groups))
+
+
+def binned_by_lam(groups: GroupIndex, policy: MixPolicy, count: int = 100_000, bins: int = 50) -> float:
+    """Correlation of drawn binary labels and attributes, in bins of lam, weighted by the samples in each bin."""
+    out = draw(groups, policy, seed=3, start=0, count=count)
+    index, partner, lam = out.index.numpy(), out.partner.numpy(), out.lam.numpy().astype(np.float64)
+    keep = policy.resolve(groups).labels == "keep"
+    label, attribute = (np.asarray(v)[index] * 1.0 for v in (groups.labels, groups.attributes))
+    label = label if keep else lam * label + (1 - lam) * groups.labels[partner]
+    attribute = lam * attribute + (1 - lam) * np.asarray(groups.attributes)[partner]
+    number = (lam * bins).astype(int)
+    total = 0.0
+    for k in np.unique(number):
+        y, a = label[number == k], attribute[number == k]
+        if y.std() > 0 and a.std() > 0:
+            total += abs(np.corrcoef(y, a)[0, 1]) * y.size
+    return total / count
+
+
+BIASED = GroupIndex([0] * 950 + [1] * 950 + [0] * 50 + [1] * 50, [0] * 950 + [1] * 950 + [1] * 50 + [0] * 50)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (policies.erm(), 0.9),
+        (policies.group_balanced(), 0.0),
+        (policies.mixup(), 0.9),
+        (policies.balance_attributes(Fixed(0.5)), 0.0),
+        (policies.balance_attributes(Beta(0.4)), 0.7766),
+        (policies.balance_attributes(Beta(0.4), labels="keep"), None),
+        (policies.balance_attributes(Uniform(0, 0.9)), None),
+        (policies.lisa(), 0.0),
+        (MixPolicy(partner={(0, 0): {(0, 1): 1}, (1, 1): {(1, 0): 1}}, lam=Uniform(0.2, 1)), None),  # two are unmixed
+    ],
+)
+def test_residual_given_lam_agrees_with_draws(policy: MixPolicy, expected: float | None) -> None:
+    audit = policy.audit(BIASED)
+    assert audit.residual_given_lam == pytest.approx(binned_by_lam(BIASED, policy), abs=0.02)
+    if expected is not None:
+        assert audit.residual_given_lam == pytest.approx(expected, abs=1e-3)
+    assert audit.to_dict()["residual_given_lam"] == audit.residual_given_lam
+    assert f"after mixing, {audit.residual_given_lam:.4f} given lam\n(0 after mixing means" in str(audit)
+
+
+def test_residual_given_lam_of_unmixed_samples_and_of_lam_1() -> None:
+    """Samples without a partner have lam = 1, like those with a partner and lam = 1."""
+    half = InverseCDF(lambda u: np.where(u < 0.5, 0.5, 1.0))
+    policy = MixPolicy("all", partner={(0, 0): {(0, 1): 1}, (1, 1): {(1, 0): 1}}, lam=half)
+    assert policy.audit(BIASED).residual_given_lam == pytest.approx(binned_by_lam(BIASED, policy), abs=0.02)
+    assert MixPolicy("all", partner=np.ones((4, 4)), lam=1.0).audit(BIASED).residual_given_lam == pytest.approx(0.9)
+
+
+def test_residual_given_lam_of_many_classes_uses_few_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = np.arange(4000) % 20
+    groups = GroupIndex(y, np.where(np.random.default_rng(0).random(4000) < 0.7, y % 4, y // 5))
+    fine = policies.mixup(0.4).audit(groups).residual_given_lam
+    monkeypatch.setattr(correlation, "LARGE", 10)
+    assert policies.mixup(0.4).audit(groups).residual_given_lam == pytest.approx(fine, abs=5e-3)
 
 
 def test_words_of_a_correlation() -> None:

@@ -57,7 +57,7 @@ def write_report(
     """
     audit = audits[str(settings["policy"])]
     details = audit.to_dict()
-    residuals = {name: a.residual for name, a in audits.items()}
+    residuals = {name: (a.residual, a.residual_given_lam) for name, a in audits.items()}
     onnx: _OnnxResult = {
         "file": exported.path.name,
         "max_abs_logit_diff": exported.max_abs_logit_diff,
@@ -78,7 +78,9 @@ def write_report(
         "audit": {
             "raw": details["raw"],
             "residual": details["residual"],
+            "residual_given_lam": details["residual_given_lam"],
             "policies": {name: a.to_dict()["residual"] for name, a in audits.items()},
+            "policies_given_lam": {name: a.to_dict()["residual_given_lam"] for name, a in audits.items()},
             "details": details,
         },
         "onnx": onnx,

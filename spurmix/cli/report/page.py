@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from spurmix.core.audit import correlation_text
+from spurmix.core.audit import MEANING_OF_ZERO, correlation_text
 from spurmix.core.names import distinct_names, without_controls
 from spurmix.train.runs.files import write_text
 
@@ -55,5 +55,6 @@ def write_page(out: Path, template: str, pictures: list[Path], **values: object)
     environment.filters["with_names"] = _with_names
     environment.filters["shown"] = _shown
     environment.filters["correlation"] = lambda value: correlation_text(value, 3)
+    environment.globals["meaning_of_zero"] = MEANING_OF_ZERO[0].upper() + MEANING_OF_ZERO[1:]
     encoded = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in pictures}
     write_text(out / "report.html", environment.get_template(template).render(pictures=encoded, **values))

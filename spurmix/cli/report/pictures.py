@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spurmix.train.metrics import Evaluation
     from spurmix.train.runs.files import EvaluationRow
 
-GRAY, BLUE = "#9aa5b1", "#2563eb"
+GRAY, BLUE, LIGHT_BLUE = "#9aa5b1", "#2563eb", "#93c5fd"
 
 
 def _new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
@@ -99,30 +99,36 @@ def _label_groups(axes: Axes, names: list[str], horizontal: bool) -> None:
         axes.set_ylabel(label)
 
 
-def draw_audit(out: Path, residuals: Mapping[str, float], raw: float, attribute: str) -> Path:
+def draw_audit(out: Path, residuals: Mapping[str, tuple[float, float]], raw: float, attribute: str) -> Path:
     """Draw the correlation of class and attribute that each policy leaves.
 
     Args:
         out: Folder for audit.png.
-        residuals: Correlation after mixing, by policy. NaN if it cannot be determined.
+        residuals: Correlation over all mixed samples and given lam, by policy. NaN if it cannot be determined.
         raw: Correlation in the data, or NaN.
         attribute: Name of the attribute.
 
     Returns:
         The file.
     """
-    figure = _new_figure(7, 3.4)
+    figure = _new_figure(7, 4.4)
     axes = figure.subplots()
     names = list(residuals)[::-1]
-    values = [residuals[name] for name in names]
-    axes.barh(names, values, color=BLUE)
+    bars = (
+        ("over all samples", BLUE, 0.2, [residuals[name][0] for name in names]),
+        ("given lam", LIGHT_BLUE, -0.2, [residuals[name][1] for name in names]),
+    )
+    for label, color, shift, values in bars:
+        positions = np.arange(len(names)) + shift
+        axes.barh(positions, values, 0.4, color=color, label=label)
+        for position, value in zip(positions, values, strict=True):
+            axes.text(np.nan_to_num(value) + 0.01, position, correlation_text(value, 3), va="center", fontsize=7)
     axes.set_ylim(-0.6, len(names) - 0.4)  # without bars, matplotlib would choose limits that exclude the texts
-    for k, value in enumerate(values):
-        axes.text(np.nan_to_num(value) + 0.01, k, correlation_text(value, 3), va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.axvline(raw, color=GRAY, linestyle="--", label=f"data without mixing: {correlation_text(raw, 3)}")
     axes.set_xlim(0, 1.1)
     axes.set_xlabel(f"correlation of class and {without_controls(attribute)} after mixing", parse_math=False)
-    axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0))
+    axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, out / "audit.png")
 

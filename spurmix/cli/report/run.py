@@ -65,9 +65,9 @@ def write_report(run: TrainingRun, outcome: Outcome, audit: Audit, seconds: floa
 def _write_page(run: TrainingRun, outcome: Outcome, audit: Audit, result: dict[str, object]) -> None:
     """Write the pictures and report.html."""
     out, groups, source = run.folder, run.train.groups, run.train.source
-    _, residuals = residual_correlations(groups)
-    bars = {name: value for name, value in residuals.items() if isinstance(value, float)}
-    bars[run.config.policy] = audit.residual  # with the arguments of this run
+    _, results = residual_correlations(groups)
+    results[run.config.policy] = audit  # with the arguments of this run
+    bars = {name: (r.residual, r.residual_given_lam) for name, r in results.items() if not isinstance(r, str)}
     evaluations = list(reversed(outcome.evaluations.items()))  # the test split first
     pictures = [
         draw_curves(out, outcome.training.losses, read_evaluations(out), outcome.kept_step),

@@ -30,7 +30,7 @@ def test_any_group_names_fit(classes: int, name: str, tall: bool, tmp_path: Path
     evaluation = spurmix.evaluate(nn.Linear(4, classes), features, groups)
     files = [
         draw_accuracy(tmp_path, [("ERM", evaluation, GRAY)]),
-        draw_audit(tmp_path, {"erm": 0.5, "mixup": math.nan}, math.nan, r"$\co$"),
+        draw_audit(tmp_path, {"erm": (0.5, 0.5), "mixup": (math.nan, math.nan)}, math.nan, r"$\co$"),
     ]
     with Image.open(files[0]) as bars, Image.open(files[1]) as audit:
         assert (bars.height > 0.65 * bars.width) == tall
@@ -51,7 +51,9 @@ def test_groups_that_only_one_evaluation_has_are_drawn(tmp_path: Path) -> None:
 
 
 def test_correlations_of_which_none_can_be_determined(tmp_path: Path) -> None:
-    with Image.open(draw_audit(tmp_path, dict.fromkeys("abcdefgh", math.nan), math.nan, "place")) as picture:
+    with Image.open(
+        draw_audit(tmp_path, dict.fromkeys("abcdefgh", (math.nan, math.nan)), math.nan, "place")
+    ) as picture:
         assert picture.height < picture.width < 1500
 
 
