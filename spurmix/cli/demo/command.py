@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from spurmix.cli.demo.policies import COMPARED
 from spurmix.core import policies
 
 
@@ -23,23 +24,34 @@ def demo(
     seed: Annotated[int, typer.Option(help="Random seed of data, weights and sampling.", min=0)] = 0,
     pretrain_epochs: Annotated[
         float | None,
-        typer.Option(help="Epochs of training without debiasing.", min=0.01, show_default="depends on the task"),
+        typer.Option(help="Epochs of pre-training without debiasing.", min=0.01, show_default="depends on the task"),
     ] = None,
     debias_epochs: Annotated[
         float | None,
-        typer.Option(help="Epochs of training with the policy.", min=0.01, show_default="depends on the task"),
+        typer.Option(
+            help="Epochs of the training with each method, after pre-training.",
+            min=0.01,
+            show_default="depends on the task",
+        ),
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help=f"Train with several methods and compare them: {', '.join(COMPARED)}.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="Number of seeds to train with, from --seed upwards.", min=1)] = 1,
     full: Annotated[
         bool,
         typer.Option("--full", help="Text: fine-tune the whole encoder on mixed embeddings instead of only its head."),
     ] = False,
 ) -> None:
-    """Train a biased model, debias it, export it to ONNX, and report accuracy per group."""
+    """Train a biased model (ERM) and a debiased model equally long, export the latter to ONNX, and report accuracies."""
     epochs = (pretrain_epochs, debias_epochs)
     if task == "text":
         from spurmix.cli.demo import texts
 
-        texts.run(out, policy=policy, model_name=model or "minilm", seed=seed, epochs=epochs, full=full)
+        texts.run(
+            out, policy=policy, model_name=model or "minilm", seed=seed, epochs=epochs, full=full, compare=compare,
+            seeds=seeds,
+        )  # fmt: skip
         return
     if task != "images":
         raise ValueError(f"--task must be images or text, got {task!r}")
@@ -47,4 +59,4 @@ def demo(
         raise ValueError("--full is for --task text; for images the whole model is always fine-tuned")
     from spurmix.cli.demo import images
 
-    images.run(out, policy=policy, model_name=model or "small", seed=seed, epochs=epochs)
+    images.run(out, policy=policy, model_name=model or "small", seed=seed, epochs=epochs, compare=compare, seeds=seeds)

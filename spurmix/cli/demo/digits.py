@@ -50,14 +50,16 @@ def load(seed: int) -> tuple[DemoSplit[NDArray[np.uint8]], DemoSplit[NDArray[np.
 
     label = (digits.target[train] >= 5).astype(np.int64)
     attribute = np.where(rng.random(label.size) < CORRELATION, label, 1 - label)
-    training = DemoSplit(_draw_images(digits.images[train], attribute, photographs, rng), label, attribute)
+    training = DemoSplit(_draw_images(digits.images[train], attribute, photographs, rng), label, attribute, train)
 
     groups = [(y, a) for y in (0, 1) for a in (0, 1)]
     by_class = [test[(digits.target[test] >= 5) == y] for y in (0, 1)]
     chosen = np.concatenate([rng.choice(by_class[y], TEST_PER_GROUP) for y, _ in groups])
     label = np.repeat([y for y, _ in groups], TEST_PER_GROUP)
     attribute = np.repeat([a for _, a in groups], TEST_PER_GROUP)
-    return training, DemoSplit(_draw_images(digits.images[chosen], attribute, photographs, rng), label, attribute)
+    return training, DemoSplit(
+        _draw_images(digits.images[chosen], attribute, photographs, rng), label, attribute, chosen
+    )
 
 
 def _draw_images(

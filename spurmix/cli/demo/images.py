@@ -9,22 +9,26 @@ from pathlib import Path
 import torch
 
 from spurmix.cli.demo import digits
-from spurmix.cli.demo.policies import check_options, demo_policies, hide_attributes
+from spurmix.cli.demo.attributed import divide
+from spurmix.cli.demo.experiment import Experiment, check_options, run_seeds
 from spurmix.cli.report.demo import write_report
 from spurmix.cli.report.text import ImageSamples, ReportText
 from spurmix.core import policies
-from spurmix.core.groups import GroupIndex
+from spurmix.core.policy import MixPolicy
 from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.data.sources.arrays import ImageSource
 from spurmix.deploy.export import export_onnx
+from spurmix.ops.augment import Augment
 from spurmix.train import models
-from spurmix.train.evaluate import evaluate
-from spurmix.train.finetune import finetune
+from spurmix.train.finetune import AfterStep, finetune
+from spurmix.train.head import extract_features
 
 BATCH_SIZE = 128
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 5e-3
 EPOCHS = (4.0, 12.0)
-"""Epochs of training without debiasing, and with the policy."""
+"""Epochs of pre-training without debiasing, and of the training with each policy."""
+AUGMENT = Augment(scale=(0.6, 1.0), flip=False)
+"""Random crops. Digits are not flipped, because flips change their class."""
 MODELS: dict[str, Callable[[int], torch.nn.Module]] = {"small": models.small_resnet, "resnet50": models.resnet50}
 
 TEXT = ReportText(
@@ -38,7 +42,14 @@ TEXT = ReportText(
 
 
 def run(
-    out: Path, *, policy: str, model_name: str, seed: int, epochs: tuple[float | None, float | None] = (None, None)
+    out: Path,
+    *,
+    policy: str,
+    model_name: str,
+    seed: int,
+    epochs: tuple[float | None, float | None] = (None, None),
+    compare: bool = False,
+    seeds: int = 1,
 ) -> dict[str, object]:
     """Run the demo.
 
@@ -47,7 +58,9 @@ def run(
         policy: Policy that debiases the model.
         model_name: "small" or "resnet50".
         seed: Random seed.
-        epochs: Epochs of training without debiasing, and with the policy. None uses the defaults.
+        epochs: Epochs of pre-training without debiasing, and of the training with each policy. None uses the defaults.
+        compare: Whether to train with several policies and compare them.
+        seeds: Number of seeds, from `seed` upwards. The model, the pictures and the audit are those of the first.
 
     Returns:
         The contents of report.json.
@@ -60,35 +73,38 @@ def run(
     if model_name not in MODELS:
         raise ValueError(f"--model must be one of {', '.join(MODELS)} for images, got {model_name!r}")
     check_options(out, policy)
-    torch.manual_seed(seed)
-
     print("data: handwritten digits on two photographs")
-    train, test = digits.load(seed)
-    names = digits.CLASS_NAMES, digits.ATTRIBUTE_NAMES
-    train_groups = GroupIndex(train.label, train.attribute, class_names=names[0], attribute_names=names[1])
-    test_groups = GroupIndex(test.label, test.attribute, class_names=names[0], attribute_names=names[1])
-    print(train_groups.table())
-    source, held_out = ImageSource(train.examples), ImageSource(test.examples)
 
-    print("training without debiasing (ERM)")
-    model = MODELS[model_name](2)
-    loader = MixLoader(source, train_groups, policies.erm(), BATCH_SIZE, epochs=pretrain, seed=seed)
-    finetune(model, loader, learning_rate=LEARNING_RATE)
-    before = evaluate(model, held_out, test_groups, train_groups=train_groups)
+    def prepare(seed: int) -> Experiment:
+        return _prepare(MODELS[model_name], seed, (pretrain, debias))
 
-    groups, prior = hide_attributes(train.label, train.attribute, seed, *names)
-    candidates = demo_policies(prior)
-    audits = {name: p.audit(groups, prior=prior) for name, p in candidates.items()}
-    print(audits[policy])
+    first, results = run_seeds(prepare, policy, seed, seeds, compare=compare)
+    data = first.data
+    exported = export_onnx(
+        first.model, out / "model.onnx", source=data.test, groups=data.test_groups, train_groups=data.train_groups
+    )
+    trained = results[0].policies[policy]
+    loader = MixLoader(data.train, data.groups, trained, 16, seed=seed + 1, copy=True, prefetch=0)
+    assert isinstance(data.train, ImageSource)
+    samples = ImageSamples(data.train, next(iter(loader)), data.groups.class_names)
+    settings: dict[str, object] = {"task": "images", "policy": policy, "model": model_name, "seed": seed}
+    return write_report(out, TEXT, settings, results, exported=exported, samples=samples, start=start)
 
-    print(f"fine-tuning with {policy}")
-    loader = MixLoader(source, groups, candidates[policy], BATCH_SIZE, epochs=debias, seed=seed + 1)
-    finetune(model, loader, learning_rate=LEARNING_RATE)
-    after = evaluate(model, held_out, test_groups, train_groups=train_groups)
 
-    exported = export_onnx(model, out / "model.onnx", source=held_out, groups=test_groups, train_groups=train_groups)
-    batch = next(iter(MixLoader(source, groups, candidates[policy], 16, seed=seed + 1, copy=True, prefetch=0)))
-    return write_report(
-        out, TEXT, {"task": "images", "policy": policy, "model": model_name, "seed": seed}, before=before, after=after,
-        audits=audits, exported=exported, samples=ImageSamples(source, batch, groups.class_names), start=start,
-    )  # fmt: skip
+def _prepare(make_model: Callable[[int], torch.nn.Module], seed: int, epochs: tuple[float, float]) -> Experiment:
+    """Make the data and the model of a seed."""
+    torch.manual_seed(seed)
+    data = divide(*digits.load(seed), seed, ImageSource, digits.CLASS_NAMES, digits.ATTRIBUTE_NAMES)
+    model = make_model(2)
+
+    def loader(policy: MixPolicy, phase: int) -> MixLoader:
+        return MixLoader(
+            data.train, data.groups, policy, BATCH_SIZE, epochs=epochs[phase], seed=seed + phase, augment=AUGMENT
+        )
+
+    def fit(policy: MixPolicy, phase: int, after_step: AfterStep | None) -> None:
+        finetune(model, loader(policy, phase), learning_rate=LEARNING_RATE, after_step=after_step)
+
+    return Experiment(
+        model, data, len(loader(policies.erm(), 1)), fit, features=lambda: extract_features(model, data.train)
+    )

@@ -1,63 +1,30 @@
-"""Groups and policies that the demos of images and texts share."""
+"""Policies that the demos of images and texts share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spurmix.core import policies
-from spurmix.core.groups import GroupIndex
+from spurmix.core.groups import UNKNOWN, GroupIndex
+from spurmix.core.lam import Beta
 from spurmix.core.policy import MixPolicy
-from spurmix.train.checkpoint import check_writable
 
-KNOWN_PER_GROUP = 100
-"""Number of examples per group whose attribute is known when the model is debiased."""
-
-
-def hide_attributes(
-    label: NDArray[np.int64],
-    attribute: NDArray[np.int64],
-    seed: int,
-    class_names: Sequence[str],
-    attribute_names: Sequence[str],
-) -> tuple[GroupIndex, list[list[float]]]:
-    """Make groups in which most attributes are unknown.
-
-    Args:
-        label: Classes, int64 `[N]`.
-        attribute: Attributes, int64 `[N]`.
-        seed: Random seed.
-        class_names: Names of the classes.
-        attribute_names: Names of the attributes.
-
-    Returns:
-        The groups, with at most `KNOWN_PER_GROUP` known attributes each. Then, for each class, the share of each
-        attribute among the examples whose attribute is unknown.
-    """
-    rng = np.random.default_rng([seed, 7])
-    known = np.full(label.size, -1)
-    for y in (0, 1):
-        for a in (0, 1):
-            rows = np.flatnonzero((label == y) & (attribute == a))
-            known[rng.permutation(rows)[:KNOWN_PER_GROUP]] = a
-    hidden = known == -1
-    prior = []
-    for y in (0, 1):
-        rest = attribute[hidden & (label == y)]
-        rest = rest if rest.size else attribute[label == y]  # if all are known, the shares have no effect
-        prior.append([float(np.mean(rest == a)) for a in (0, 1)])
-    return GroupIndex(label, known, class_names=class_names, attribute_names=attribute_names), prior
+COMPARED = ("erm", "group_balanced", "lisa", "selecmix", "mixpro", "balance_attributes")
+"""Policies that `--compare` trains."""
+LAM = Beta(0.4, 0.4)
+"""Distribution of lam of balance_attributes."""
 
 
-def demo_policies(prior: list[list[float]]) -> dict[str, MixPolicy]:
+def demo_policies(groups: GroupIndex, prior: list[list[float]]) -> dict[str, MixPolicy]:
     """Return every policy with arguments for the demo.
 
-    The target of mixpro is attribute 1. upweight triples the weight of the groups whose attribute contradicts the class.
+    group_balanced, lisa and selecmix draw only examples of known attribute, as in their papers. mixpro mixes each other
+    example with one of known attribute. upweight triples the weight of the groups whose attribute contradicts the class.
 
     Args:
+        groups: Groups of the training examples.
         prior: For each class, the share of each attribute among the examples whose attribute is unknown.
 
     Returns:
@@ -66,26 +33,25 @@ def demo_policies(prior: list[list[float]]) -> dict[str, MixPolicy]:
     return {
         "erm": policies.erm(),
         "class_balanced": policies.class_balanced(),
-        "group_balanced": policies.group_balanced(),
+        "group_balanced": _without_unknown(policies.group_balanced(), groups),
         "mixup": policies.mixup(),
-        "lisa": policies.lisa(),
-        "selecmix": policies.selecmix(),
-        "mixpro": policies.mixpro(target=1),
-        "balance_attributes": policies.balance_attributes(prior=prior),
+        "lisa": _without_unknown(policies.lisa(), groups),
+        "selecmix": _without_unknown(policies.selecmix(), groups),
+        "mixpro": _mixpro(groups),
+        "balance_attributes": policies.balance_attributes(lam=LAM, prior=prior),
         "upweight": policies.upweight({(0, 1): 3.0, (1, 0): 3.0}),
     }
 
 
-def check_options(out: Path, policy: str) -> None:
-    """Check the options that all tasks share.
+def _without_unknown(policy: MixPolicy, groups: GroupIndex) -> MixPolicy:
+    """A policy that draws each group of known attribute equally often, and no example of unknown attribute."""
+    return replace(policy.resolve(groups), weights=(groups.group_attributes != UNKNOWN).astype(float))
 
-    Args:
-        out: Folder of the results.
-        policy: Name of the policy.
 
-    Raises:
-        ValueError: If the policy does not exist or the folder cannot be written.
-    """
-    if policy not in policies.__all__:
-        raise ValueError(f"--policy must be one of {', '.join(policies.__all__)}, got {policy!r}")
-    check_writable(out)
+def _mixpro(groups: GroupIndex) -> MixPolicy:
+    """MixPro: the examples of unknown attribute are the source, those of known attribute are the target."""
+    unknown = groups.group_attributes == UNKNOWN
+    same_class = groups.group_labels[:, None] == groups.group_labels[None, :]
+    partner = (unknown[:, None] & ~unknown[None, :] & same_class).astype(float)
+    weights = np.where(unknown, groups.sizes, 0).astype(float)
+    return MixPolicy("groups", weights, partner, 0.5, "keep", name="mixpro")

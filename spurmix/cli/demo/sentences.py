@@ -89,9 +89,10 @@ def load(
     label = rng.permutation(np.arange(train, dtype=np.int64) % 2)
     attribute = np.where(rng.random(train) < CORRELATION, label, 1 - label)
     contradicts = (np.random.default_rng([seed, 20230523]).random(train) < contradicting).astype(np.int64)
-    training = DemoSplit(_write_texts(label ^ contradicts, attribute, "train", rng), label, attribute)
+    training = DemoSplit(_write_texts(label ^ contradicts, attribute, "train", rng), label, attribute, np.arange(train))
     group = np.repeat(np.arange(4, dtype=np.int64), test_per_group)
-    return training, DemoSplit(_write_texts(group // 2, group % 2, "test", rng), group // 2, group % 2)
+    texts = _write_texts(group // 2, group % 2, "test", rng)
+    return training, DemoSplit(texts, group // 2, group % 2, np.arange(group.size))
 
 
 def _write_texts(

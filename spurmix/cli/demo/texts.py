@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,22 +12,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from spurmix.cli.demo import sentences
-from spurmix.cli.demo.policies import check_options, demo_policies, hide_attributes
+from spurmix.cli.demo.attributed import DemoData, divide
+from spurmix.cli.demo.experiment import Experiment, check_options, run_seeds
 from spurmix.cli.report.demo import write_report
 from spurmix.cli.report.text import ReportText, TextSample
 from spurmix.core import policies
-from spurmix.core.groups import GroupIndex
 from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.data.sources.tokens import TokenSource
 from spurmix.deploy.export import export_onnx
 from spurmix.train import models
-from spurmix.train.evaluate import evaluate
 from spurmix.train.finetune import finetune
 from spurmix.train.head import extract_features, retrain_head
 from spurmix.train.text import MixedInputs
 
 if TYPE_CHECKING:
     from spurmix.core.policy import MixPolicy
+    from spurmix.train.finetune import AfterStep
 
 MAX_LENGTH = 64
 HEAD_LEARNING_RATE, HEAD_BATCH_SIZE, HEAD_EPOCHS = 1e-3, 128, (10.0, 20.0)
@@ -56,6 +57,8 @@ def run(
     seed: int,
     epochs: tuple[float | None, float | None] = (None, None),
     full: bool = False,
+    compare: bool = False,
+    seeds: int = 1,
     train_size: int = sentences.TRAIN,
     test_per_group: int = sentences.TEST_PER_GROUP,
 ) -> dict[str, object]:
@@ -66,8 +69,10 @@ def run(
         policy: Policy that debiases the model.
         model_name: "minilm".
         seed: Random seed.
-        epochs: Epochs of training without debiasing, and with the policy. None uses the defaults.
+        epochs: Epochs of pre-training without debiasing, and of the training with each method. None uses the defaults.
         full: Whether to fine-tune the whole encoder on mixed embeddings, or only its head on mixed features.
+        compare: Whether to train with several methods and compare them.
+        seeds: Number of seeds, from `seed` upwards. The model, the pictures and the audit are those of the first.
         train_size: Number of training texts.
         test_per_group: Number of test texts per group.
 
@@ -81,94 +86,87 @@ def run(
     if model_name != "minilm":
         raise ValueError(f"--model must be minilm for texts, got {model_name!r}")
     check_options(out, policy)
-    torch.manual_seed(seed)
     from transformers import AutoTokenizer
 
     print("data: sentences from templates")
-    train, test = sentences.load(seed, train_size, test_per_group, sentences.CONTRADICTING if full else 0.0)
-    names = sentences.CLASS_NAMES, sentences.ATTRIBUTE_NAMES
-    train_groups = GroupIndex(train.label, train.attribute, class_names=names[0], attribute_names=names[1])
-    test_groups = GroupIndex(test.label, test.attribute, class_names=names[0], attribute_names=names[1])
-    print(train_groups.table())
-    model = MixedInputs(models.minilm(2))
     tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder(), local_files_only=True, trust_remote_code=False)
-    source, held_out = (TokenSource.from_texts(s.examples, tokenizer, max_length=MAX_LENGTH) for s in (train, test))
     default = FULL_EPOCHS if full else HEAD_EPOCHS
-    passes = [e if e is not None else d for e, d in zip(epochs, default, strict=True)]
-    fit = _full_training(model, source, passes, seed) if full else _head_training(model, source, passes, seed)
+    pretrain, debias = (e if e is not None else d for e, d in zip(epochs, default, strict=True))
+    texts: list[list[str]] = []
 
-    print("training without debiasing (ERM)")
-    fit(train_groups, policies.erm(), 0)
-    before = evaluate(model, held_out, test_groups, train_groups=train_groups)
+    def prepare(seed: int) -> Experiment:
+        torch.manual_seed(seed)
+        train, test = sentences.load(seed, train_size, test_per_group, sentences.CONTRADICTING if full else 0.0)
 
-    groups, prior = hide_attributes(train.label, train.attribute, seed, *names)
-    candidates = demo_policies(prior)
-    audits = {name: p.audit(groups, prior=prior) for name, p in candidates.items()}
-    print(audits[policy])
+        def make_source(examples: list[str]) -> TokenSource:
+            texts.append(examples)
+            return TokenSource.from_texts(examples, tokenizer, max_length=MAX_LENGTH)
 
-    print(f"fine-tuning with {policy}")
-    fit(groups, candidates[policy], 1)
-    after = evaluate(model, held_out, test_groups, train_groups=train_groups)
+        data = divide(train, test, seed, make_source, sentences.CLASS_NAMES, sentences.ATTRIBUTE_NAMES)
+        make = _full_training if full else _head_training
+        return make(MixedInputs(models.minilm(2)), data, (pretrain, debias), seed)
 
+    first, results = run_seeds(prepare, policy, seed, seeds, compare=compare)
+    data = first.data
     exported = export_onnx(
-        model, out / "model.onnx", source=held_out, groups=test_groups, train_groups=train_groups, tokenizer=tokenizer
-    )
-    settings: dict[str, object] = {"task": "text", "policy": policy, "model": model_name, "full": full, "seed": seed}
-    samples = _text_samples(source, groups, candidates[policy], seed + 1, train.examples)
-    return write_report(
-        out, FULL_TEXT if full else TEXT, settings, before=before, after=after, audits=audits, exported=exported,
-        samples=samples, start=start,
+        first.model, out / "model.onnx", source=data.test, groups=data.test_groups, train_groups=data.train_groups,
+        tokenizer=tokenizer,
     )  # fmt: skip
+    settings: dict[str, object] = {"task": "text", "policy": policy, "model": model_name, "full": full, "seed": seed}
+    samples = _text_samples(data, results[0].policies[policy], seed + 1, texts[0])
+    text = FULL_TEXT if full else TEXT
+    return write_report(out, text, settings, results, exported=exported, samples=samples, start=start)
 
 
-Fit = Callable[[GroupIndex, "MixPolicy", int], None]
-"""Trains a model with groups and a policy. The number is 0 for training without debiasing, 1 for debiasing."""
-
-
-def _head_training(model: MixedInputs, source: TokenSource, passes: list[float], seed: int) -> Fit:
+def _head_training(model: MixedInputs, data: DemoData, epochs: tuple[float, float], seed: int) -> Experiment:
     """Train only the head, on features that are computed once."""
-    features = extract_features(model, source)
+    features = extract_features(model, data.train)
 
-    def fit(groups: GroupIndex, policy: MixPolicy, phase: int) -> None:
+    def fit(policy: MixPolicy, phase: int, after_step: AfterStep | None) -> None:
         retrain_head(
-            model, source, groups, policy, features=features, batch_size=HEAD_BATCH_SIZE, epochs=passes[phase],
-            seed=seed + phase, learning_rate=HEAD_LEARNING_RATE,
+            model, data.train, data.groups, policy, features=features, batch_size=HEAD_BATCH_SIZE,
+            epochs=epochs[phase], seed=seed + phase, learning_rate=HEAD_LEARNING_RATE, after_step=after_step,
         )  # fmt: skip
 
-    return fit
+    batches = math.ceil(epochs[1] * len(features) / HEAD_BATCH_SIZE)
+    return Experiment(model, data, batches, fit, features=lambda: features)
 
 
-def _full_training(model: MixedInputs, source: TokenSource, passes: list[float], seed: int) -> Fit:
+def _full_training(model: MixedInputs, data: DemoData, epochs: tuple[float, float], seed: int) -> Experiment:
     """Train the whole encoder."""
-    batches = round(sum(passes) * len(source) / FULL_BATCH_SIZE)
 
-    def fit(groups: GroupIndex, policy: MixPolicy, phase: int) -> None:
-        loader = MixLoader(source, groups, policy, FULL_BATCH_SIZE, epochs=passes[phase], seed=seed + phase)
+    def loader(policy: MixPolicy, phase: int) -> MixLoader:
+        return MixLoader(data.train, data.groups, policy, FULL_BATCH_SIZE, epochs=epochs[phase], seed=seed + phase)
+
+    first, batches = (len(loader(policies.erm(), phase)) for phase in (0, 1))
+
+    def fit(policy: MixPolicy, phase: int, after_step: AfterStep | None) -> None:
         finetune(
-            model, loader, learning_rate=FULL_LEARNING_RATE, schedule="linear", warmup=0.1, clip=1.0,
-            after_step=_print_estimate(len(loader), batches) if phase == 0 else None,
+            model, loader(policy, phase), learning_rate=FULL_LEARNING_RATE, schedule="linear", warmup=0.1, clip=1.0,
+            after_step=_print_estimate(first, batches) if phase == 0 else after_step,
         )  # fmt: skip
 
-    return fit
+    return Experiment(model, data, batches, fit, features=lambda: extract_features(model, data.train))
 
 
-def _print_estimate(first: int, batches: int) -> Callable[[int], None]:
-    """Return a function that prints the expected duration of all `batches` once, after some of the `first` batches."""
+def _print_estimate(first: int, second: int) -> Callable[[int], None]:
+    """Return a function that prints the expected duration once, after some of the `first` batches of pre-training."""
     start = time.perf_counter()
 
     def after_step(step: int) -> None:
         if step == min(5, first):
-            minutes = (time.perf_counter() - start) / step * batches / 60
-            print(f"training takes {batches} batches, about {minutes:.1f} minutes")
+            seconds = (time.perf_counter() - start) / step
+            print(
+                f"pre-training takes {first} batches, about {seconds * first / 60:.1f} minutes, "
+                f"and each method {second} batches, about {seconds * second / 60:.1f} minutes"
+            )
 
     return after_step
 
 
-def _text_samples(
-    source: TokenSource, groups: GroupIndex, policy: MixPolicy, seed: int, texts: list[str]
-) -> list[TextSample]:
+def _text_samples(data: DemoData, policy: MixPolicy, seed: int, texts: list[str]) -> list[TextSample]:
     """Return five samples of the training with the policy."""
-    batch = next(iter(MixLoader(source, groups, policy, 5, seed=seed, copy=True, prefetch=0)))
+    batch = next(iter(MixLoader(data.train, data.groups, policy, 5, seed=seed, copy=True, prefetch=0)))
     name = sentences.CLASS_NAMES
     columns = (batch.lam, batch.index, batch.label, batch.partner, batch.partner_label)
     rows = zip(*(c.tolist() for c in columns), strict=True)

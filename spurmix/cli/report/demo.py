@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from spurmix.cli.report.methods import MethodSummary, columns, summarize
 from spurmix.cli.report.page import write_page
 from spurmix.cli.report.pictures import BLUE, GRAY, draw_accuracy, draw_audit, draw_samples
 from spurmix.cli.report.text import ImageSamples, ReportText, TextSample
@@ -15,7 +16,7 @@ from spurmix.cli.versions import versions
 from spurmix.train.runs.files import write_text
 
 if TYPE_CHECKING:
-    from spurmix.core.audit import Audit
+    from spurmix.cli.demo.experiment import SeedResult
     from spurmix.deploy.export import ExportReport
     from spurmix.train.metrics import Evaluation
 
@@ -31,10 +32,8 @@ def write_report(
     out: Path,
     text: ReportText,
     settings: dict[str, object],
+    results: list[SeedResult],
     *,
-    before: Evaluation,
-    after: Evaluation,
-    audits: dict[str, Audit],
     exported: ExportReport,
     samples: ImageSamples | list[TextSample],
     start: float,
@@ -45,9 +44,7 @@ def write_report(
         out: Folder to write to.
         text: Texts of the page.
         settings: Policy, task, model and seed of the demo.
-        before: Evaluation before debiasing.
-        after: Evaluation after debiasing.
-        audits: Audits by policy.
+        results: Results of every seed. The report shows the first seed, and a summary of all.
         exported: Result of the export.
         samples: Mixed training samples.
         start: Start of the demo, from `time.perf_counter`.
@@ -55,7 +52,11 @@ def write_report(
     Returns:
         The contents of report.json.
     """
-    audit = audits[str(settings["policy"])]
+    policy, first = str(settings["policy"]), results[0]
+    before, after, audits = first.test["erm"], first.test[policy], first.audits
+    audit = audits[policy]
+    summaries = summarize(results)
+    shown = summaries if len(summaries) > 2 or len(results) > 1 else []
     details = audit.to_dict()
     residuals = {name: (a.residual, a.residual_given_lam) for name, a in audits.items()}
     onnx: _OnnxResult = {
@@ -75,6 +76,10 @@ def write_report(
         **settings,
         "erm": before.to_dict(),
         "debiased": after.to_dict(),
+        "prior": first.prior,
+        "methods": {summary.name: summary.to_dict() for summary in summaries},
+        "seeds": [result.seed for result in results],
+        "kept": [result.kept for result in results],
         "audit": {
             "raw": details["raw"],
             "residual": details["residual"],
@@ -91,9 +96,13 @@ def write_report(
         out, "demo.html.j2", pictures, text=text, result=result, before=before, after=after, audit=str(audit),
         texts=samples if isinstance(samples, list) else [],
         pairs=list(zip(before.groups, after.groups, strict=True)),
+        methods=[summary.cells() for summary in shown], columns=columns(len(results)),
+        seeds=[result.seed for result in results],
     )  # fmt: skip
     write_text(out / "report.json", json.dumps(result, indent=1))
     _print_table(before, after)
+    if shown:
+        _print_methods(shown, len(results))
     print(
         f"{onnx['file']} was verified on the test set: maximum logit difference {onnx['max_abs_logit_diff']:.1e}, "
         f"{onnx['argmax_flips']} changed predictions, worst group {100 * onnx['worst_group']:.1f}%"
@@ -114,4 +123,15 @@ def _print_table(before: Evaluation, after: Evaluation) -> None:
     for name in ("worst_group", "average", "adjusted_average"):
         values = (f"{100 * getattr(evaluation, name):.1f}%" for evaluation in (before, after))
         table.add_row(name.replace("_", " "), "", *values)
+    Console().print(table)
+
+
+def _print_methods(summaries: list[MethodSummary], seeds: int) -> None:
+    """Print the worst-group accuracy of every method."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns(seeds), title="methods, equally long training")
+    for summary in summaries:
+        table.add_row(*summary.cells())
     Console().print(table)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from spurmix.cli.demo import images
+from spurmix.cli.demo.policies import COMPARED
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ from spurmix.cli.demo import images
         ("--out", "/dev/null/x"),
         ("--task", "audio"),
         ("--full",),
+        ("--seeds", "0"),
         ("--task", "text", "--model", "small"),
     ],
 )
@@ -45,9 +47,30 @@ def check(out: Path) -> Any:
 
 
 def test_a_very_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = images.run(tmp_path, policy="balance_attributes", model_name="small", seed=0, epochs=(0.2, 0.2))
+    report = images.run(tmp_path, policy="balance_attributes", model_name="small", seed=0, epochs=(0.1, 0.1))
     assert check(tmp_path)["erm"] == report["erm"]
-    assert "worst group" in capsys.readouterr().out
+    assert set(report["methods"]) == {"erm", "balance_attributes"}
+    shown = capsys.readouterr().out
+    assert "worst group" in shown and "equally long training" not in shown
+    assert "infers their shares" in (tmp_path / "report.html").read_text()
+
+
+def test_several_methods_and_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images.run(tmp_path, policy="lisa", model_name="small", seed=1, epochs=(0.03, 0.03), compare=True, seeds=2)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["seeds"] == [1, 2]
+    assert set(report["methods"]) == set(COMPARED)
+    for method in report["methods"].values():
+        assert method["mean"] == pytest.approx(sum(method["worst_group"]) / 2)
+    assert (
+        report["methods"]["lisa"]["worst_group"][0]
+        == report["debiased"]["worst_group"]
+        == report["onnx"]["worst_group"]
+    )
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "methods, equally long training" in shown
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Methods</h2>" in page and "seeds 1, 2" in page
 
 
 @pytest.mark.slow
@@ -59,6 +82,7 @@ def test_complete_runs(seed: int, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = check(out)
     by_group = {(g["label"], g["attribute"]): g["accuracy"] for g in report["erm"]["groups"]}
-    assert report["erm"]["worst_group"] < 0.6
+    assert report["erm"]["worst_group"] < 0.8
     assert min(by_group[0, 0], by_group[1, 1]) > 0.85
-    assert report["debiased"]["worst_group"] >= report["erm"]["worst_group"] + 0.2
+    assert report["debiased"]["worst_group"] > 0.8
+    assert report["debiased"]["worst_group"] >= report["erm"]["worst_group"] + 0.1

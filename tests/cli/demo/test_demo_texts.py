@@ -49,7 +49,7 @@ def test_a_very_short_run(full: bool, tmp_path: Path, capsys: pytest.CaptureFixt
     assert check(tmp_path)["erm"] == report["erm"]
     shown = capsys.readouterr().out
     assert "worst group" in shown
-    assert ("training takes 8 batches, about" in shown) is full
+    assert ("pre-training takes 4 batches, about" in shown) is full
     assert ("15% of the training labels are wrong" in (tmp_path / "report.html").read_text()) is full
 
 
