@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from spurmix.train.finetune import AfterStep
     from spurmix.train.metrics import Evaluation
 
-EVALUATIONS = 6
-"""Number of evaluations on the validation split during the training with a method."""
+EVALUATED_AFTER = (0.8, 0.9, 1.0)
+"""Fractions of the training with a method after which the model is evaluated on the validation split. Earlier, the learning
+rate is high, and 25 examples per group are too few to choose between weights that fluctuate."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class BestWeights:
 
     def __init__(self, experiment: Experiment) -> None:
         self._model, self._data = experiment.model, experiment.data
-        self._due = {max(1, round(experiment.batches * k / EVALUATIONS)) for k in range(1, EVALUATIONS + 1)}
+        self._due = {max(1, round(experiment.batches * share)) for share in EVALUATED_AFTER}
         self._state: dict[str, Any] = {}
         self.worst_group = -1.0
         self.step = 0

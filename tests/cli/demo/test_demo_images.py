@@ -22,7 +22,6 @@ from spurmix.cli.demo.policies import COMPARED
         ("--out", "/dev/null/x"),
         ("--task", "audio"),
         ("--full",),
-        ("--seeds", "0"),
         ("--task", "text", "--model", "small"),
     ],
 )
