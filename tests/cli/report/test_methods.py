@@ -20,7 +20,7 @@ def test_mean_deviation_and_interval() -> None:
         "erm",
         "90.0, 92.0, 88.0, 95.6",
         "91.4%",
-        "3.3",
+        "3.2",
         f"{100 * low:.1f} to {100 * high:.1f}",
         "91.4%",
     ]
