@@ -79,7 +79,7 @@ def write_report(
         "prior": first.prior,
         "methods": {summary.name: summary.to_dict() for summary in summaries},
         "seeds": [result.seed for result in results],
-        "kept": [result.kept for result in results],
+        "kept": [dict(result.kept) for result in results],
         "audit": {
             "raw": details["raw"],
             "residual": details["residual"],
