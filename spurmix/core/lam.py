@@ -77,6 +77,8 @@ class Beta(_Foldable):
 
         a, b = self.a, self.b if self.b is not None else self.a
         # Outside of this range, betaincinv is wrong, overflows, or does not end.
+        if max(a, b) < TINY:
+            a, b = a * (TINY / max(a, b)), b * (TINY / max(a, b))
         if min(a, b) > LARGE:
             return _normal_limit(a, b, u)
         if max(a, b) > max(SKEWED * min(a, b), 1e8):
@@ -97,6 +99,8 @@ class Beta(_Foldable):
         return f"Beta({self.a:g}, {self.b:g})"
 
 
+TINY = 1e-300
+"""A beta distribution of two smaller parameters is 0 or 1 to 2^-24, with probabilities that depend on their ratio only."""
 LARGE = 1e10
 """A beta distribution of two larger parameters is normal to 2^-24, apart from its skewness."""
 SKEWED = 1e5

@@ -64,6 +64,20 @@ def test_means_and_extremes_of_beta(a: float) -> None:
             assert in_table <= bound or max(a, b) <= 10, (a, b)
 
 
+@pytest.mark.parametrize("a", [5e-324, 1e-322, 1e-310, 2.3e-308, 1e-300])
+def test_tiny_parameters_of_beta_give_zero_or_one(a: float) -> None:
+    """The table is that of larger parameters of the same ratio."""
+    for b in (a, 3 * a, 1e5 * a, 1e-10, 1.0, 1e9, 1.7e308):
+        b = max(b, 5e-324)
+        mean = 1 / (1 + b / a)
+        likely_one = quantile_table(Beta(1e-200, 1e-200 * min(b / a, 1e100)))
+        assert quantile_table(Beta(a, b)).tolist() == likely_one.tolist()
+        assert quantile_table(Beta(b, a)).tolist() == (ONE - likely_one[::-1]).tolist()
+        assert moments(quantile_table(Beta(a, b)))[0] == pytest.approx(mean, abs=1e-3)
+        assert np.count_nonzero((likely_one > ONE / 1000) & (likely_one < ONE - ONE / 1000)) <= 2
+    assert moments(quantile_table(Beta(a).folded()))[0] > 0.998
+
+
 @pytest.mark.parametrize(("a", "b"), [(1e2, 1e2), (1e2, 10.0), (1e6, 1e9), (1e5, 3.0), (5.0, 1e4), (0.1, 100.0)])
 def test_ends_of_narrow_beta_agree_with_the_exact_mean_of_their_bucket(a: float, b: float) -> None:
     from scipy.stats import beta
