@@ -95,14 +95,15 @@ TABLE: list[tuple[str, Callable[..., Any], dict[str, list[Any]]]] = [
         "groups": ["a", [0.5] * 6, [0], [-1] * 6], "class_names": NAMES, "attribute_names": NAMES, "spurious": [*INTEGER, 1]}),
     ("MixPolicy", lambda **o: used(MixPolicy(**o)), {
         "strata": ["group", None, 3, ["all"]], "weights": ["a", [1], [1, 1, 1, -1], {0: "a"}, {9: 1}, 3.0, [np.nan] * 4],
-        "labels": ["both", None, True], "replacement": FLAG, "name": [None, 3]}),
+        "labels": ["both", None, True], "replacement": FLAG, "name": [None, 3], "unknown": ["both", None, []], "subsample": FLAG}),
     ("MixPolicy with partners", lambda **o: used(MixPolicy(**{"partner": {0: {1: 1}}, "lam": 0.5, **o})), {
         "partner": ["a", [[1]], {0: 1}, {0: {1: "a"}}, {0: {9: 1}}, {0: {1: -1}}], "lam": [*but(SHARE, np.nan, np.inf), np.nan, np.inf, lambda u: "a"]}),
     ("audit", lambda **o: ERM.audit(**{"groups": GROUPS, **o}), {
         "groups": [None, LABELS], "prior": ["a", [[1]], {0: "a"}, {9: [1, 0]}, {0: {0: "a"}}, {0: [1, 1]}]}),
     ("mixup", policies.mixup, {"alpha": POSITIVE}),
     ("lisa", policies.lisa, {"alpha": POSITIVE, "p": SHARE}),
-    ("mixpro", lambda **o: used(policies.mixpro(**o)), {"target": [*but(INTEGER, "8"), "nobody"], "s": SHARE}),
+    ("mixpro", lambda **o: used(policies.mixpro(**o)), {"target": [*(v for v in but(INTEGER, "8", None) if v != [1]), "nobody", [], [9], [0.5], [[1]], [False], [True] * 9],
+        "s": SHARE, "unknown": ["both", 3, []], "attributed_only": but(FLAG, None), "subsample": FLAG}),
     ("upweight", lambda **o: used(policies.upweight(**o)), {"factors": ["a", [1], {0: "a"}, {0: -1}, {9: 1}, None]}),
     ("balance_attributes", lambda **o: used(policies.balance_attributes(**o)), {
         "lam": but(SHARE, None), "labels": ["both", None, True], "prior": ["a", [[1]], {0: "a"}, {9: [1, 0]}]}),

@@ -194,21 +194,25 @@ def audit_policy(
     """
     given = prior_shares(groups, prior) if prior is not None else policy.attribute_shares
     undetermined = undetermined_classes(groups, given)
-    means = group_means(groups, given)
-    index_share = _index_shares(groups, policy)
+    drawn = policy.selection.groups
+    means = group_means(drawn, given)
+    index_share = _index_shares(drawn, policy)
 
     raw = residual = given_lam = float("nan")
     joint = np.full((means.classes.size, means.attributes.size), np.nan)
     if not undetermined.size:
         data_share = groups.sizes / groups.num_examples
-        raw, _ = MixedSamples.of(means, data_share, None, True).correlation(1.0, 1.0)
+        data = means if drawn is groups else group_means(groups, given)
+        raw, _ = MixedSamples.of(data, data_share, None, True).correlation(1.0, 1.0)
         samples = MixedSamples.of(means, index_share, policy.partner_rows, policy.labels == "mix")
         residual, joint = samples.correlation(*moments(policy.quantile))
         given_lam = samples.correlation_given_lam(policy.quantile) if means.attributes.size > 1 else given_lam
     if means.attributes.size < 2:
         raw = residual = float("nan")
 
-    use = _group_use(groups, policy.replacement, index_share, partner_shares(policy.partner_rows, index_share))
+    use = _group_use(
+        groups, drawn.sizes, policy.replacement, index_share, partner_shares(policy.partner_rows, index_share)
+    )
     warnings = [*unknown_warnings(groups, given), *_use_warnings(use)]
     if problem:
         residual, given_lam, joint = float("nan"), float("nan"), np.full_like(joint, np.nan)
@@ -285,9 +289,8 @@ def _index_shares(groups: GroupIndex, policy: ResolvedPolicy) -> FloatArray:
 
 
 def _group_use(
-    groups: GroupIndex, replacement: bool, index_share: FloatArray, partner_share: FloatArray
+    groups: GroupIndex, sizes: Int64Array, replacement: bool, index_share: FloatArray, partner_share: FloatArray
 ) -> list[GroupUse]:
-    sizes = groups.sizes
     per_example = (index_share + partner_share) / np.maximum(sizes, 1)
     drawn = np.flatnonzero(index_share > 0)
     largest = drawn[np.argmax(sizes[drawn])]
@@ -300,11 +303,11 @@ def _group_use(
     return [
         GroupUse(
             g,
-            groups.group_name(g),
-            int(sizes[g]),
+            groups.group_name(g) if g < groups.num_groups else f"target examples {g - groups.num_groups}",
+            int(groups.sizes[g] if sizes.size == groups.num_groups else sizes[g]),
             float(index_share[g]),
             float(sizes[g] * (1.0 - missed[g])),
             float(pass_samples * per_example[g]),
         )
-        for g in range(groups.num_groups)
+        for g in range(sizes.size)
     ]

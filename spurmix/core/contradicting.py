@@ -8,7 +8,18 @@ import numpy as np
 
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
+from spurmix.core.lam import LamDistribution
 from spurmix.core.partners import PartnerRows, expand, require_memory
+from spurmix.core.policy import MixPolicy
+from spurmix.core.resolved_policy import Labels, require_cells
+
+
+def contradicting_policy(
+    groups: GroupIndex, name: str, p: float, lam: LamDistribution, labels: Labels = "mix"
+) -> MixPolicy:
+    """Make a policy that mixes pairs of the same class and another attribute, or the converse, for its groups."""
+    require_cells(groups, name)
+    return MixPolicy("groups", partner=contradicting_partners(groups, p), lam=lam, labels=labels)
 
 
 def contradicting_partners(groups: GroupIndex, p: float) -> PartnerRows:

@@ -61,7 +61,7 @@ def group_means(groups: GroupIndex, prior: FloatArray | None) -> GroupMeans:
     else:
         g, y, a = np.arange(groups.num_groups), groups.group_labels, groups.group_attributes
         count = groups.sizes
-    weight = count / groups.sizes[g]
+    weight = count / np.maximum(groups.sizes[g], 1)
     known = a != UNKNOWN
     g_of_share, a_of_share = np.nonzero(shares[y[~known]])
     g, y, a, weight = (

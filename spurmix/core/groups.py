@@ -107,6 +107,7 @@ class GroupIndex:
         group_labels: Label of each group, int64 `[G]`. -2 if the examples of a custom group have several labels.
         group_attributes: Spurious attribute of each group, int64 `[G]`. -1 if unknown, -2 if there are several.
         cells: Label and attributes of each group, int64 `[G, 1 + K]`. None for custom groups.
+        target_groups: Number of groups, the last ones, with the target examples of `mixpro`.
 
     Raises:
         TypeError: If labels, attributes or groups are not integers.
@@ -118,6 +119,8 @@ class GroupIndex:
         >>> groups.sizes.tolist(), groups.group_labels.tolist(), groups.group_attributes.tolist()
         ([1, 1, 1, 2], [0, 0, 1, 1], [0, 1, -1, 1])
     """
+
+    target_groups: int = 0
 
     def __init__(
         self,

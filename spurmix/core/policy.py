@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spurmix.core import checks
-from spurmix.core.array_types import FloatArray
+from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.audit import Audit, audit_policy
 from spurmix.core.deprecation import renamed_attribute
 from spurmix.core.groups import GroupIndex
@@ -24,6 +25,7 @@ from spurmix.core.resolved_policy import (
     stratum_bounds,
     stratum_weights,
 )
+from spurmix.core.selection import Unknown, checked_unknown, select_examples
 from spurmix.core.shares import Prior, UnknownAttributes
 
 
@@ -51,6 +53,13 @@ class MixPolicy:
         notes: Notes shown in the repr.
         recipe: Function that makes the policy for a `GroupIndex`. The functions of `spurmix.policies` set it.
         attribute_shares: `[C, A]` attribute shares that the recipe assumed for examples whose attribute is unknown.
+        targets: Example numbers, or a mask `[N]`, of examples that form groups of their own, one for each class. These
+            groups follow the others. `spurmix.policies.mixpro` sets it.
+        unknown: What happens with examples of unknown attribute. "group": those of a class are a group like any other.
+            "bulk": the same, but with strata="groups" and without weights, they are drawn in proportion to their number,
+            and the other groups share the rest equally. "exclude": they are left out, and are neither index nor partner.
+        subsample: Cut each group to the size of the smallest one. Each seed has another subsample. With unknown="bulk",
+            the examples of unknown attribute are not cut.
 
     Raises:
         TypeError: If an argument has a wrong type. Weights are checked when the policy is used with a `GroupIndex`.
@@ -73,6 +82,9 @@ class MixPolicy:
     notes: tuple[str, ...] = ()
     recipe: Callable[[GroupIndex], MixPolicy] | None = field(default=None, repr=False, compare=False)
     attribute_shares: FloatArray | None = field(default=None, repr=False, compare=False)
+    targets: Int64Array | NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
+    unknown: Unknown = "group"
+    subsample: bool = False
 
     def __post_init__(self) -> None:
         if self.strata not in ("groups", "classes", "all"):
@@ -80,6 +92,8 @@ class MixPolicy:
         if self.labels not in ("mix", "keep"):
             raise ValueError(f'labels must be "mix" or "keep", got {self.labels!r}')
         object.__setattr__(self, "replacement", checks.flag(self.replacement, "replacement"))
+        object.__setattr__(self, "subsample", checks.flag(self.subsample, "subsample"))
+        checked_unknown(str(self.unknown), None, "group", "MixPolicy")
         checks.instance(self.name, "name", str)
         if self.lam is not None:
             lam = as_distribution(self.lam)
@@ -103,13 +117,19 @@ class MixPolicy:
             ValueError: If the policy does not fit the groups.
         """
         checks.instance(groups, "groups", GroupIndex)
-        return self if self.recipe is None else replace(self.recipe(groups), name=self.name)
+        if self.recipe is None:
+            return self
+        drawn = select_examples(groups, self.unknown, self.subsample, targets=self.targets).groups
+        return replace(
+            self.recipe(drawn), name=self.name, unknown=self.unknown, subsample=self.subsample, targets=self.targets
+        )
 
-    def resolve_arrays(self, groups: GroupIndex) -> ResolvedPolicy:
+    def resolve_arrays(self, groups: GroupIndex, seed: int = 0) -> ResolvedPolicy:
         """Resolve the policy for one `GroupIndex` and check its weights.
 
         Args:
             groups: Groups of the dataset.
+            seed: Selects the subsample if `subsample` is True, in [0, 2^63).
 
         Returns:
             The strata, the weights and the quantile table as arrays.
@@ -119,17 +139,20 @@ class MixPolicy:
             ValueError: If the policy does not fit the groups.
         """
         policy = self.resolve(groups)
+        selection = select_examples(groups, policy.unknown, policy.subsample, seed, policy.targets)
+        groups = groups if policy.targets is None else selection.groups
         first_group = stratum_bounds(groups, policy.strata)
         lam: LamDistribution = as_distribution(policy.lam if policy.lam is not None else 1.0)
         return ResolvedPolicy(
             first_group=first_group,
-            weights=stratum_weights(groups, policy.strata, policy.weights, first_group),
-            partner_rows=partner_weights(groups, policy.partner),
+            weights=stratum_weights(groups, policy.strata, policy.weights, first_group, selection),
+            partner_rows=partner_weights(groups, policy.partner, selection),
             quantile=quantile_table(lam),
             labels=policy.labels,
             replacement=policy.replacement,
             notes=policy.notes,
             attribute_shares=policy.attribute_shares,
+            selection=selection,
         )
 
     parts = renamed_attribute("resolve_arrays")
@@ -160,9 +183,10 @@ class MixPolicy:
         problem = ""
         try:
             resolved = self.resolve(groups)
+            arrays = resolved.resolve_arrays(groups)
         except UnknownAttributes as error:
-            resolved, problem = replace(self, recipe=None), str(error)
-        arrays = resolved.resolve_arrays(groups)
+            resolved, problem = replace(self, recipe=None, unknown="group", subsample=False, targets=None), str(error)
+            arrays = resolved.resolve_arrays(groups)
         return audit_policy(groups, arrays, description=repr(resolved), prior=prior, problem=problem)
 
     def __repr__(self) -> str:
@@ -173,6 +197,9 @@ class MixPolicy:
         parts += [f"lam={self.lam!r}"] if self.lam is not None else []
         parts += [f"labels={self.labels!r}"]
         parts += ["replacement=True"] if self.replacement else []
+        shown = self.unknown == "exclude" or (self.unknown == "bulk" and self.strata == "groups")
+        parts += [f"unknown={self.unknown!r}"] if shown else []
+        parts += ["subsample=True"] if self.subsample else []
         text = f"MixPolicy<{self.name}>({', '.join(parts)})"
         return text + "".join(f"\n  note: {note}" for note in self.notes)
 

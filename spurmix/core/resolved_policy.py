@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 
 from spurmix.core import checks
 from spurmix.core.array_types import FloatArray, Int64Array
-from spurmix.core.groups import MIXED, GroupIndex
+from spurmix.core.groups import MIXED, UNKNOWN, GroupIndex
 from spurmix.core.partners import PartnerRows
+from spurmix.core.selection import SelectedExamples
 
 Strata: TypeAlias = Literal["groups", "classes", "all"]
 Labels: TypeAlias = Literal["mix", "keep"]
@@ -35,6 +36,7 @@ class ResolvedPolicy:
         quantile: int64 `[1025]`. The quantile table of lam.
         labels: "mix" or "keep".
         replacement: Whether examples are drawn with replacement.
+        selection: The examples that are drawn.
         notes: What was adapted to the groups.
         attribute_shares: float64 `[C, A]`. The given attribute shares of examples whose attribute is unknown, or None.
     """
@@ -45,6 +47,7 @@ class ResolvedPolicy:
     quantile: Int64Array
     labels: Labels
     replacement: bool
+    selection: SelectedExamples
     notes: tuple[str, ...] = ()
     attribute_shares: FloatArray | None = None
 
@@ -121,8 +124,10 @@ def checked_weights(values: object, shape: tuple[int, ...], name: str) -> FloatA
     return array
 
 
-def stratum_weights(groups: GroupIndex, strata: Strata, given: Weights | None, first_group: Int64Array) -> FloatArray:
-    """The weight of each stratum, `[S]`. Default: equal weights.
+def stratum_weights(
+    groups: GroupIndex, strata: Strata, given: Weights | None, first_group: Int64Array, selection: SelectedExamples
+) -> FloatArray:
+    """The weight of each stratum, `[S]`. Default: equal weights. Strata without selected examples have weight 0.
 
     Raises TypeError if the weights are not numbers, and ValueError if they do not fit the groups, are all 0, or an
     empty stratum has a positive weight.
@@ -139,7 +144,14 @@ def stratum_weights(groups: GroupIndex, strata: Strata, given: Weights | None, f
     empty = np.flatnonzero((np.add.reduceat(groups.sizes, first_group[:-1]) == 0) & (weights > 0))
     if empty.size:
         raise ValueError(f"weights: stratum {empty[0]} has a positive weight but no examples")
-    return weights
+    selected = np.where(np.add.reduceat(selection.groups.sizes, first_group[:-1]) > 0, weights, 0.0)
+    if not selected.any():
+        raise ValueError("weights must not all be 0 for strata with examples that are not left out")
+    unknown = groups.group_attributes == UNKNOWN
+    if strata != "groups" or not selection.bulk or given is not None or not unknown.any() or unknown.all():
+        return selected
+    bulk = np.where(unknown, groups.sizes / groups.num_examples, 0.0)
+    return np.where(unknown, bulk, selected * (1.0 - bulk.sum()) / selected[~unknown].sum())
 
 
 def _weights_by_name(
@@ -159,8 +171,10 @@ def _weights_by_name(
     return weights
 
 
-def partner_weights(groups: GroupIndex, given: PartnerWeights | PartnerRows | None) -> PartnerRows | None:
-    """The weights of partner groups, or None if all are 0.
+def partner_weights(
+    groups: GroupIndex, given: PartnerWeights | PartnerRows | None, selection: SelectedExamples
+) -> PartnerRows | None:
+    """The weights of partner groups, or None if all are 0. Groups without selected examples have weight 0.
 
     Raises TypeError if the weights are not numbers, or a row of a mapping is not a mapping, and ValueError if they do
     not fit the groups, or an empty group has a positive weight.
@@ -188,8 +202,8 @@ def partner_weights(groups: GroupIndex, given: PartnerWeights | PartnerRows | No
                 f"partner: the weights of row {large[0]} are too large, their sum must be less than {MAX_SUM:g}; divide "
                 "the row by its largest weight"
             )
-        given = PartnerRows.of_matrix(matrix)
-    empty = np.flatnonzero(groups.sizes == 0)
+        given = PartnerRows.of_matrix(np.where((selection.groups.sizes == 0) & (groups.sizes > 0), 0.0, matrix))
+    empty = np.flatnonzero(selection.groups.sizes == 0)
     for start, rows in given.blocks() if empty.size else ():
         bad = np.argwhere(rows[:, empty].toarray() > 0)
         for at, column in bad[np.isin(start + bad[:, 0], given.row_of)][:1]:

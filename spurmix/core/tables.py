@@ -42,15 +42,16 @@ class Tables:
         return table_digest(self.packed)
 
 
-def build_tables(groups: GroupIndex, policy: MixPolicy) -> Tables:
+def build_tables(groups: GroupIndex, policy: MixPolicy, seed: int = 0) -> Tables:
     """Build the tables of a policy.
 
     Args:
         groups: Groups of the dataset.
         policy: The policy.
+        seed: Selects the subsample of a policy with `subsample=True`. Not used otherwise.
 
     Returns:
-        The tables.
+        The tables. Examples that are left out form one more group, which is never drawn.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -59,29 +60,33 @@ def build_tables(groups: GroupIndex, policy: MixPolicy) -> Tables:
     if not isinstance(policy, MixPolicy):
         raise TypeError(f"policy must be a MixPolicy (see spurmix.policies), got {type(policy).__name__}")
     checks.instance(groups, "groups", GroupIndex)
-    resolved = policy.resolve_arrays(groups)
+    resolved = policy.resolve_arrays(groups, seed)
     plan = make_schedule(resolved.weights)
-    first = groups.offsets[resolved.first_group[:-1]]
-    size = groups.offsets[resolved.first_group[1:]] - first
-    row_of, rows, lists = pack_rows(resolved.partner_rows, groups.num_groups)
+    offsets, members = resolved.selection.groups.offsets, groups.members
+    first = offsets[resolved.first_group[:-1]]
+    size = offsets[resolved.first_group[1:]] - first
+    row_of, rows, lists = pack_rows(resolved.partner_rows, resolved.selection.groups.num_groups)
+    if resolved.selection.members is not None:
+        members = resolved.selection.members
+        offsets, row_of = np.append(offsets, groups.num_examples), np.append(row_of, -1)
     sections = [
         (plan.stratum << 32) | plan.rank,
         plan.share,
         first,
         size,
-        groups.offsets,
+        offsets,
         row_of,
         rows.reshape(-1),
         lists,
         resolved.quantile,
     ]
-    counts = groups.num_groups, plan.share.size, plan.stratum.size, len(rows)
+    counts = row_of.size, plan.share.size, plan.stratum.size, len(rows)
     assert tuple(s.size for s in sections) == layout.section_sizes(*counts, lists.size)
     header = np.zeros(layout.HEADER_WORDS, dtype=np.int64)
     length = header.size + sum(s.size for s in sections)
     flags = layout.FLAG_REPLACEMENT * resolved.replacement + layout.FLAG_KEEP_LABELS * (resolved.labels == "keep")
     words = layout.MAGIC, length, groups.num_examples, *counts, flags, lists.size
     header[: len(words)] = words
-    members = groups.members if groups.members is not None else np.empty(0, dtype=np.int32)
+    members = members if members is not None else np.empty(0, dtype=np.int32)
     packed = np.concatenate([header, *sections]).astype(np.int64, copy=False)
     return Tables(packed, members, groups.num_examples, int(plan.stratum.size))

@@ -60,12 +60,13 @@ class DrawTables:
         return replace(self, packed=self.packed.to(device), members=self.members.to(device))
 
 
-def draw_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
+def draw_tables(groups: GroupIndex, policy: MixPolicy, seed: int = 0) -> DrawTables:
     """Build the tables that the operators need to draw samples. The groups cache those of the last four policies.
 
     Args:
         groups: Groups of the dataset.
         policy: The policy.
+        seed: Selects the subsample of a policy with `subsample=True`, in [0, 2^63). Not used otherwise.
 
     Returns:
         The tables, on the CPU. Move them with `.to(device)`.
@@ -83,11 +84,13 @@ def draw_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
         `docs/draw-specification.md`, section "Tables".
     """
     checks.instance(groups, "groups", GroupIndex)
-    cache: list[tuple[MixPolicy, DrawTables]] = groups.__dict__.setdefault("_draw_tables", [])
-    for cached, tables in cache:
-        if cached is policy:
+    if isinstance(policy, MixPolicy) and policy.subsample:
+        seed = checks.integer(seed, "seed", 0, (1 << 63) - 1)
+    cache: list[tuple[MixPolicy, int, DrawTables]] = groups.__dict__.setdefault("_draw_tables", [])
+    for cached, of_seed, tables in cache:
+        if cached is policy and (of_seed == seed or not policy.subsample):
             return tables
-    built = build_tables(groups, policy)
+    built = build_tables(groups, policy, seed)
     tables = DrawTables(
         torch.from_numpy(built.packed),
         torch.from_numpy(built.members),
@@ -96,6 +99,6 @@ def draw_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
         bool(built.packed[WORD_FLAGS] & FLAG_KEEP_LABELS),
         built,
     )
-    cache.append((policy, tables))
+    cache.append((policy, seed, tables))
     del cache[:-_CACHE_SIZE]
     return tables

@@ -27,7 +27,9 @@ def test_shared_rows_give_the_tables_and_audits_of_the_matrix(
     policy = make().resolve(groups)
     assert isinstance(policy.partner, PartnerRows)
     assert policy.partner.count < groups.num_groups
-    whole = MixPolicy(policy.strata, policy.weights, np.asarray(policy.partner), policy.lam, policy.labels)
+    whole = MixPolicy(
+        policy.strata, policy.weights, np.asarray(policy.partner), policy.lam, policy.labels, unknown=policy.unknown
+    )
     for entries in (partners.BLOCK_ENTRIES, 40):  # one block, and blocks of one row
         monkeypatch.setattr(partners, "BLOCK_ENTRIES", entries)
         assert build_tables(groups, policy).fingerprint == build_tables(groups, whole).fingerprint

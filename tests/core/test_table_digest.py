@@ -26,14 +26,14 @@ def matrix(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
 
 
 POLICIES: dict[str, Callable[[int], MixPolicy]] = {
-    "lisa": lambda count: policies.lisa(),
-    "lisa of one kind": lambda count: policies.lisa(1.0),
-    "lisa of tiny probability": lambda count: policies.lisa(1e-11),
-    "selecmix": lambda count: policies.selecmix(),
+    "lisa": lambda count: policies.lisa(unknown="group"),
+    "lisa of one kind": lambda count: policies.lisa(1.0, unknown="group"),
+    "lisa of tiny probability": lambda count: policies.lisa(1e-11, unknown="group"),
+    "selecmix": lambda count: policies.selecmix(unknown="group"),
     "mixup": lambda count: policies.mixup(),
-    "mixpro": lambda count: policies.mixpro(0),
+    "mixpro": lambda count: policies.mixpro(0, unknown="group"),
     "balance_attributes": lambda count: policies.balance_attributes(labels="keep"),
-    "group_balanced": lambda count: policies.group_balanced(),
+    "group_balanced": lambda count: policies.group_balanced(unknown="group"),
     "matrix": lambda count: MixPolicy(partner=matrix(count), lam=Beta(0.5), replacement=True),
 }
 EXPECTED = {

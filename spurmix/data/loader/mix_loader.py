@@ -111,7 +111,7 @@ class MixLoader:
         self.copy, self.channels_last = checks.flag(copy, "copy"), checks.flag(channels_last, "channels_last")
         pinned = None if pin_memory is None else checks.flag(pin_memory, "pin_memory")
         checks.instance(augment, "augment", Augment, optional=True)
-        self.tables = draw_tables(groups, policy)
+        self.tables = draw_tables(groups, policy, self.seed)
         self.steps = run_length(steps, epochs, groups.num_examples, self.batch_size)
         validate.sequence_position(self.seed, 0, self.steps * self.batch_size)
         self.dtype, self.augment = validate.float_dtype(dtype), augment if augment is not None else NO_AUGMENT

@@ -73,8 +73,8 @@ def draw(
     Source:
         `docs/draw-specification.md`. Random numbers: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.
     """
-    tables = _tables(groups, policy)
     validate.sequence_position(seed, start, count)
+    tables = _tables(groups, policy, seed)
     device = tables.packed.device
     if out is None:
         function = backends.implementation("draw", backend, device)
@@ -92,11 +92,11 @@ def draw(
     return Draw(*out[:3])
 
 
-def _tables(groups: GroupIndex | DrawTables, policy: MixPolicy | None) -> DrawTables:
+def _tables(groups: GroupIndex | DrawTables, policy: MixPolicy | None, seed: int) -> DrawTables:
     if isinstance(groups, DrawTables):
         if policy is not None:
             raise TypeError("policy must be None if groups are tables, which contain the policy")
         return groups
     if policy is None:
         raise TypeError("policy is required if groups is a GroupIndex, got None")
-    return draw_tables(groups, policy)
+    return draw_tables(groups, policy, seed)

@@ -29,7 +29,7 @@ from spurmix.train.runs.model import build_model
         (dict(test_split="train"), "test_split: 'train' is the training split"),
         (dict(train_split="none"), "train_split must be one of train, val, test, got 'none'"),
         (dict(attribute="place"), "attribute must be one of colour, got 'place'"),
-        (dict(policy="lisa", policy_options={"q": 1}), "policy_options: lisa accepts p, alpha, got 'q'"),
+        (dict(policy="lisa", policy_options={"q": 1}), "policy_options: lisa accepts p, alpha, unknown, attributed_only, subsample, got 'q'"),
         (dict(policy="upweight"), "policy_options: upweight: "),
         (dict(policy_options={"lam": "gamma(2)"}), "lam must be beta(a, b), uniform(low, high) or fixed(value), got 'gamma(2)'"),
         (dict(policy_options={"lam": "beta(-1, 2)"}), "lam: 'beta(-1, 2)': Beta: a must be"),
