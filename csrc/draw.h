@@ -165,11 +165,12 @@ SPURMIX_HD int64_t partner_position(const Tables& t, int64_t row, uint32_t w, ui
   return in_range(static_cast<int64_t>(position), t.num_examples) ? static_cast<int64_t>(position) : -1;
 }
 
-// lam by inverse transform sampling, with linear interpolation in the quantile table.
+// lam by inverse transform sampling, with linear interpolation in the quantile table. NaN if it is not in [0, 1].
 SPURMIX_HD float lam_of(const Tables& t, uint32_t z) {
   const uint32_t bucket = z >> 22, fraction = z & ((1u << 22) - 1);
-  const int64_t low = t.quantile[bucket], high = t.quantile[bucket + 1];
-  return static_cast<float>(low + (((high - low) * static_cast<int64_t>(fraction)) >> 22)) * (1.0f / (1 << 24));
+  const uint64_t low = static_cast<uint64_t>(t.quantile[bucket]), high = static_cast<uint64_t>(t.quantile[bucket + 1]);
+  const int64_t lam = static_cast<int64_t>(low) + (static_cast<int64_t>((high - low) * fraction) >> 22);
+  return in_range(lam, (1 << 24) + 1) ? static_cast<float>(lam) * (1.0f / (1 << 24)) : bits_float(0x7fc00000u);
 }
 
 // Draws sample n. If the tables have values that draw tables cannot have, the group is -1, lam NaN, and index and
@@ -197,6 +198,7 @@ SPURMIX_HD Drawn draw_sample(const Tables& t, uint64_t seed, uint64_t n) {
   drawn.group = count_at_most(t.offsets, t.num_groups + 1, index_position) - 1;
   if (!in_range(drawn.group, t.num_groups)) return invalid;
   drawn.index = member(t, index_position);
+  if (!in_range(drawn.index, t.num_examples)) return invalid;
   drawn.flip_bits = block1.v[3];
 
   const int64_t row = t.row_of[drawn.group];
@@ -209,7 +211,7 @@ SPURMIX_HD Drawn draw_sample(const Tables& t, uint64_t seed, uint64_t n) {
   if (partner < 0) return invalid;
   drawn.partner = member(t, partner);
   drawn.lam = lam_of(t, block1.v[2]);
-  return drawn;
+  return in_range(drawn.partner, t.num_examples) && drawn.lam == drawn.lam ? drawn : invalid;
 }
 
 }  // namespace spurmix

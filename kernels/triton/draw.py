@@ -276,13 +276,17 @@ def draw_samples(  # noqa: DOC107
     low = tl.load(quantile_ptr + bucket, mask=has_partner, other=0)
     high = tl.load(quantile_ptr + bucket + 1, mask=has_partner, other=0)
     fraction = (b2 & 0x3FFFFF).to(tl.int64)
-    lam = tl.where(has_partner, (low + (((high - low) * fraction) >> 22)).to(tl.float32) * 5.9604644775390625e-08, 1.0)
+    weight = low + (((high - low) * fraction) >> 22)
+    valid = valid & _in_range(weight, (1 << 24) + 1)
+    lam = tl.where(has_partner, weight.to(tl.float32) * 5.9604644775390625e-08, 1.0)
 
     index = tl.where(valid, position, 0)
     partner = tl.where(valid, partner, 0)
     if HAS_MEMBERS:
         index = tl.load(members_ptr + index, mask=valid, other=0).to(tl.int64)
         partner = tl.load(members_ptr + partner, mask=valid, other=0).to(tl.int64)
+        valid = valid & _in_range(index, examples) & _in_range(partner, examples)
+        index, partner = tl.where(valid, index, 0), tl.where(valid, partner, 0)
     return index, partner, tl.where(valid, group, -1), tl.where(valid, lam, float("nan")), b3
 
 

@@ -75,16 +75,21 @@ def random_tables(n: int, labels: int, replacement: bool, partners: bool, strata
 
 
 def altered_tables(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Packed tables of ten examples with one altered word of a section, and their members: `count` of each policy."""
+    """Packed tables of ten examples with one altered word of a section or of the members: `count` of each policy."""
     rng = np.random.default_rng(0)
     groups = GroupIndex([0, 0, 1, 1, 2, 2, 0, 1, 2, 2], [0, 1, 0, 1, 0, 1, 1, 0, 0, 1])
     for policy in (policies.lisa(), policies.mixup(), MixPolicy(replacement=True, partner=np.eye(6), lam=0.5)):
         tables = draw_tables(groups, policy)
-        words = rng.integers(HEADER_WORDS, tables.packed.numel() - QUANTILES, count)
+        words = rng.integers(HEADER_WORDS, tables.packed.numel() - QUANTILES, count - count // 4)
+        words = np.append(words, rng.integers(tables.packed.numel() - QUANTILES, tables.packed.numel(), count // 4))
         for word, value in zip(words, rng.choice([-1, 0, 2**31, 2**40, 2**62, -(2**63)], count), strict=True):
             packed = tables.packed.clone()
             packed[word] = int(value)
             yield packed, tables.members
+        for value in (-1, 10, -(2**31), 2**31 - 1):
+            members = tables.members.clone()
+            members[rng.integers(0, 10, 6)] = value
+            yield tables.packed, members
 
 
 def check_altered_draw(drawn: tuple[torch.Tensor, ...], reported: bool) -> None:

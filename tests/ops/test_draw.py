@@ -281,6 +281,24 @@ def test_damaged_tables_are_rejected() -> None:
             torch.ops.spurmix.draw(wrong, tables.members, 0, 0, 4)
 
 
+@pytest.mark.parametrize("value", [5 * 2**30, 2**24 + 1, -1, -(2**63)])
+def test_altered_quantiles_are_rejected(backend: str, value: int) -> None:
+    tables = draw_tables(GroupIndex([0, 1, 1, 0], [0, 0, 1, 1]), policies.lisa())
+    altered = tables.packed.clone()
+    altered[-1025:] = value
+    with pytest.raises((RuntimeError, ValueError), match="tables"):
+        backends.implementation("draw", backend, torch.device("cpu"))(altered, tables.members, 0, 0, 64)
+
+
+@pytest.mark.parametrize("value", [4, -1, 10**6])
+def test_altered_members_are_rejected(backend: str, value: int) -> None:
+    tables = draw_tables(GroupIndex([0, 1, 1, 0], [0, 0, 1, 1]), policies.lisa())
+    altered = tables.members.clone()
+    altered[2] = value
+    with pytest.raises((RuntimeError, ValueError), match="tables"):
+        backends.implementation("draw", backend, torch.device("cpu"))(tables.packed, altered, 0, 0, 64)
+
+
 def test_tables_of_the_first_layout_are_rejected(backend: str) -> None:
     tables = draw_tables(GroupIndex([0, 1, 1]), policies.erm())
     first = tables.packed.clone()

@@ -230,8 +230,16 @@ def draw_samples(
     lam = torch.where(paired, lam, torch.ones_like(lam))
 
     if members.numel():
-        return Drawn(members[position].to(torch.int64), members[partner].to(torch.int64), lam, group, block1[3])
+        position, partner = members[position].to(torch.int64), members[partner].to(torch.int64)
+    _check_drawn(position, partner, lam, view.num_examples)
     return Drawn(position, partner, lam, group, block1[3])
+
+
+def _check_drawn(index: Tensor, partner: Tensor, lam: Tensor, num_examples: int) -> None:
+    """Raise ValueError if altered tables or members gave values that a draw cannot have."""
+    examples = torch.cat([index, partner])
+    if ((examples < 0) | (examples >= num_examples)).any() or ((lam < 0) | (lam > 1)).any():
+        raise ValueError("tables: a section or the members have values that draw tables cannot have")
 
 
 def draw(
