@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 from types import ModuleType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core import memory
 from spurmix.core.array_types import Int64Array, IntArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_VALUE = (1 << 31) - 1
 """Largest label or attribute value."""
@@ -35,17 +38,23 @@ def as_integers(values: object, name: str, ranks: tuple[int, ...]) -> IntArray:
     if missing is not None and missing.any():
         at = int(np.argwhere(missing)[0][0])
         raise ValueError(f"{name} must not have missing values, got one at position {at}")
+    if array.dtype.kind == "f" and array.size:
+        dtype = getattr(values, "dtype", None) if hasattr(values, "detach") else array.dtype
+        raise TypeError(f"{name} must be integers, got dtype {dtype}; convert whole numbers to int")
     return _checked_integers(array, name, ranks)
 
 
 def as_attributes(values: object) -> IntArray:
     """Return attributes as an integer array `[N]` or `[N, K]`, in which -1 means unknown.
 
-    None, NaN, pandas.NA and masked values become -1. Other arrays and CPU tensors are not copied.
+    None, NaN, pandas.NA and masked values become -1. Floats become integers, because pandas, Arrow and NumPy convert
+    columns with missing values to floats. Other arrays and CPU tensors are not copied.
 
-    Raises TypeError if the values are not integers, and ValueError if the rank is wrong or a column is coded -1 and 1.
+    Raises TypeError if the values are not whole numbers, and ValueError if the rank is wrong or a column is coded -1 and 1.
     """
     array, missing = _split_missing(values, "attributes")
+    if array.dtype.kind == "f":
+        array = _whole_numbers(array, "attributes")
     array = _checked_integers(array, "attributes", (1, 2))
     for k in range(array.shape[1] if array.ndim == 2 else 1):
         column, gaps = (
@@ -68,11 +77,10 @@ def as_attributes(values: object) -> IntArray:
 def _split_missing(values: object, name: str) -> tuple[NDArray[np.generic], NDArray[np.bool_] | None]:
     """Convert to an array. Also return which values are missing, or None if the type has no missing values.
 
-    Missing values are 0 in the array, except that those of a masked array are unchanged. Floats without a fraction become
-    integers if a value is missing, because pandas and Arrow convert columns with gaps to floats.
+    Missing values are 0 in the array, except that those of a masked array are unchanged.
     """
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = _array_of_tensor(values.detach(), name)
     missing: NDArray[np.bool_] | None = None
     if isinstance(values, np.ma.MaskedArray):
         missing, values = np.ma.getmaskarray(values), values.data
@@ -89,15 +97,63 @@ def _split_missing(values: object, name: str) -> tuple[NDArray[np.generic], NDAr
     missing = gaps if missing is None else missing | gaps
     array = np.where(missing, 0, array)
     if array.dtype.kind == "O":
-        array = np.array(array.tolist())
-    whole = array.dtype.kind == "f" and (array == np.floor(array)).all() and np.abs(array).max() < 2.0**53
-    return array.astype(np.int64) if whole and missing.any() else array, missing
+        converted = np.array(array.tolist())
+        if converted.dtype.kind in "USO":
+            raise _not_integers(array, name)
+        array = converted
+    return array, missing
+
+
+def _array_of_tensor(tensor: Tensor, name: str) -> NDArray[np.generic]:
+    """Return a tensor as an array. Floats of types that NumPy has not, such as bfloat16, become float32."""
+    if tensor.is_floating_point() and tensor.element_size() < 4:
+        tensor = tensor.float()
+    try:
+        return tensor.cpu().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be integers, but the tensor of dtype {tensor.dtype} cannot be converted to an array ({error})"
+        ) from None
 
 
 def _is_missing(value: object) -> bool:
-    if value is None or type(value).__name__ == "NAType":
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, (float, np.floating)) and value != value
+
+
+def _not_integers(array: NDArray[np.generic], name: str) -> Exception:
+    """Return the error for an array of strings or objects. It shows the first value that is not an integer."""
+    flat = array.reshape(-1).tolist()
+    at = next((i for i, value in enumerate(flat) if not isinstance(value, (int, float))), None)
+    if at is None:
+        at = int(np.argmax([abs(value) for value in flat]))
+        return ValueError(f"{name} must be less than 2^31, got {flat[at]} at position {_row(array, at)}")
+    names = {"labels": "class_names", "attributes": "attribute_names"}.get(name)
+    is_text = isinstance(flat[at], (str, bytes))
+    hint = f"; code the values as 0, 1, 2, ... and give their names in {names}" if is_text and names else ""
+    return TypeError(f"{name} must be integers, got {flat[at]!r} at position {_row(array, at)}{hint}")
+
+
+def _whole_numbers(array: NDArray[np.generic], name: str) -> Int64Array:
+    """Convert floats to integers. Raises TypeError if one has a fraction or is infinite, ValueError if one is too large."""
+    floats = array.astype(np.float64)
+    bad = np.flatnonzero(~(np.isfinite(floats) & (floats == np.floor(floats))))
+    if bad.size:
+        at = int(bad[0])
+        raise TypeError(f"{name} must be integers, got {float(floats.flat[at])!r} at position {_row(array, at)}")
+    large = np.flatnonzero(np.abs(floats) > 2.0**53)  # smaller ones are exact, and `check_range` checks them
+    if large.size:
+        at = int(large[0])
+        value = float(floats.flat[at])
+        limit = "less than 2^31" if value > 0 else "-1 or more"
+        raise ValueError(f"{name} must be {limit}, got {value!r} at position {_row(array, at)}")
+    return floats.astype(np.int64)
+
+
+def _row(array: NDArray[np.generic], at: int) -> int:
+    """Row of the value at a flat position."""
+    return at // max(1, math.prod(array.shape[1:]))
 
 
 def _checked_integers(array: NDArray[np.generic], name: str, ranks: tuple[int, ...]) -> IntArray:
@@ -105,6 +161,8 @@ def _checked_integers(array: NDArray[np.generic], name: str, ranks: tuple[int, .
         array = array.astype(np.int64)
     if array.dtype == np.bool_:
         array = array.view(np.uint8)
+    if array.dtype.kind in "US" and array.size:
+        raise _not_integers(array, name)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.ndim not in ranks:

@@ -81,7 +81,7 @@ class GroupIndex:
 
     Args:
         labels: Class of each example, integers `[N]` in [0, 2^31): an array, a tensor or a list.
-        attributes: Spurious attribute of each example, integers from 0, `[N]` or `[N, K]`. Unknown values are -1, None,
+        attributes: Spurious attribute of each example, whole numbers from 0, `[N]` or `[N, K]`. Unknown values are -1, None,
             NaN, pandas.NA or masked. With K columns, a group is a combination of the label and all columns. Default: all
             examples have the attribute 0.
         groups: Group of each example, integers `[N]` in [0, 2^24), instead of the groups by label and attribute. Numbers
@@ -110,7 +110,7 @@ class GroupIndex:
         target_groups: Number of groups, the last ones, with the target examples of `mixpro`.
 
     Raises:
-        TypeError: If labels, attributes or groups are not integers.
+        TypeError: If labels or groups are not integers, or attributes are not whole numbers.
         ValueError: If the dataset is empty, lengths differ, a value is out of range, or there are too few names. If the
             values of an attribute are exactly -1 and 1, which would make half of them unknown.
 
