@@ -226,19 +226,19 @@ def draw_samples(
     # 5. Mixing weight.
     bucket, fraction = block1[2] >> 22, block1[2] & ((1 << 22) - 1)
     low, high = view.quantile[bucket], view.quantile[bucket + 1]
-    lam = (low + (((high - low) * fraction) >> 22)).to(torch.float32) * 2.0**-24
-    lam = torch.where(paired, lam, torch.ones_like(lam))
+    weight = torch.where(paired, low + (((high - low) * fraction) >> 22), 1 << 24)
+    lam = weight.to(torch.float32) * 2.0**-24
 
     if members.numel():
         position, partner = members[position].to(torch.int64), members[partner].to(torch.int64)
-    _check_drawn(position, partner, lam, view.num_examples)
+    _check_drawn(position, partner, weight, view.num_examples)
     return Drawn(position, partner, lam, group, block1[3])
 
 
-def _check_drawn(index: Tensor, partner: Tensor, lam: Tensor, num_examples: int) -> None:
-    """Raise ValueError if altered tables or members gave values that a draw cannot have."""
+def _check_drawn(index: Tensor, partner: Tensor, weight: Tensor, num_examples: int) -> None:
+    """Raise ValueError if altered tables or members gave values that a draw cannot have. `weight` is lam * 2^24."""
     examples = torch.cat([index, partner])
-    if ((examples < 0) | (examples >= num_examples)).any() or ((lam < 0) | (lam > 1)).any():
+    if ((examples < 0) | (examples >= num_examples)).any() or ((weight < 0) | (weight > 1 << 24)).any():
         raise ValueError("tables: a section or the members have values that draw tables cannot have")
 
 
