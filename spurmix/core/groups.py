@@ -30,6 +30,13 @@ Cell: TypeAlias = int | float | str | tuple[int, ...]
 """A value of a `GroupTable`."""
 
 
+def _shown(value: Cell) -> str:
+    """Return a label, an attribute, or attributes, as text."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
+    return {UNKNOWN: "unknown", MIXED: "mixed"}.get(value, str(value)) if isinstance(value, int) else str(value)
+
+
 @dataclass(frozen=True)
 class GroupTable:
     """One row for each group. It prints as a table.
@@ -52,13 +59,15 @@ class GroupTable:
     def names(self, column: str) -> list[str]:
         """Return a column as texts to show. Control characters are escaped, and names that look the same have quotes.
 
+        The numbers -1 and -2 are shown as "unknown" and "mixed".
+
         Args:
             column: "label" or "attribute".
 
         Returns:
             The texts.
         """
-        return [printable(name) for name in distinct_names(str(row[column]) for row in self.rows)]
+        return [printable(name) for name in distinct_names(_shown(row[column]) for row in self.rows)]
 
     def __str__(self) -> str:
         head = ("group", "label", "attribute", "count", "share")
@@ -252,7 +261,7 @@ class GroupIndex:
             return self._class_name(label)
         if self.attributes.ndim == 2 and self.attributes.shape[1] > 1:
             assert self.cells is not None
-            values = [str(v) for v in self.cells[group, 1:]]
+            values = [_shown(int(v)) for v in self.cells[group, 1:]]
             if self.attribute_names:
                 values[self.spurious] = self._attribute_name(attribute)
             rest = ", ".join(values)
@@ -260,11 +269,11 @@ class GroupIndex:
         return f"{self._class_name(label)}, {self._attribute_name(attribute)}"
 
     def _class_name(self, label: int) -> str:
-        return "mixed" if label == MIXED else self.class_names[label] if self.class_names else f"y={label}"
+        return _shown(label) if label == MIXED else self.class_names[label] if self.class_names else f"y={label}"
 
     def _attribute_name(self, attribute: int) -> str:
         if attribute in (UNKNOWN, MIXED):
-            return "unknown" if attribute == UNKNOWN else "mixed"
+            return _shown(attribute)
         return self.attribute_names[attribute] if self.attribute_names else f"a={attribute}"
 
     def table(self) -> GroupTable:

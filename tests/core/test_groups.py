@@ -94,6 +94,21 @@ def test_table_and_names() -> None:
     assert sum(r["share"] for r in rows) == pytest.approx(1)
     assert "dog" in str(groups.table()) and "25.00%" in repr(groups)
     assert groups.group_name(2) == "dog, unknown"
+    assert groups.table().names("attribute") == ["in", "out", "unknown", "in"]
+
+
+def test_tables_and_names_have_one_word_for_unknown_and_mixed() -> None:
+    one = GroupIndex([0, 1, 1], [0, -1, 1])
+    assert one.table().names("attribute") == ["0", "unknown", "1"]
+    assert "unknown" in str(one.table()) and "-1" not in repr(one)
+    two = GroupIndex([0, 1], [[0, -1], [-1, 2]])
+    assert two.table().names("attribute") == ["(0, unknown)", "(unknown, 2)"]
+    assert [two.group_name(g) for g in range(2)] == ["y=0, (0, unknown)", "y=1, (unknown, 2)"]
+    custom = GroupIndex([0, 1, 1], [0, 1, -1], groups=[0, 0, 1])
+    assert custom.table().names("label") == ["mixed", "1"]
+    assert custom.table().names("attribute") == ["mixed", "unknown"]
+    named = GroupIndex([0, 1], [0, 1], attribute_names=["-1", "in"])
+    assert named.table().names("attribute") == ["-1", "in"]
 
 
 def test_fingerprint_depends_on_the_grouping() -> None:
