@@ -36,8 +36,8 @@ def _verify_model(path: Path) -> None:
     from spurmix.deploy.model_file import DIGEST, read_model_file
 
     stored = read_model_file(path)
+    stored.check(path)
     parse_metadata(path, stored.metadata)
     if DIGEST not in stored.metadata:
         raise ValueError(f"{path} has no checksum, because an earlier version wrote it; export the model again")
-    stored.check(path)
     show(f"{path}: the checksum matches")

@@ -34,6 +34,33 @@ def printable(text: object, keep: str = "") -> str:
     return "".join(repr(c)[1:-1] if _is_control(c) and c not in keep else c for c in given)
 
 
+MAX_SHOWN = 80
+"""Maximum number of characters of a value in a message."""
+
+
+def shortened(text: str) -> str:
+    """Return a text of at most `MAX_SHOWN` characters. A longer one ends with "…"."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+
+
+def shown(value: object) -> str:
+    """Return the repr of a value for a message, at most `MAX_SHOWN` characters.
+
+    Args:
+        value: The value. Only the beginning of a string is formatted, because it may be long.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> shown("cat ")
+        "'cat '"
+    """
+    if isinstance(value, (str, bytes)) and len(value) > MAX_SHOWN:
+        return f"{value[: MAX_SHOWN - 3]!a}"[: MAX_SHOWN - 2] + "…'"
+    return shortened(ascii(value))
+
+
 def without_controls(text: object, keep: str = "") -> str:
     """Return a text without control characters, for HTML and images. Arguments are those of `printable`."""
     given = str(text)

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TypedDict
 
 from spurmix.core.files import FileError, parse_json
+from spurmix.core.names import shortened
 
-PREFIX = "spurmix."
 DIGEST = "spurmix.digest"
 """Metadata entry with the checksum of the model and all other entries named `spurmix.*`."""
 DATA = "spurmix.data"
 """Metadata entry that describes the file of the weights, if they are not in the ONNX file."""
+_FIRST_KEYS = frozenset({"spurmix.version", "spurmix.classes", "spurmix.normalise", "spurmix.report"})
+"""Entries of every file of version 0.1.0, which wrote no checksum. Files of text models also have `spurmix.text`."""
+_KEYS = _FIRST_KEYS | {"spurmix.text", DIGEST, DATA}
 OPSET = 20
 """Default version of the ONNX operator set of an exported file."""
 MIN_OPSET, MAX_OPSET = 17, 26
@@ -59,19 +62,30 @@ class ModelFile:
         metadata: Text of each entry named `spurmix.*`.
         digest: Checksum of the contents.
         locations: Names of the files with data of tensors that are not in the file itself.
+        unknown: Keys that are nearly the same as those of spurmix. They are damaged, or of a newer version.
     """
 
     metadata: dict[str, str]
     digest: str
     locations: frozenset[str]
+    unknown: tuple[str, ...] = ()
 
     @property
     def intact(self) -> bool:
-        """Whether the contents match the stored checksum. Files of version 0.1.0 have none."""
-        return self.metadata.get(DIGEST, json.dumps(self.digest)) == json.dumps(self.digest)
+        """Whether the contents match the stored checksum. Only files with the entries of version 0.1.0 may have none."""
+        if DIGEST not in self.metadata:
+            return not self.metadata or self.metadata.keys() - {"spurmix.text"} == _FIRST_KEYS
+        return self.metadata[DIGEST] == json.dumps(self.digest)
 
     def check(self, path: Path) -> None:
         """Raise a `FileError` that names `path` if the contents do not match the checksum."""
+        if self.unknown:
+            raise FileError(
+                f"{path}: metadata {shortened(self.unknown[0])} is damaged, or of a newer version of spurmix: the key is "
+                "unknown; copy the file again or export the model again"
+            )
+        if not self.intact and DIGEST not in self.metadata:
+            raise FileError(f"{path} is damaged: it has no metadata {DIGEST}; export the model again")
         if not self.intact:
             raise FileError(
                 f"{path} was changed after export_onnx compared it with its model: its checksum is {self.digest[:16]}, "
@@ -118,6 +132,7 @@ def read_model_file(path: Path) -> ModelFile:
     contents = hashlib.sha256()
     stored: dict[str, str] = {}
     locations: set[str] = set()
+    unknown: list[str] = []
     size = 0
     try:
         with path.open("rb") as file:
@@ -130,17 +145,35 @@ def read_model_file(path: Path) -> ModelFile:
                         if size > MAX_METADATA:
                             raise ValueError(f"more than {MAX_METADATA:,} bytes of metadata")
                         key, value = _entry(data[begin:end])
-                        if key.startswith(PREFIX):
+                        if key in stored:
+                            raise ValueError(f"it has two metadata entries {shortened(key)}")
+                        if key.startswith("spurmix."):
                             stored[key] = value
+                        if _nearly_ours(key):
+                            unknown.append(key)
                     elif field != _DOCUMENTATION_FIELD:
                         if field in _NESTED["model"]:
                             locations.update(_locations(data, begin, end, _NESTED["model"][field]))
                         contents.update(f"{field} {end - begin} ".encode())
                         for at in range(begin, end, CHUNK):
                             contents.update(data[at : min(at + CHUNK, end)])
+                if DIGEST not in stored and data.find(DIGEST.encode()) >= 0:  # its field has another number
+                    unknown.append(DIGEST)
     except (OSError, ValueError, IndexError) as error:
         raise FileError(f"{path} cannot be loaded as an ONNX model: {error}") from None
-    return ModelFile(stored, _with_metadata(contents.copy(), stored), frozenset(locations))
+    return ModelFile(stored, _with_metadata(contents.copy(), stored), frozenset(locations), tuple(unknown))
+
+
+def _nearly_ours(key: str) -> bool:
+    """Whether a key is unknown and close to one of ours: a damaged key would hide its entry."""
+    return key not in _KEYS and (key.startswith("spurmix") or any(_differ_by_one(key, known) for known in _KEYS))
+
+
+def _differ_by_one(first: str, second: str) -> bool:
+    """Whether two different strings become equal by one change: a replaced, inserted or removed character."""
+    short, long = sorted((first, second), key=len)
+    same = next((n for n, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    return len(long) - len(short) < 2 and long[same + 1 :] == short[same + (len(long) == len(short)) :]
 
 
 def _with_metadata(contents: hashlib._Hash, stored: Mapping[str, str]) -> str:
@@ -190,6 +223,8 @@ def _number(view: bytes | mmap.mmap, at: int) -> tuple[int, int]:
     """Read a number of variable length. Return it and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
+        if at >= len(view):
+            raise ValueError("the file is truncated, or has more bytes than the model")
         byte = view[at]
         at += 1
         value |= (byte & 127) << shift

@@ -90,6 +90,40 @@ def test_files_without_a_checksum_open(contents: bytes, tmp_path: Path) -> None:
         CliRunner().invoke(app, ["verify", str(path)], catch_exceptions=False)
 
 
+def test_no_flipped_bit_of_a_key_turns_the_checksum_off(contents: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    for key in (b"spurmix.digest", b"spurmix.version", b"spurmix.normalise"):
+        begin = contents.index(key)
+        for position in range(begin - 4, begin + len(key) + 2):  # the tags and lengths before the key, too
+            for bit in range(8):
+                damaged = bytearray(contents)
+                damaged[position] ^= 1 << bit
+                path.write_bytes(damaged)
+                with pytest.raises(ValueError, match=r"m\.onnx"):
+                    Predictor(path)
+
+
+@pytest.mark.parametrize("key", ["spurmix.digesu", "rpurmix.digest", "purmix.digest", "spurmixdigest", "spurmix.more"])
+def test_keys_that_are_nearly_ours_are_refused(contents: bytes, tmp_path: Path, key: str) -> None:
+    path = edited(contents, tmp_path / "m.onnx", {key: "1"})
+    with pytest.raises(ValueError, match=rf"m\.onnx: metadata {key} is damaged"):
+        Predictor(path)
+
+
+def test_only_files_with_the_entries_of_0_1_0_have_no_checksum(contents: bytes, tmp_path: Path) -> None:
+    path = edited(contents, tmp_path / "m.onnx", {DIGEST: None, "spurmix.data": "{}"}, sign=False)
+    with pytest.raises(ValueError, match=r"m\.onnx is damaged: it has no metadata spurmix\.digest"):
+        Predictor(path)
+
+
+def test_appended_bytes_are_named(contents: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    for more in (b"\xff", b"\x08", b"garbage at the end", bytes(7)):
+        path.write_bytes(contents + more)
+        with pytest.raises(ValueError, match=r"m\.onnx (cannot be loaded as an ONNX model: (the file|it)|was changed)"):
+            Predictor(path)
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

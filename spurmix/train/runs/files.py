@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from spurmix.core.files import FileError, parse_json, read_json, read_json_lines
 from spurmix.core.memory import available
+from spurmix.core.names import shown
 from spurmix.core.temporary import sweep, temporary_file
 from spurmix.train.checkpoint import sync_to_disk
-from spurmix.train.runs.config import RunConfig
+from spurmix.train.runs.config import MODELS, RunConfig
 from spurmix.train.runs.model import describe, rebuild
 
 CONFIG, ABOUT, EVALUATIONS, MODEL = "config.toml", "run.json", "evaluations.jsonl", "model.safetensors"
@@ -83,10 +84,31 @@ def sealed(entries: Mapping[str, object], before: str = "") -> dict[str, object]
     return {**content, "checksum": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
-def _check_seal(entries: Mapping[str, object], name: str) -> None:
-    """Check the checksum of entries. Version 0.1.0 wrote none."""
-    if "checksum" in entries and sealed(entries)["checksum"] != entries["checksum"]:
-        raise FileError(f"{name} is damaged: the entries do not match their checksum")
+_DESCRIPTION = frozenset({"dataset", "shape", "classes", "groups", "architecture"})
+_SCORES = frozenset({"step", "worst_group", "average", "adjusted_average"})
+_WITHOUT_CHECKSUM = (
+    _DESCRIPTION,
+    _DESCRIPTION | {"step", "digest"},
+    _SCORES | {"architecture", "digest"},
+    _SCORES | {"worst_name"},
+)
+"""Keys that version 0.1.0 wrote to `run.json`, the two kinds of weights, and `evaluations.jsonl`."""
+_KEYS = frozenset().union(*_WITHOUT_CHECKSUM, {"attribute_names", "checksum"})
+
+
+def _check_seal(entries: Mapping[str, object], name: str, before: str = "") -> None:
+    """Check keys and checksum of entries. A checksum is required, except with exactly the keys that 0.1.0 wrote.
+
+    Otherwise a damaged key "checksum" would turn the check off.
+    """
+    unknown = sorted(entries.keys() - _KEYS)
+    if unknown:
+        raise FileError(f"{name} is damaged, or a newer version of spurmix wrote it: unknown key {shown(unknown[0])}")
+    if "checksum" in entries:
+        if sealed(entries, before)["checksum"] != entries["checksum"]:
+            raise FileError(f"{name} is damaged: the entries do not match their checksum")
+    elif before or entries.keys() not in _WITHOUT_CHECKSUM:
+        raise FileError(f"{name} is damaged: it has no checksum")
 
 
 def check_description(about: RunDescription, name: str) -> None:
@@ -100,6 +122,10 @@ def check_description(about: RunDescription, name: str) -> None:
         FileError: If a value is out of range.
     """
     numbers = [*about["shape"], about.get("step", 0), *(n for group in about["groups"] for n in group)]
+    if not about["classes"]:
+        raise FileError(f"{name} is damaged: it has no classes")
+    if not about["shape"] and about["architecture"]["model"] not in MODELS["tokens"]:
+        raise FileError(f"{name} is damaged: the shape is empty, which only models of texts allow")
     if not about["groups"] or any(len(group) != 3 or group[2] < 1 for group in about["groups"]):
         raise FileError(f"{name} is damaged: groups must be [label, attribute, size], the size 1 or more")
     if min(numbers) < -1 or max(numbers) >= 2**63 or about.get("step", 0) < 0:
@@ -227,11 +253,8 @@ def read_evaluations(folder: Path) -> list[EvaluationRow]:
         return rows
     try:
         for number, row in enumerate(read_json_lines(path, EvaluationRow), 1):
-            # Version 0.1.0 wrote no checksums. Each one includes that of the line before it.
-            checksum = row.pop("checksum", "")
-            if (checksum or before) and sealed(row, before)["checksum"] != checksum:
-                raise FileError(f"{path}, line {number}, is damaged: it does not match its checksum")
-            before = checksum
+            _check_seal(row, f"{path}, line {number},", before)  # each checksum includes that of the line before it
+            before = row.pop("checksum", "")
             rows.append(row)
     except FileError as error:
         raise ValueError(f"{error}; remove this line and all after it, then resume") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def with_header(path: Path, change: Any, sealed: bool) -> None:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     change(header)
     if not sealed:
-        header.pop("checksum")  # as in version 0.1.0
+        for key in ("checksum", "attribute_names"):  # not in files of version 0.1.0
+            header.pop(key, None)
     save_file(state, str(path), metadata={"spurmix": json.dumps(header)})
 
 
@@ -63,9 +65,12 @@ def put(*path: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h.pop("step"), "has no 'step'"),
-        (lambda h: h.pop("groups"), "has no 'groups'"),
-        (lambda h: h.pop("classes"), "has no 'classes'"),
+        (lambda h: h.pop("step"), "has no checksum"),
+        (lambda h: h.pop("groups"), "has no checksum"),
+        (lambda h: h.pop("classes"), "has no checksum"),
+        (put("more", 1), "unknown key 'more'"),
+        (put("classes", []), "has no classes"),
+        (put("shape", []), "the shape is empty"),
         (lambda h: h.pop("digest"), "has no 'digest'"),
         (lambda h: h.pop("architecture"), "has no 'architecture'"),
         (put("architecture", "shape", [2**40, 2**40]), "cannot read .* as weights"),
@@ -125,9 +130,51 @@ def test_every_change_of_evaluations_is_found(small_run: Path, tmp_path: Path) -
             files.read_evaluations(tmp_path)
 
 
+def as_best(header: Any) -> None:
+    """Change the header to that of best weights."""
+    for key in ("dataset", "shape", "classes", "groups"):
+        del header[key]
+    header.update(worst_group=0.75, average=0.75, adjusted_average=0.75)
+
+
+def flipped(path: Path, key: bytes) -> Iterator[bytes]:
+    """Write a file with each bit of a key and of its quotes flipped. Yield what was written."""
+    contents = path.read_bytes()
+    begin = contents.index(key) - 1
+    for position in range(begin, begin + len(key) + 2):
+        for bit in range(8):
+            damaged = bytearray(contents)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            yield bytes(damaged[begin : begin + len(key) + 2])
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("key", [b"checksum", b"digest", b"attribute_names", b"groups", b"spurmix"])
+def test_no_flipped_bit_of_a_key_turns_the_checksum_off(key: bytes, small_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(small_run / "run", tmp_path / "run")
+    best = next(iter(files.bests(run).values()))
+    row = files.read_evaluations(run)[0]
+    files.write_evaluations(run, [row])
+    readers: dict[Path, Any] = {
+        run / files.MODEL: lambda: files.read_finished(run / files.MODEL),
+        best: lambda: files.read_weights(best),
+        run / files.ABOUT: lambda: files.read_about(run),
+        run / files.EVALUATIONS: lambda: files.read_evaluations(run),
+    }
+    tried = 0
+    for path, read in readers.items():
+        for _ in flipped(path, key) if key in path.read_bytes() else ():
+            tried += 1
+            with pytest.raises(ValueError, match=path.name):
+                read()
+        read()
+    assert tried
+
+
 def test_removed_evaluations_do_not_replace_the_best_weights(small_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(small_run / "run", tmp_path / "run")
-    with_header(run / files.MODEL, lambda header: header.update(worst_group=0.75), sealed=False)
+    with_header(run / files.MODEL, as_best, sealed=False)
     for path in files.bests(run).values():
         path.unlink()
     for step in (4, 8):
@@ -152,7 +199,9 @@ def test_a_changed_description_is_refused(small_run: Path, tmp_path: Path) -> No
         (run / files.ABOUT).write_text(json.dumps(entries))
         with pytest.raises(ValueError, match=message):
             files.read_about(run)
-    (run / files.ABOUT).write_text(json.dumps({k: v for k, v in about.items() if k != "checksum"}))
+    (run / files.ABOUT).write_text(
+        json.dumps({k: v for k, v in about.items() if k not in ("checksum", "attribute_names")})
+    )
     assert files.read_about(run)["dataset"] == about["dataset"]
 
 

@@ -25,12 +25,15 @@ VALID = {"dataset": "a", "classes": ["x"], "shape": [6], "groups": [[0, 0, 1]], 
         (json.dumps(VALID | {"shape": "6"}), r"\['shape'\] must be an array, got '6'"),
         (json.dumps(VALID | {"groups": [[0, 0.5, 1]]}), r"\['groups'\]\[0\]\[1\] must be an integer, got 0.5"),
         (json.dumps(VALID | {"architecture": {}}), r"\['architecture'\] has no 'model'"),
+        (json.dumps(VALID | {"attribute_names": []}), "it has no checksum"),
+        (json.dumps(VALID | {"classes": []}), "it has no classes"),
+        (json.dumps(VALID | {"shape": []}), "the shape is empty"),
     ],
 )
 def test_run_descriptions_of_another_form(text: str, message: str, tmp_path: Path) -> None:
     assert read_about(tmp_path) == {}
-    (tmp_path / ABOUT).write_text(json.dumps(VALID | {"more": 1}))
-    assert read_about(tmp_path) == VALID | {"more": 1}
+    (tmp_path / ABOUT).write_text(json.dumps(VALID))
+    assert read_about(tmp_path) == VALID
     (tmp_path / ABOUT).write_text(text)
     with pytest.raises(ValueError, match=rf"run\.json is damaged: {message}"):
         read_about(tmp_path)
