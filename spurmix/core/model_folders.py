@@ -9,8 +9,6 @@ from spurmix.core.limits import MAX_TOKENIZER_BYTES
 
 _CODE_KEYS = ("auto_map", "custom_pipelines")
 """Keys of configuration files that name Python code of the folder or of another one."""
-_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
-"""Keys that may name a repository with compiled kernels, as "owner/name"."""
 
 
 def refuse_code(folder: Path, name: str) -> None:
@@ -31,9 +29,28 @@ def refuse_code(folder: Path, name: str) -> None:
             content = read_json(file, object)
         except FileError as error:
             raise ValueError(f"{name}: {error}") from None
-        for key, value in content.items() if isinstance(content, dict) else ():
-            if (key in _CODE_KEYS and value) or (key in _ATTENTION_KEYS and "/" in str(value)):
-                raise ValueError(
-                    f"{name}: {folder} needs code to load it ({key} in {file.name}), and spurmix never runs code of model "
-                    f"folders; use an architecture that transformers contains, and remove {key} from {file.name}"
-                )
+        key = _code_key(content)
+        if key is not None:
+            raise ValueError(
+                f"{name}: {folder} needs code to load it ({key} in {file.name}), and spurmix never runs code of model "
+                f"folders; use an architecture that transformers contains, and remove {key} from {file.name}"
+            )
+
+
+def _names_attention(key: str) -> bool:
+    """Whether a key names an implementation of attention, such as "_attn_implementation_internal"."""
+    return "implementation" in key or "kernel" in key
+
+
+def _code_key(content: object) -> str | None:
+    """Return the first key, at any depth, that names code. Models of several parts have nested configurations."""
+    if isinstance(content, list):
+        return next((key for item in content if (key := _code_key(item)) is not None), None)
+    for key, value in content.items() if isinstance(content, dict) else ():
+        # An attention implementation "owner/name" is a repository with compiled kernels.
+        if (key in _CODE_KEYS and value) or (_names_attention(key) and "/" in str(value)):
+            return key
+        nested = _code_key(value)
+        if nested is not None:
+            return nested
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from spurmix.core import checks
+from spurmix.core.files import read_json
 from spurmix.core.model_folders import refuse_code
+from spurmix.core.names import shown
 from spurmix.train.weights import load_weights
 
 
@@ -131,7 +134,7 @@ def _without_progress_bar(library: ModuleType) -> Iterator[None]:
 
 def _folder(pretrained: str | Path) -> Path:
     folder = checks.path(pretrained, "pretrained")
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise ValueError(f"pretrained must be a local folder with a model, {pretrained} has no config.json")
     refuse_code(folder, "pretrained")
     return folder
@@ -204,8 +207,15 @@ def text_classifier(num_classes: int, *, pretrained: str | Path, dropout: float 
     """
     _check_classes(num_classes)
     library = _transformers()
+    folder = _folder(pretrained)
+    kind = read_json(Path(folder) / "config.json", dict[str, object]).get("model_type")
+    if not isinstance(kind, str) or kind not in library.CONFIG_MAPPING:
+        raise ValueError(
+            f"pretrained: {folder} has the model_type {shown(kind)} in config.json, which transformers does not contain; "
+            "use the folder of a text encoder, or a newer version of transformers"
+        )
     with _without_progress_bar(library):
-        encoder = library.AutoModel.from_pretrained(_folder(pretrained), local_files_only=True, trust_remote_code=False)
+        encoder = library.AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if "inputs_embeds" not in inspect.signature(encoder.forward).parameters:
         raise ValueError(f"pretrained must be a text encoder with inputs_embeds, got {type(encoder).__name__}")
     return TextClassifier(encoder, num_classes, dropout=dropout)

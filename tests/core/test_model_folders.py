@@ -57,6 +57,30 @@ def test_other_folders_pass_and_damaged_files_are_named(tmp_path: Path) -> None:
         refuse_code(tmp_path, "pretrained")
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"text_config": {"auto_map": CODE}}, "auto_map"),
+        ({"parts": [1, [{"vision_config": {"auto_map": CODE}}]]}, "auto_map"),
+        ({"_attn_implementation_internal": "x/y"}, "_attn_implementation_internal"),
+        ({"text_config": {"attn_implementation": {"": "x/y"}}}, "attn_implementation"),
+        ({"experts_implementation": "x/y:f"}, "experts_implementation"),
+    ],
+)
+def test_nested_keys_that_name_code_are_refused(content: object, key: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"needs code to load it \({key} in config\.json\)"):
+        refuse_code(tmp_path, "pretrained")
+
+
+@pytest.mark.parametrize("value", ["unheard-of", 3, None])
+def test_unknown_architectures_are_named(value: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": value}))
+    with pytest.raises(ValueError, match=rf"pretrained: {tmp_path} .*model_type {value!r}") as caught:
+        models.text_classifier(2, pretrained=tmp_path)
+    assert len(str(caught.value)) < 300
+
+
 def test_architectures_of_runs_run_no_code(tmp_path: Path) -> None:
     described: dict[str, Any] = {
         "model": "encoder", "mix_at": "embeddings", "head": 2,
