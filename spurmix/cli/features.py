@@ -35,7 +35,7 @@ def load_encoder(name: str | None, weights: str | None, dataset: PackedDataset) 
     from spurmix.train.runs.files import CONFIG, MODEL, read_weights
     from spurmix.train.runs.model import make_model
 
-    if weights is not None and (Path(weights) / CONFIG).is_file() and name is None:
+    if weights is not None and os.path.isfile(Path(weights) / CONFIG) and name is None:
         return read_weights(Path(weights) / MODEL)[0]
     accepted = MODELS.get(dataset.kind, ()) if dataset.kind != "features" else ()
     if name not in accepted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ VerifiedArgument = Annotated[
 
 def verify(path: VerifiedArgument) -> None:
     """Check the contents of a packed dataset or an exported ONNX file against the checksums in it."""
-    if path.is_file():
+    if os.path.isfile(path):
         _verify_model(path)
         return
     from spurmix.data.dataset.packed import PackedDataset

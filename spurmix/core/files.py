@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, NotRequired, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from spurmix.core.limits import MAX_JSON_BYTES, MAX_JSON_DEPTH
-from spurmix.core.names import printable
+from spurmix.core.names import printable, shortened, shown
 
 T = TypeVar("T")
 
@@ -97,8 +97,8 @@ def read_toml(path: Path) -> dict[str, object]:
     """
     try:
         found = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise FileError(f"{path} is not valid TOML: {error}") from None
+    except ValueError as error:
+        raise FileError(f"{path} is not valid TOML: {_reason(error)}") from None
     except RecursionError:
         raise FileError(f"{path} is damaged: more than {MAX_JSON_DEPTH} nested arrays and tables") from None
     _check_depth(found, str(path))
@@ -125,9 +125,17 @@ def parse_json(text: str | bytes, name: str, form: type[T]) -> T:
     except RecursionError:
         raise FileError(f"{name} is damaged: more than {MAX_JSON_DEPTH} nested arrays and objects") from None
     except (ValueError, TypeError) as error:
-        raise FileError(f"{name} is damaged: {error}") from None
+        raise FileError(f"{name} is damaged: {_reason(error)}") from None
     _check_depth(value, name)
     return check_form(value, name, form)
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of a parser, without the advice of Python to raise the limit of integers."""
+    text = str(error)
+    return (
+        "Exceeds the limit of 4,300 digits for an integer" if "set_int_max_str_digits" in text else shortened(text, 200)
+    )
 
 
 def check_form(value: object, name: str, form: type[T]) -> T:
@@ -156,7 +164,7 @@ def _problem(value: object, form: object, path: str) -> str | None:
         return None if None in problems else problems[0]
     kind = dict if is_typeddict(form) else origin or form
     if type(value) is not kind:
-        return f"{path or 'the content'} must be {_NAMES[kind]}, got {_shortened(value)}"
+        return f"{path or 'the content'} must be {_NAMES[kind]}, got {shown(value)}"
     fields: Iterable[tuple[object, object, object]]
     if isinstance(value, list):
         fields = ((n, item, arguments[0]) for n, item in enumerate(value))
@@ -172,11 +180,6 @@ def _problem(value: object, form: object, path: str) -> str | None:
         fields = ()
     found = (_problem(item, hint, f"{path}[{key!r}]") for key, item, hint in fields)
     return next((problem for problem in found if problem is not None), None)
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _check_depth(value: object, name: str) -> None:

@@ -38,9 +38,9 @@ MAX_SHOWN = 80
 """Maximum number of characters of a value in a message."""
 
 
-def shortened(text: str) -> str:
-    """Return a text of at most `MAX_SHOWN` characters. A longer one ends with "…"."""
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+def shortened(text: str, limit: int = MAX_SHOWN) -> str:
+    """Return a text of at most `limit` characters. A longer one ends with "…"."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -66,7 +67,7 @@ class Predictor:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise ImportError("Predictor needs the package 'onnxruntime': pip install 'spurmix[serve]'") from error
-        if not checks.path(path, "path").is_file():
+        if not os.path.isfile(checks.path(path, "path")):  # False for a name that is too long
             raise ValueError(f"path: there is no file {path}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

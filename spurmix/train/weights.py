@@ -6,6 +6,7 @@ checkpoints of the `robustness` library. Only tensors and plain containers are u
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from dataclasses import dataclass, replace
@@ -57,12 +58,12 @@ def read_weights(path: str | Path) -> Weights:
         WeightsError: If the weights cannot be read safely, are not a state dict, or have an unknown layout.
     """
     file = Path(path)
-    if file.is_dir():
+    if os.path.isdir(file):
         files = [file / name for name in FOLDER_FILES if (file / name).is_file()]
         if not files:
             raise WeightsError(f"weights: {file} has neither model.safetensors nor pytorch_model.bin")
         file = files[0]
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise WeightsError(f"weights: there is no file {file}")
     found = _recognize(_read_tensors(file), file)
     mean, std = _read_normalization(file)

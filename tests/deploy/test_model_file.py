@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import pytest
 from export_samples import IMAGE_GROUPS, IMAGES, ImageModel
 from typer.testing import CliRunner
 
-from spurmix import Predictor, export_onnx
+from spurmix import PackedDataset, Predictor, export_onnx, models
 from spurmix.cli.app import app
+from spurmix.data.dataset.tokenizer_files import load_tokenizer
+from spurmix.data.pack.layouts.table import from_table
 from spurmix.deploy.model_file import DIGEST, read_model_file
+from spurmix.train.runs.finished import open_run
+from spurmix.train.weights import read_weights
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +119,24 @@ def test_only_files_with_the_entries_of_0_1_0_have_no_checksum(contents: bytes, 
     path = edited(contents, tmp_path / "m.onnx", {DIGEST: None, "spurmix.data": "{}"}, sign=False)
     with pytest.raises(ValueError, match=r"m\.onnx is damaged: it has no metadata spurmix\.digest"):
         Predictor(path)
+
+
+def test_paths_that_are_too_long_are_named() -> None:
+    name = "x" * 300
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: Predictor(name),
+        lambda: PackedDataset(name),
+        lambda: open_run(Path(name)),
+        lambda: read_weights(name),
+        lambda: load_tokenizer(name),
+        lambda: from_table(name),
+        lambda: models.text_classifier(2, pretrained=name),
+        lambda: CliRunner().invoke(app, ["verify", name], catch_exceptions=False),
+    )
+    for read in readers:
+        with pytest.raises(ValueError, match=name) as caught:
+            read()
+        assert "Errno" not in str(caught.value)
 
 
 def test_appended_bytes_are_named(contents: bytes, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -260,7 +261,7 @@ def read_description(folder: Path, incomplete: bool = False) -> Description:
         DatasetError: If the folder is not a packed dataset, is damaged, or has a newer format.
     """
     path = folder / DESCRIPTION_FILE
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DatasetError(f"{folder} is not a folder")
     if folder.name.endswith(PACKING_SUFFIX) and not incomplete:
         raise DatasetError(f"{folder}: packing is incomplete; run the same command again to resume")

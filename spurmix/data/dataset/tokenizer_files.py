@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def load_tokenizer(folder: str | Path, *, tokenizers_only: bool = False) -> Toke
         ImportError: If the package is missing.
     """
     path = Path(folder)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ValueError(f"tokenizer: there is no folder {path}")
     refuse_code(path, "tokenizer")
     for file in path.iterdir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections import Counter
@@ -160,7 +161,7 @@ def from_huggingface(
 
 def _class_folder_hint(folder: Path) -> str:
     """Return why `datasets` reads no labels from class folders, or "". It does so only if all images have one depth."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return ""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not is_stray(name)]
@@ -205,10 +206,10 @@ def _load_splits(library: ModuleType, path: str | Path, notify: Callable[[str], 
     """Load a dataset. Returns its splits by name."""
     local = Path(path)
     file_format = _FORMATS.get(local.suffix.lower())
-    if local.is_file() and file_format is None:
+    if os.path.isfile(local) and file_format is None:
         raise ValueError(f"{local} must be one of {', '.join(_FORMATS)}")
     _check_sizes(local)
-    if not local.exists():
+    if not os.path.exists(local):
         if not _HUB_NAME.fullmatch(str(path)):
             raise ValueError(f"there is no file or folder {path}")
         notify(f"there is no local path {printable(path)}; the dataset is downloaded from the Hugging Face hub")

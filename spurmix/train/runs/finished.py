@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,10 @@ def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:
     Raises:
         ValueError: If the folder has no finished run, or the dataset does not fit the model.
     """
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG}")
     config = read_run_config(folder / CONFIG)
-    if not (folder / MODEL).is_file():
+    if not os.path.isfile(folder / MODEL):
         raise ValueError(f"the run in {folder} is not finished: it has no {MODEL}; resume it (spurmix train --resume)")
     opened = PackedDataset(dataset) if dataset is not None else dataset_of(config)
     model, about = read_finished(folder / MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,7 +154,7 @@ def read_civilcomments(
         >>> groups = comments.split("train").groups()  # doctest: +SKIP
     """
     file = checks.path(path, "path")
-    if file.is_dir():
+    if os.path.isdir(file):
         file = file / FILE
     wanted = checks.strings(identities, "identities")
     checks.instance(attribute, "attribute", str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def read_table(
         raise ImportError("tables need the package 'pyarrow': pip install 'spurmix[data]'") from error
     location = str(path)
     is_parquet = location.split("::")[0].lower().endswith((".parquet", ".pq"))
-    if "://" not in location and not Path(location).is_file():
+    if "://" not in location and not os.path.isfile(location):
         raise ValueError(f"there is no file {location}")
     try:
         with _open_arrow(location) as stream:
