@@ -29,6 +29,12 @@ MAX_TABLE_ROWS = 1 << 27
 MAX_CSV_ROW_BYTES = 1 << 24
 """Maximum size of a row of a CSV file."""
 
+MAX_VALUE_BYTES = 1 << 12
+"""Maximum size of a path, label, attribute or split of a table. The longest path of Linux has this size."""
+
+MAX_TEXT_BYTES = 1 << 24
+"""Maximum size of a text of a table."""
+
 MAX_REMOTE_TABLE_BYTES = 1 << 32
 """Maximum size of a table on another file system. It is read into memory."""
 

@@ -43,11 +43,12 @@ def shortened(text: str, limit: int = MAX_SHOWN) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def shown(value: object) -> str:
+def shown(value: object, escape: bool = False) -> str:
     """Return the repr of a value for a message, at most `MAX_SHOWN` characters.
 
     Args:
         value: The value. Only the beginning of a string is formatted, because it may be long.
+        escape: Whether to escape all characters that are not ASCII.
 
     Returns:
         The text.
@@ -56,9 +57,8 @@ def shown(value: object) -> str:
         >>> shown("cat ")
         "'cat '"
     """
-    if isinstance(value, (str, bytes)) and len(value) > MAX_SHOWN:
-        return f"{value[: MAX_SHOWN - 3]!a}"[: MAX_SHOWN - 2] + "…'"
-    return shortened(ascii(value))
+    part = value[: MAX_SHOWN + 1] if isinstance(value, (str, bytes)) else value
+    return shortened(ascii(part) if escape else repr(part))
 
 
 def without_controls(text: object, keep: str = "") -> str:
@@ -113,9 +113,13 @@ def join_similarity_notes(first: Iterable[str], second: Iterable[str], what: str
     return [_similarity_note(n, what) for n in alike if not only_first.isdisjoint(n) and not only_second.isdisjoint(n)]
 
 
+def _escaped(names: Iterable[str]) -> list[str]:
+    return [shown(name, escape=True) for name in names]
+
+
 def _similarity_note(alike: Iterable[str], what: str) -> str:
     return (
-        f"{what} {' and '.join(map(ascii, alike))} differ only by white space or Unicode form; give them one name if they "
+        f"{what} {' and '.join(_escaped(alike))} differ only by white space or Unicode form; give them one name if they "
         "mean the same"
     )
 
@@ -158,7 +162,7 @@ def missing_notes(names: Iterable[str], what: str, remedy: str, any_case: bool =
     spelled = [name for name in names if spells_missing(name, any_case)]
     if not spelled:
         return []
-    return [f"{what} {', '.join(map(ascii, spelled))} can mean a missing value and are read as names; if so, {remedy}"]
+    return [f"{what} {', '.join(_escaped(spelled))} can mean a missing value and are read as names; if so, {remedy}"]
 
 
 def distinct_names(names: Iterable[str], others: Iterable[str] = ()) -> list[str]:
@@ -180,7 +184,10 @@ def distinct_names(names: Iterable[str], others: Iterable[str] = ()) -> list[str
     given, compared = list(names), list(others)
     parts = {part for name in (*given, *compared) for part in (name, *name.split(", "))}
     marked = {name for alike in similar_names(parts) for name in alike} | {n for n in parts if n != n.strip()}
-    return [ascii(name) if marked.intersection((name, *name.split(", "))) else name for name in given]
+    return [
+        shown(name, escape=True) if marked.intersection((name, *name.split(", "))) else shortened(name)
+        for name in given
+    ]
 
 
 def listed(names: Iterable[str], others: Iterable[str] = ()) -> str:

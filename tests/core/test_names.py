@@ -11,7 +11,9 @@ from spurmix.core.names import (
     distinct_names,
     join_similarity_notes,
     listed,
+    missing_notes,
     printable,
+    shown,
     similar_names,
     similarity_notes,
     without_controls,
@@ -74,3 +76,14 @@ def test_tables_show_names_that_look_the_same_with_repr() -> None:
     assert "'cat'" in str(groups.table()) and "'cat '" in str(groups.table())
     assert "'cat, in'" in str(audit) and "'cat , unknown'" in str(audit)
     assert "in 'cat ' (1 of 2 unknown)" in audit.warnings[0]
+
+
+def test_long_values_are_shortened_in_messages() -> None:
+    long = "x" * 1_000_000
+    assert shown(long) == "'" + "x" * 78 + "…"
+    assert len(listed([long, "cat", "cat "])) < 120
+    for note in (
+        *similarity_notes([long, long + " "], "classes"),
+        *missing_notes([" " * 500 + "NA"], "classes", "stop"),
+    ):
+        assert len(note) < 300

@@ -165,7 +165,7 @@ def read_metadata(folder: Path, description: Description) -> Metadata:
             opened = tables.open_parquet(file, description["count"])
             columns = (*RESERVED_COLUMNS, *names)
             for name in columns:
-                count = opened.schema_arrow.names.count(name)
+                count = opened.file.schema_arrow.names.count(name)
                 if count != 1:
                     raise DatasetError(f"{path} must have one column {name!r}, it has {count}")
             table = tables.read_columns(opened, columns)

@@ -242,7 +242,7 @@ def _check_sizes(local: Path) -> None:
         try:
             with tables.open_file(file) as stream:
                 if file.suffix.lower() == ".parquet":
-                    rows += tables.open_parquet(stream).metadata.num_rows
+                    rows += tables.open_parquet(stream).file.metadata.num_rows
                     tables.check_rows(rows)
         except FileError as error:
             raise ValueError(f"{file} {error}") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spurmix.core.names import missing_notes, similarity_notes, spells_missing
+from spurmix.core.names import missing_notes, shortened, shown, similarity_notes, spells_missing
 from spurmix.core.ranges import chunks
 from spurmix.data.dataset.format import RESERVED_COLUMNS, Metadata
 from spurmix.data.dataset.tokenize import encoding_error
@@ -147,13 +147,15 @@ def check_paths(paths: Sequence[str], file_name: str) -> None:
         if not given:
             raise ValueError(f"{file_name}, row {n}: the path is missing")
         if path.startswith(("/", "../")) or path in (".", "..") or "://" in given:
-            raise ValueError(f"{file_name}, row {n}: the path must be relative to the root and below it, got {given!r}")
+            raise ValueError(
+                f"{file_name}, row {n}: the path must be relative to the root and below it, got {shown(given)}"
+            )
         if path in seen:
-            raise ValueError(f"{file_name}, row {n}: {given!r} is also in row {seen[path]}; remove one of the two")
+            raise ValueError(f"{file_name}, row {n}: {shown(given)} is also in row {seen[path]}; remove one of the two")
         if "\0" in given:
-            raise ValueError(f"{file_name}, row {n}: the path {given!r} has a NUL character")
+            raise ValueError(f"{file_name}, row {n}: the path {shown(given)} has a NUL character")
         if encoding_error(given) is not None:
-            raise ValueError(f"{file_name}, row {n}: the file name {given!r} is not valid UTF-8; rename the file")
+            raise ValueError(f"{file_name}, row {n}: the file name {shown(given)} is not valid UTF-8; rename the file")
         seen[path] = n
 
 
@@ -211,7 +213,7 @@ def encode_column(
         return codes, tuple(str(v) for v in range(max(integers, default=0) + 1)), len(missing) + integers.count(-1)
     for n, value in enumerate(rows):
         if not isinstance(value, (str, bool)) and value is not None:
-            raise ValueError(f"{file_name}, row {n}: {column} must be an integer or a name, got {value!r}")
+            raise ValueError(f"{file_name}, row {n}: {column} must be an integer or a name, got {shown(value)}")
     names = sorted({str(v) for v in given})
     code = {name: k for k, name in enumerate(names)}
     codes = np.array([-1 if v is None else code[str(v)] for v in rows], dtype=np.int64)
@@ -267,7 +269,7 @@ def _without_missing_names(
     kept = [k for k in range(len(names)) if k not in missing]
     renumbered = np.full(len(names) + 1, -1)  # the last one is the code -1 of unknown values
     renumbered[kept] = np.arange(len(kept))
-    present = [ascii(names[k]) for k in sorted(missing & set(codes.tolist()))]
+    present = [shown(names[k], escape=True) for k in sorted(missing & set(codes.tolist()))]
     return renumbered[codes], tuple(names[k] for k in kept) or ("0",), ", ".join(present)
 
 
@@ -285,7 +287,10 @@ def unlabelled_rows(labels: Sequence[object], splits: Sequence[str]) -> tuple[ND
     counts = Counter(name for name in splits if name not in labelled)
     if not labelled or not counts:
         return np.zeros(len(splits), dtype=bool), []
-    notes = [f"split {name} is left out, because its {count:,} rows have no labels" for name, count in counts.items()]
+    notes = [
+        f"split {shortened(name)} is left out, because its {count:,} rows have no labels"
+        for name, count in counts.items()
+    ]
     return np.array([name in counts for name in splits]), notes
 
 
@@ -322,7 +327,7 @@ def numbered_splits(values: Iterable[object], file_name: str, column: str) -> li
     names = []
     for n, value in enumerate(values):
         if not isinstance(value, (int, float)) or value not in (0, 1, 2):
-            raise ValueError(f"{file_name}, row {n}: {column} must be 0, 1 or 2 (train, val, test), got {value!r}")
+            raise ValueError(f"{file_name}, row {n}: {column} must be 0, 1 or 2 (train, val, test), got {shown(value)}")
         names.append(_THREE_SPLITS[int(value)])
     return names
 

@@ -96,8 +96,60 @@ def test_large_files_and_long_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(ValueError, match=r"t\.csv has 5,014 bytes, the maximum is 100"):
             read_table(tmp_path / "t.csv")
     monkeypatch.setattr(tables, "MAX_CSV_ROW_BYTES", 1000)
-    with pytest.raises(ValueError, match="straddling object"):
+    with pytest.raises(ValueError, match=r"t\.csv has more than 1,000 bytes in row 0"):
         read_table(tmp_path / "t.csv")
+    rows = "".join(f'"a\n""{n}",0\n' for n in range(30))
+    for text, where in (
+        (f"path,label\n{rows}{'x' * 5000},0\n", "row 30"),
+        (f"{'x' * 5000},label\na,0\n", "its header"),
+    ):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(ValueError, match=rf"t\.csv has more than 1,000 bytes in {where}"):
+            read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("column", ["path", "label", "place", "split"])
+@pytest.mark.parametrize("encoding", [None, "PLAIN", "DELTA_BYTE_ARRAY"])
+@pytest.mark.parametrize("size", [5_000, 3_000_000])
+def test_wide_values_are_refused(column: str, encoding: str | None, size: int, tmp_path: Path) -> None:
+    values: dict[str, list[str]] = {
+        "path": ["a.png", "b.png", "c.png"], "label": ["x", "y", "x"], "place": ["l", "s", "s"], "split": ["t", "t", "t"],
+    }  # fmt: skip
+    values[column][1:] = ["A" * size] * 2
+    path, chosen = tmp_path / "t.parquet", None if encoding is None else dict.fromkeys(values, encoding)
+    pyarrow.parquet.write_table(pyarrow.table(values), path, use_dictionary=encoding is None, column_encoding=chosen)
+    with (tmp_path / "t.csv").open("w") as file:
+        file.writelines(",".join(row) + "\n" for row in (values, *zip(*values.values(), strict=True)))
+    for name in ("t.parquet", "t.csv"):
+        with pytest.raises(
+            ValueError, match=rf"{name} has .*column '{column}', a value may have at most 4,096"
+        ) as caught:
+            from_table(tmp_path / name, attributes=["place"], split="split")
+        assert len(str(caught.value)) < 400
+    if column != "path":
+        assert len(from_table(path, attributes=[], label="label" if column != "label" else "place")) == 3
+
+
+def test_a_wide_value_of_many_rows_is_not_repeated_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 4 * tables.BATCH_ROWS
+    wide = pyarrow.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), ["A" * 5_000_000])
+    path = write(tmp_path / "t.parquet", text=wide, label=["x"] * count)
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 1 << 24)
+    monkeypatch.setattr(tables, "BATCH_BYTES", 1 << 24)
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(ValueError, match="needs more than 16,777,216 bytes"):
+        from_table(path, text="text")
+    with pytest.raises(ValueError, match=r"column 'text', a value may have at most 4,096 bytes"):
+        read_table(path, columns=["text"])
+    assert pyarrow.total_allocated_bytes() - before < 1 << 26
+
+
+def test_texts_may_be_longer_than_other_values(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", text=["a " * 5000, "b", None], label=["x", "y", "y"])
+    assert from_table(path, text="text").samples[0] == "a " * 5000  # type: ignore[index]
+    write(path, text=["a", "b" * ((1 << 24) + 1)], label=["x", "y"])
+    with pytest.raises(ValueError, match=r"in column 'text', a value may have at most 16,777,216 bytes"):
+        from_table(path, text="text")
 
 
 def test_copies_of_streams_are_limited() -> None:

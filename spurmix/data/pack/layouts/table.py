@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spurmix.core.files import FileError
-from spurmix.core.limits import MAX_REMOTE_TABLE_BYTES
+from spurmix.core.limits import MAX_REMOTE_TABLE_BYTES, MAX_TEXT_BYTES, MAX_VALUE_BYTES
 from spurmix.core.names import listed
 from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
@@ -62,7 +62,9 @@ def from_table(
         ValueError: If the table cannot be read, has no rows, or has an invalid value. The message names row and column.
     """
     location = str(table)
-    rows = read_table(table, [text or path], [text or path, label, split, *attributes])
+    rows = read_table(
+        table, [text or path], [text or path, label, split, *attributes], [text] if text is not None else ()
+    )
     samples = None
     if text is not None:
         samples = TextColumn(get_column(rows, text, location), f"{location}: {text}")
@@ -89,7 +91,10 @@ def from_table(
 
 
 def read_table(
-    path: str | Path, string_columns: Sequence[str] = (), columns: Iterable[str | None] | None = None
+    path: str | Path,
+    string_columns: Sequence[str] = (),
+    columns: Iterable[str | None] | None = None,
+    texts: Sequence[str] = (),
 ) -> Table:
     """Read a CSV or Parquet file as a pyarrow table.
 
@@ -97,6 +102,7 @@ def read_table(
         path: The file, or its fsspec URL.
         string_columns: Columns of a CSV file that are strings, even if they look like numbers.
         columns: Columns of a Parquet file to read. Default: all.
+        texts: Columns of texts, which may be longer than other values.
 
     Returns:
         The table.
@@ -109,21 +115,25 @@ def read_table(
         import pyarrow
     except ModuleNotFoundError as error:
         raise ImportError("tables need the package 'pyarrow': pip install 'spurmix[data]'") from error
-    location = str(path)
+    location, chosen = str(path), None if columns is None else set(columns)
     is_parquet = location.split("::")[0].lower().endswith((".parquet", ".pq"))
     if "://" not in location and not os.path.isfile(location):
         raise ValueError(f"there is no file {location}")
     try:
         with _open_arrow(location) as stream:
             if is_parquet:
-                file = tables.open_parquet(stream)
-                names = file.schema_arrow.names
-                wanted = names if columns is None else [name for name in names if name in set(columns)]
+                opened = tables.open_parquet(stream)
+                names = opened.file.schema_arrow.names
+                wanted = names if chosen is None else [name for name in names if name in chosen]
                 repeated = [name for name in wanted if wanted.count(name) > 1]
                 if repeated:
                     raise ValueError(f"there are two columns {repeated[0]!r}")
-                return tables.read_columns(file, wanted)
-            return tables.read_csv(stream, dict.fromkeys(string_columns, pyarrow.large_string()))
+                return tables.read_columns(opened, wanted, texts)
+            found = tables.read_csv(stream, dict.fromkeys(string_columns, pyarrow.large_string()))
+            for name in found.column_names if chosen is None else chosen.intersection(found.column_names):
+                if found.column_names.count(name) == 1:  # `get_column` reports two
+                    tables.check_values(found[name], name, MAX_TEXT_BYTES if name in texts else MAX_VALUE_BYTES)
+            return found
     except FileNotFoundError as error:  # fsspec also raises it if a server does not answer
         reason = f" ({error.__cause__})" if error.__cause__ is not None and "://" in location else ""
         raise ValueError(f"there is no file {location}{reason}") from None
