@@ -60,10 +60,10 @@ class Audit:
     Attributes:
         policy: repr of the resolved policy.
         raw: Correlation of class and attribute in the data, from 0 (none) to 1. NaN if it cannot be determined: less than
-            two attributes occur, or a class has examples of unknown attribute, no prior, and less than two known
-            attributes.
+            two classes or attributes occur, or a class has examples of unknown attribute, no prior, and less than two
+            known attributes.
         residual: Correlation of class and attribute in the mixed samples. NaN if it cannot be determined, also because
-            the policy cannot choose partners.
+            the policy cannot choose partners, or its samples have less than two classes or attributes.
         joint: Soft joint table `[classes, attributes]` of the mixed samples, E[y a^T]. It sums to 1. NaN if attribute
             shares of a class are not known.
         classes: Names of the rows of `joint`.
@@ -206,9 +206,7 @@ def audit_policy(
         raw, _ = MixedSamples.of(data, data_share, None, True).correlation(1.0, 1.0)
         samples = MixedSamples.of(means, index_share, policy.partner_rows, policy.labels == "mix")
         residual, joint = samples.correlation(*moments(policy.quantile))
-        given_lam = samples.correlation_given_lam(policy.quantile) if means.attributes.size > 1 else given_lam
-    if means.attributes.size < 2:
-        raw = residual = float("nan")
+        given_lam = samples.correlation_given_lam(policy.quantile)
 
     use = _group_use(
         groups, drawn.sizes, policy.replacement, index_share, partner_shares(policy.partner_rows, index_share)

@@ -10,7 +10,7 @@ import numpy as np
 
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
-from spurmix.core.lam import ONE
+from spurmix.core.lam import ONE, moments
 from spurmix.core.partners import PartnerRows
 from spurmix.core.shares import unknown_counts, unknown_shares
 
@@ -202,7 +202,8 @@ class MixedSamples:
             mixed: Part of the samples with a partner, in [0, 1].
 
         Returns:
-            The correlation, and the joint table `[C, A]`, which sums to 1.
+            The correlation, and the joint table `[C, A]`, which sums to 1. The correlation is NaN if less than two classes
+            or attributes occur in the samples.
         """
         means, total = self.means, unmixed * self.unmixed.sum() + mixed * self.index.sum()
         alone, index, partner = (
@@ -223,6 +224,8 @@ class MixedSamples:
                 e_ya = e_ya + (m1 - m2) * part * (cross.label_attribute + cross.attribute_label.T)
             else:
                 e_ya = e_ya + m1 * means.joint_table(index) + (1 - m1) * part * cross.label_attribute
+        if min(np.count_nonzero(e_y), np.count_nonzero(e_a)) < 2:
+            return float("nan"), e_ya
         return _residual(e_ya, e_yy, e_aa, e_y, e_a), e_ya
 
     def correlation_given_lam(self, quantile: Int64Array) -> float:
@@ -235,8 +238,10 @@ class MixedSamples:
             quantile: The quantile table of lam, int64 `[1025]`.
 
         Returns:
-            The mean correlation, from 0 to 1.
+            The mean correlation, from 0 to 1. NaN if less than two classes or attributes occur in the samples.
         """
+        if np.isnan(self.correlation(*moments(quantile))[0]):
+            return float("nan")
         lam = (quantile[:-1] + quantile[1:]) / (2 * ONE)
         bins = LAM_BINS if max(self.means.classes.size, self.means.attributes.size) <= LARGE else LAM_BINS_LARGE
         interval = np.where(lam == 0.0, 0, np.where(lam == 1.0, bins + 1, 1 + (lam * bins).astype(np.int64)))
@@ -246,10 +251,10 @@ class MixedSamples:
         value = 0.0
         for k in np.flatnonzero(share[:-1] * paired):
             m = float(mean[k])
-            value += share[k] * paired * self.correlation(m, m * m, unmixed=0.0)[0]
+            value += share[k] * paired * _or_zero(self.correlation(m, m * m, unmixed=0.0)[0])
         unmixed = alone + share[-1] * paired
         if unmixed > 0:
-            value += unmixed * self.correlation(1.0, 1.0, mixed=float(share[-1]))[0]
+            value += unmixed * _or_zero(self.correlation(1.0, 1.0, mixed=float(share[-1]))[0])
         return value / (alone + paired)
 
 
@@ -269,6 +274,11 @@ class _MixedMoments:
             return np.diag(of_index)
         own = self.m2 * of_index + (1 - 2 * self.m1 + self.m2) * of_partner
         return np.diag(own) + (self.m1 - self.m2) * (cross + cross.T)
+
+
+def _or_zero(correlation: float) -> float:
+    """Return 0 for NaN: if lam determines the class or the attribute, they are not correlated given lam."""
+    return 0.0 if np.isnan(correlation) else correlation
 
 
 def _residual(e_ya: FloatArray, e_yy: FloatArray, e_aa: FloatArray, e_y: FloatArray, e_a: FloatArray) -> float:

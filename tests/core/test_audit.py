@@ -51,6 +51,26 @@ def test_a_prior_determines_it() -> None:
     assert audit.raw == audit.residual == pytest.approx(1 / math.sqrt(3)) and audit.warnings == ()
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_a_single_class_has_no_correlation(policy: Any) -> None:
+    for label in (0, 3):
+        audit = policy.audit(GroupIndex([label] * 10, [0, 1] * 5))
+        check_undetermined(audit)
+        assert audit.joint.sum() == pytest.approx(1) or "partners cannot be determined" in str(audit)
+    check_undetermined(policies.erm().audit(GroupIndex([1] * 4, [0, 1, 1, None])))
+
+
+def test_samples_of_a_single_class_have_no_correlation() -> None:
+    groups = GroupIndex([0] * 4 + [1] * 4, [0, 0, 0, 1, 0, 1, 1, 1])
+    audit = MixPolicy(strata="classes", weights=[1.0, 0.0]).audit(groups)
+    assert audit.raw == pytest.approx(0.5)
+    assert math.isnan(audit.residual) and math.isnan(audit.residual_given_lam)
+    mixed = MixPolicy(strata="classes", partner=np.kron([[0, 1], [1, 0]], np.ones((2, 2))), lam=Fixed(0.5)).audit(
+        groups
+    )
+    assert mixed.residual == pytest.approx(0, abs=1e-9)  # all mixed labels are equal, and both classes occur
+
+
 def test_no_or_a_constant_attribute_has_no_correlation() -> None:
     for attributes in (None, [0] * 8, [2] * 8):
         for policy in POLICIES:
