@@ -130,8 +130,8 @@ def read_table(
                     raise ValueError(f"there are two columns {repeated[0]!r}")
                 return tables.read_columns(opened, wanted, texts)
             found = tables.read_csv(stream, dict.fromkeys(string_columns, pyarrow.large_string()))
-            for name in found.column_names if chosen is None else chosen.intersection(found.column_names):
-                if found.column_names.count(name) == 1:  # `get_column` reports two
+            for name in found.column_names:  # `get_column` reports two columns of one name
+                if (chosen is None or name in chosen) and found.column_names.count(name) == 1:
                     tables.check_values(found[name], name, MAX_TEXT_BYTES if name in texts else MAX_VALUE_BYTES)
             return found
     except FileNotFoundError as error:  # fsspec also raises it if a server does not answer
