@@ -278,7 +278,8 @@ class Solver {
     if (decrease > 0 && functions_ == 1) {
       move(column, change, curvature_[0], change_[0], product_[0], column_size_);
     } else if (decrease > 0) {
-      move_scaled(column, change, probability_[k], change_[k], sum_.data(), column_size_);
+      std::fill(sum_.begin(), sum_.end(), 0.0f);
+      move(column, change, probability_[k], change_[k], sum_.data(), column_size_);
       add_softmax_products(k);
     }
     return decrease;

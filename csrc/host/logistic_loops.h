@@ -114,20 +114,6 @@ SPURMIX_CLONES static void move(const uint16_t* const* column, const float* chan
   }
 }
 
-// margin += sum and scaled = p * sum
-SPURMIX_CLONES static void move_scaled(const uint16_t* const* column, const float* change, const float* p,
-                                       float* margin, float* scaled, int64_t padded) {
-  for (int64_t i = 0; i < padded; i += 2 * kLanes) {
-    Floats sums[2];
-    combine(column, change, i, sums[0], sums[1]);
-    for (int64_t k = 0; k < 2; ++k) {
-      *reinterpret_cast<Floats*>(margin + i + k * kLanes) += sums[k];
-      *reinterpret_cast<Floats*>(scaled + i + k * kLanes) =
-          *reinterpret_cast<const Floats*>(p + i + k * kLanes) * sums[k];
-    }
-  }
-}
-
 // out += factor * a * b
 SPURMIX_CLONES static void add_product(float factor, const float* a, const float* b, float* out, int64_t padded) {
   for (int64_t i = 0; i < padded; ++i) out[i] += factor * a[i] * b[i];

@@ -1,7 +1,7 @@
 """The digest that saved states of loaders and runs contain. It identifies the draw tables.
 
-The first layout of the tables stored a threshold of every group for every row. Digests hash that layout, so that they do
-not depend on the layout of this version. Only tables that would be too large in the first layout are hashed as they are.
+Earlier versions stored a dense table with one threshold for each pair of a row and a group. The digest is that of the dense
+table, so that states saved by earlier versions stay valid. Tables whose dense form would be too large are hashed directly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from spurmix.core.packed_rows import unpack_rows
 from spurmix.core.partners import expand
 
 FIRST_MAGIC = 0x5350524D49580001
-"""First word of the header in the first layout."""
+"""First word of the header in the dense form."""
 MAX_DENSE_WORDS = 1 << 27
-"""Maximum number of thresholds that are hashed in the first layout."""
+"""Maximum number of thresholds that are hashed in the dense form."""
 BLOCK_WORDS = 1 << 20
 """Number of thresholds that are computed at a time."""
 

@@ -97,7 +97,6 @@ def retrain_head(
     features: Tensor | None = None,
     validation: Validation | None = None,
     head_options: HeadOptions | None = None,
-    batch_size: int = 256,
     progress: bool | None = None,
 ) -> HeadFit: ...
 def retrain_head(
@@ -127,7 +126,7 @@ def retrain_head(
         validation: Source and groups of held-out examples that choose hyperparameters, for the other methods than
             "sgd". Default: half of the attributed examples, see `fit_head`.
         head_options: Hyperparameters of the other methods than "sgd".
-        batch_size: Number of examples per batch.
+        batch_size: Number of examples per batch of method "sgd".
         progress: Whether to show progress bars. Default: only on a terminal.
         **options: For "sgd": `seed`, and `steps` or `epochs`, as for `MixLoader`, and further arguments of `finetune`.
 

@@ -138,7 +138,7 @@ def _run_methods(experiment: Experiment, policy: str, seed: int, compare: bool) 
     experiment.fit(policies.erm(), 0, None)
     start = copy.deepcopy(model.state_dict())
     prior = infer_shares(experiment.features(), data.groups)
-    candidates = demo_policies(data.groups, prior)
+    candidates = demo_policies(prior)
     audits = {name: p.audit(data.groups, prior=prior) for name, p in candidates.items()}
     compared = COMPARED if compare else ("erm",)
     tests, validation, kept = {}, {}, {}
