@@ -10,7 +10,7 @@ from spurmix._version import __version__
 if TYPE_CHECKING:
     from spurmix.core import policies
     from spurmix.core.groups import GroupIndex
-    from spurmix.core.lam import Beta, Fixed, InverseCDF, Uniform
+    from spurmix.core.lam import Beta, Fixed, InverseCDF, TwoPoint, Uniform
     from spurmix.core.policy import MixPolicy
     from spurmix.data.batch import Batch, TokenPairs, Tokens
     from spurmix.data.dataset.packed import PackedDataset
@@ -50,6 +50,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
     "TokenSource": ("spurmix.data.sources.tokens", "TokenSource"),
     "Tokens": ("spurmix.data.batch", "Tokens"),
+    "TwoPoint": ("spurmix.core.lam", "TwoPoint"),
     "Uniform": ("spurmix.core.lam", "Uniform"),
     "draw": ("spurmix.ops.functional", "draw"),
     "evaluate": ("spurmix.train.evaluate", "evaluate"),
@@ -82,6 +83,7 @@ __all__ = [
     "TokenPairs",
     "TokenSource",
     "Tokens",
+    "TwoPoint",
     "Uniform",
     "__version__",
     "draw",

@@ -10,6 +10,7 @@ import typer
 from spurmix.cli.correlations import NAMES, default_policies
 from spurmix.cli.options import AttributeOption, DatasetArgument, JsonOption
 from spurmix.cli.terminal import show
+from spurmix.core import checks
 
 
 def audit(
@@ -22,7 +23,6 @@ def audit(
     """Show the correlation of class and attribute that remains after mixing with a policy, without any training."""
     from spurmix.data.dataset.packed import PackedDataset
 
-    if policy not in NAMES:
-        raise ValueError(f"--policy must be one of {', '.join(NAMES)}, got {policy!r}")
+    checks.choice(policy, "--policy", NAMES)
     result = default_policies()[policy].audit(PackedDataset(dataset).split(split).groups(attribute))
     show(json.dumps(result.to_dict(), indent=1) if as_json else result, lines=True)

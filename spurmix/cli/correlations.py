@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from spurmix.core.policy import MixPolicy
     from spurmix.data.dataset.format import Metadata
 
-NAMES = ("erm", "class_balanced", "group_balanced", "mixup", "lisa", "selecmix", "mixpro", "balance_attributes")
+NAMES = (
+    "erm", "class_balanced", "group_balanced", "mixup", "lisa", "selecmix", "mixpro", "dispel", "balance_attributes"
+)  # fmt: skip
 """Policies that have no required arguments."""
 
 MAX_VALUES = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import os
@@ -86,11 +87,14 @@ def strings(value: object, name: str) -> tuple[str, ...]:
 def choice(value: object, name: str, choices: Iterable[str]) -> str:
     """Return `value`, one of `choices`.
 
-    Raises ValueError if it is anything else.
+    Raises ValueError if it is anything else. The message lists all choices, and suggests a similar one.
     """
-    if isinstance(value, str) and value in choices:
+    accepted = tuple(choices)
+    if isinstance(value, str) and value in accepted:
         return value
-    raise ValueError(f"{name} must be one of {listed(choices, [str(value)])}, got {value!r}")
+    similar = difflib.get_close_matches(str(value), accepted, 1)
+    hint = f"; did you mean {similar[0]!r}?" if similar else ""
+    raise ValueError(f"{name} must be one of {listed(accepted, [str(value)])}, got {value!r}{hint}")
 
 
 def names(values: object, name: str) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ from spurmix.core.groups import GroupIndex
 from spurmix.core.partners import PartnerRows, expand, require_memory
 
 
-def donor_rows(groups: GroupIndex, classes: Int64Array, attributes: Int64Array, mass: FloatArray) -> PartnerRows:
+def donor_rows(
+    groups: GroupIndex, classes: Int64Array, attributes: Int64Array, mass: FloatArray, *, even: bool = False
+) -> PartnerRows:
     """Partner weights for which the donor of an example of class y has attribute a with a given probability.
 
     Donors have the attribute and the class. If the class has none, the other classes with donors are equally likely.
@@ -19,6 +21,7 @@ def donor_rows(groups: GroupIndex, classes: Int64Array, attributes: Int64Array, 
         classes: The classes, `[C]`.
         attributes: Attributes of donors, `[A]`. Each occurs.
         mass: Probability of each attribute for each class, `[C, A]`.
+        even: Whether groups of the same class and attribute are equally likely. Otherwise, their examples are.
 
     Returns:
         One row for each class.
@@ -31,7 +34,7 @@ def donor_rows(groups: GroupIndex, classes: Int64Array, attributes: Int64Array, 
     row, column, size = (
         class_at[groups.group_labels[donor]],
         attribute_at[groups.group_attributes[donor]],
-        groups.sizes[donor],
+        np.ones(donor.size, dtype=np.int64) if even else groups.sizes[donor],
     )
     count = np.zeros(mass.shape)
     np.add.at(count, (row, column), size)

@@ -15,6 +15,7 @@ import numpy as np
 from spurmix.core import checks
 from spurmix.core.balance import balanced_policy
 from spurmix.core.contradicting import contradicting_policy
+from spurmix.core.dispel import dispel
 from spurmix.core.groups import GroupIndex
 from spurmix.core.lam import (
     Beta,
@@ -29,14 +30,13 @@ from spurmix.core.partners import PartnerRows
 from spurmix.core.policy import MixPolicy
 from spurmix.core.resolved_policy import Labels, Strata, Weights, checked_weights, group_number
 from spurmix.core.selection import AS_GROUPS, SelectionOptions, Unknown, checked_choice
-from spurmix.core.shares import (
-    Prior,
-)
+from spurmix.core.shares import Prior
 from spurmix.core.targets import ATTRIBUTED, DEFAULT_TARGET, Target, checked_target, mixpro_policy
 
 __all__ = [
     "balance_attributes",
     "class_balanced",
+    "dispel",
     "erm",
     "group_balanced",
     "lisa",

@@ -91,6 +91,7 @@ def test_layouts_of_texts_and_others(tmp_path: Path, command: Any, capsys: pytes
         (("inspect", "nowhere"), "nowhere is not a folder"),
         (("verify", "nowhere"), "nowhere is not a folder"),
         (("audit", "nowhere", "--policy", "magic"), "--policy must be one of erm,"),
+        (("audit", "nowhere", "--policy", "dispell"), "got 'dispell'; did you mean 'dispel'?"),
         (("merge", "nowhere", "--target", "t"), "nowhere is not a folder"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spurmix import Beta, Fixed, GroupIndex, InverseCDF, Uniform, policies
+from spurmix import Beta, Fixed, GroupIndex, InverseCDF, TwoPoint, Uniform, policies
 from spurmix.core.lam import ONE, Folded, LamDistribution, Scaled, as_distribution, moments, quantile_table
 
 
@@ -167,3 +167,30 @@ def test_bad_input(make: object, error: type, text: str) -> None:
     with pytest.raises(error) as caught:
         make()  # type: ignore[operator]
     assert text in str(caught.value)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_two_points_have_an_exact_mean_and_almost_no_other_weights(a: float, b: float, p: float) -> None:
+    low, high = min(a, b), max(a, b)
+    table = quantile_table(TwoPoint(low, high, p))
+    assert moments(table)[0] == pytest.approx(p * low + (1 - p) * high, abs=2**-23)
+    assert (np.diff(table) >= 0).all() and np.count_nonzero(np.diff(table)) <= 2
+    assert table[0] >= round(low * ONE) and table[-1] <= round(high * ONE)
+    assert abs(moments(quantile_table(TwoPoint(low, high, p).folded()))[0] - 0.75) <= 0.2501
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-12, 1 / 2048, 1 / 1024, 0.3, 0.5, 1 - 1 / 4096, 1.0])
+def test_probabilities_of_two_points(p: float) -> None:
+    table = quantile_table(TwoPoint(0.25, 1, p))
+    assert np.count_nonzero(table == ONE // 4) == pytest.approx(1024 * p, abs=1.5)
+    assert np.count_nonzero(table == ONE) == pytest.approx(1024 * (1 - p), abs=1.5)
+    assert repr(TwoPoint(0.25, 1, p)) == f"TwoPoint(0.25, 1, {p:g})"
+
+
+def test_invalid_two_points() -> None:
+    with pytest.raises(ValueError, match=r"TwoPoint: p must be in \[0, 1\]"):
+        TwoPoint(0, 1, 1.5)
+    with pytest.raises(ValueError, match=r"TwoPoint: low must be at most high, got 0\.9, 0\.2"):
+        TwoPoint(0.9, 0.2, 0.5)
+    with pytest.raises(TypeError, match="TwoPoint: low must be a number"):
+        TwoPoint("a", 0.2, 0.5)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ def everything(groups: GroupIndex) -> dict[str, MixPolicy]:
         "lisa": policies.lisa(0.3),
         "selecmix": policies.selecmix(),
         "mixpro": policies.mixpro(target=1, s=0.3),
+        "dispel": policies.dispel(0.6, 0.7),
         "balance mix": policies.balance_attributes(),
         "balance keep": policies.balance_attributes(lam=Uniform(0, 0.6), labels="keep"),
         "upweight": policies.upweight(rng.random(groups.num_groups) + 0.1),

@@ -25,7 +25,7 @@ BY_GROUP: dict[str, Any] = {
 }  # fmt: skip
 OTHERS: dict[str, Any] = {
     "erm": policies.erm, "class_balanced": policies.class_balanced, "mixup": policies.mixup,
-    "balance_attributes": policies.balance_attributes,
+    "dispel": policies.dispel, "balance_attributes": policies.balance_attributes,
     "upweight": lambda **given: policies.upweight({0: 2.0}, **given),
 }  # fmt: skip
 ALL = {**BY_GROUP, **OTHERS}

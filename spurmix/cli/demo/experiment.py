@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spurmix.cli.demo.attributed import DemoData, infer_shares
 from spurmix.cli.demo.policies import COMPARED, demo_policies
-from spurmix.core import policies
+from spurmix.core import checks, policies
 from spurmix.train.checkpoint import check_writable
 from spurmix.train.evaluate import evaluate
 
@@ -163,6 +163,5 @@ def check_options(out: Path, policy: str) -> None:
     Raises:
         ValueError: If the policy does not exist or the folder cannot be written.
     """
-    if policy not in policies.__all__:
-        raise ValueError(f"--policy must be one of {', '.join(policies.__all__)}, got {policy!r}")
+    checks.choice(policy, "--policy", policies.__all__)
     check_writable(out)

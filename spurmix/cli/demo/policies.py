@@ -32,6 +32,7 @@ def demo_policies(prior: list[list[float]]) -> dict[str, MixPolicy]:
         "lisa": policies.lisa(),
         "selecmix": policies.selecmix(),
         "mixpro": policies.mixpro("attributed"),
+        "dispel": policies.dispel(),
         "balance_attributes": policies.balance_attributes(lam=LAM, prior=prior),
         "upweight": policies.upweight({(0, 1): 3.0, (1, 0): 3.0}),
     }

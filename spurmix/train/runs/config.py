@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spurmix.core import files, policies
+from spurmix.core import checks, files, policies
 from spurmix.core.deprecation import warn_renamed
-from spurmix.core.lam import Beta, Fixed, Uniform
+from spurmix.core.lam import Beta, Fixed, TwoPoint, Uniform
 from spurmix.core.policy import MixPolicy
 from spurmix.train.options import FinetuneOptions, check_setting, setting
 from spurmix.train.runs.recipes import RECIPES
@@ -151,8 +151,8 @@ def resolve(
     given = read_toml(config) if config is not None else {}
     named = given.pop("recipe", None)
     chosen = recipe if recipe is not None else named
-    if chosen is not None and not (isinstance(chosen, str) and chosen in RECIPES):
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {chosen!r}")
+    if chosen is not None:
+        chosen = checks.choice(chosen, "recipe", RECIPES)
     result = base
     levels = [("", {} if chosen is None else RECIPES[chosen].config()), (str(config), given), ("", flags)]
     for origin, level in levels:
@@ -306,10 +306,12 @@ def parse_policy_option(text: str) -> tuple[str, object]:
         raise ValueError(f"--policy-option {name.strip()} has too many nested brackets") from None
 
 
-_DISTRIBUTIONS: dict[str, Callable[..., Beta | Uniform | Fixed]] = {"beta": Beta, "uniform": Uniform, "fixed": Fixed}
+_DISTRIBUTIONS: dict[str, Callable[..., Beta | Uniform | Fixed | TwoPoint]] = {
+    "beta": Beta, "uniform": Uniform, "fixed": Fixed, "twopoint": TwoPoint
+}  # fmt: skip
 
 
-def parse_distribution(text: str) -> Beta | Uniform | Fixed:
+def parse_distribution(text: str) -> Beta | Uniform | Fixed | TwoPoint:
     """Parse a distribution of lam, for example "beta(0.4, 0.4)".
 
     Args:
@@ -324,7 +326,9 @@ def parse_distribution(text: str) -> Beta | Uniform | Fixed:
     found = re.fullmatch(r"\s*(\w+)\s*\(([^()]*)\)\s*", text)
     make = _DISTRIBUTIONS.get(found[1].lower()) if found else None
     if found is None or make is None:
-        raise ValueError(f"lam must be beta(a, b), uniform(low, high) or fixed(value), got {text!r}")
+        raise ValueError(
+            f"lam must be beta(a, b), uniform(low, high), fixed(value) or twopoint(low, high, p), got {text!r}"
+        )
     try:
         return make(*(float(v) for v in found[2].split(",")))
     except (TypeError, ValueError) as error:

@@ -31,7 +31,7 @@ from spurmix.train.runs.model import build_model
         (dict(attribute="place"), "attribute must be one of colour, got 'place'"),
         (dict(policy="lisa", policy_options={"q": 1}), "policy_options: lisa accepts p, alpha, unknown, attributed_only, subsample, got 'q'"),
         (dict(policy="upweight"), "policy_options: upweight: "),
-        (dict(policy_options={"lam": "gamma(2)"}), "lam must be beta(a, b), uniform(low, high) or fixed(value), got 'gamma(2)'"),
+        (dict(policy_options={"lam": "gamma(2)"}), "lam must be beta(a, b), uniform(low, high), fixed(value) or twopoint(low, high, p), got 'gamma(2)'"),
         (dict(policy_options={"lam": "beta(-1, 2)"}), "lam: 'beta(-1, 2)': Beta: a must be"),
         (dict(model="small", crop=False, crop_size=8, flip=True), "with crop=False"),
         (dict(weights="nowhere.pth"), "there is no file"),
