@@ -51,7 +51,9 @@ MAX_ARGUMENTS = 12
 LONG_FUNCTIONS: set[tuple[str, str]] = {
     ("spurmix.data.loader.mix_loader", "__init__"),  # a public option list, as of PyTorch's DataLoader
     ("spurmix.deploy.export.onnx_export", "export_onnx"),  # a public option list, as of torch.onnx.export
-    ("spurmix.cli.pack", "pack"),  # typer: one argument for each option of the command
+    # typer: one argument for each option of the command
+    ("spurmix.cli.pack", "pack"),
+    ("spurmix.cli.retrain_head", "retrain_head"),
     # Operators: one argument for each argument of the schema.
     ("spurmix.ops.functional.embeddings", "mix_bert_embeddings"),
     ("spurmix.ops.functional.images", "mix_images"),

@@ -19,6 +19,7 @@ from spurmix.cli.info import info
 from spurmix.cli.inspect import inspect
 from spurmix.cli.merge import merge
 from spurmix.cli.pack import pack
+from spurmix.cli.retrain_head import retrain_head
 from spurmix.cli.train import train
 from spurmix.cli.verify import verify
 from spurmix.cli.warmup import warmup
@@ -56,7 +57,21 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (info, demo, warmup, pack, features, merge, verify, inspect, audit, train, evaluate, export):
+for command in (
+    info,
+    demo,
+    warmup,
+    pack,
+    features,
+    merge,
+    verify,
+    inspect,
+    audit,
+    train,
+    retrain_head,
+    evaluate,
+    export,
+):
     app.command(cls=_Command)(command)
 
 

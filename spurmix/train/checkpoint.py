@@ -84,9 +84,9 @@ def sync_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary folders of this process and of processes that have ended."""
-    for path in folder.glob(".step-*"):
+def remove_leftover_folders(folder: Path, pattern: str = ".step-*") -> None:
+    """Remove temporary folders of this process and of processes that have ended. Their names end in -<process id>."""
+    for path in folder.glob(pattern):
         process = path.name.rsplit("-", 1)[-1]
         if process != str(os.getpid()) and process.isdecimal() and _is_running(int(process)):
             continue
@@ -125,7 +125,7 @@ def save(folder: Path, step: int, run: dict[str, object], state: dict[str, objec
     replaced = folder / f".step-{step:08d}-old-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        remove_leftover_folders(folder)
         temporary.mkdir()
         tensors: dict[str, Tensor] = {}
         packed = _pack(state, "state", tensors)
@@ -146,7 +146,7 @@ def save(folder: Path, step: int, run: dict[str, object], state: dict[str, objec
     finally:
         if replaced.exists() and not final.exists():
             replaced.rename(final)
-        _remove_leftovers(folder)
+        remove_leftover_folders(folder)
     paths = sorted(folder.glob("step-*"))
     end = paths.index(final) + 1
     for other in (*paths[: max(0, end - max_checkpoints)], *paths[end:]):

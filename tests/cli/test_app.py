@@ -13,7 +13,7 @@ import spurmix
 from spurmix.cli.app import app
 from spurmix.ops import library
 
-COMMANDS = ("info", "demo", "warmup", "pack", "features", "merge", "verify", "inspect", "audit", "train", "evaluate", "export")  # fmt: skip
+COMMANDS = ("info", "demo", "warmup", "pack", "features", "merge", "verify", "inspect", "audit", "train", "retrain-head", "evaluate", "export")  # fmt: skip
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,8 @@ def test_every_command_has_help(name: str) -> None:
 
 
 def test_all_commands_are_listed() -> None:
-    assert [command.callback.__name__ for command in app.registered_commands if command.callback] == list(COMMANDS)
+    names = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert [name.replace("_", "-") for name in names] == list(COMMANDS)
 
 
 def test_info_shows_backends(command: Any) -> None:

@@ -74,6 +74,10 @@ def fit_head(
     x = _checked_features(features, groups, "features")
     if np.unique(groups.labels).size < 2:
         raise ValueError("a head requires examples of two classes or more")
+    if len(x) < groups.num_classes:
+        raise ValueError(
+            f"a head requires one example of each class or more, got {len(x)} of {groups.num_classes} classes"
+        )
     samples = HeadSamples(groups, np.arange(len(x), dtype=np.int64), method)
     search = HeadSearch(x, method, chosen, progress)
     if method != "logistic" or (validation is None and search.num_settings > 1):

@@ -108,7 +108,10 @@ class HeadSearch:
         if self.method == "dfr":
             known = samples.groups.group_attributes[samples.groups.group_ids()[examples]] != UNKNOWN
             examples = examples[known]
-        return Standardization.of(self.features, examples)
+        standardization = Standardization.of(self.features, examples)
+        if not standardization.inverse_scale.any():
+            raise ValueError("features must differ between examples, but every feature is constant")
+        return standardization
 
     def _mean_path(
         self,

@@ -135,7 +135,7 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
     loader = _loader(config, train_data, policy, processes)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs of PyTorch
-    about = _about(config, dataset, train_data.groups, model)
+    about = describe_run(config, dataset, train_data.groups, model)
     lock = None
     if processes.main:
         lock = files.lock(folder)
@@ -148,8 +148,8 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
     return TrainingRun(config, folder, processes, policy, model, train_data, held_out, loader, about, lock)
 
 
-def _about(config: RunConfig, dataset: PackedDataset, groups: GroupIndex, model: nn.Module) -> dict[str, object]:
-    """Identify the data of a run, and describe its model."""
+def describe_run(config: RunConfig, dataset: PackedDataset, groups: GroupIndex, model: nn.Module) -> dict[str, object]:
+    """Return the contents of `run.json`: what identifies the data of a run, and the architecture of its model."""
     cells = zip(groups.group_labels.tolist(), groups.group_attributes.tolist(), groups.sizes.tolist(), strict=True)
     return {
         "dataset": dataset.digest(),

@@ -153,6 +153,11 @@ def test_invalid_input_is_rejected() -> None:
     broken[17, 3] = np.nan
     with pytest.raises(ValueError, match="must be finite, but row 17 is not"):
         fit_head(broken, groups, options=one)
+    with pytest.raises(ValueError, match="every feature is constant"):
+        fit_head(np.ones_like(x), groups, options=one)
+    many = GroupIndex(groups.labels, groups.attributes, class_names=[str(k) for k in range(300)])
+    with pytest.raises(ValueError, match="one example of each class or more, got 200 of 300 classes"):
+        fit_head(x, many, options=one)
     unknown = GroupIndex(groups.labels, np.full(200, UNKNOWN))
     with pytest.raises(ValueError, match="no example has a known attribute"):
         fit_head(x, unknown, options=one)
