@@ -34,7 +34,8 @@ def fit_head(
     - "dfr" (Deep Feature Reweighting): a random subset of the attributed examples with equally many of each group.
     - "dispel": a class-balanced random subset of all examples. With probability alpha, an example x becomes
       s * donor + (1 - s) * x and keeps its label. The donor is an example of its class from a group-balanced subset of the
-      attributed examples. With s = alpha = 1 this is DFR with donors drawn with replacement.
+      attributed examples. With s = alpha = 1 only donors are seen, as in DFR, but each of them many times, so that the same
+      C penalizes less.
     - "logistic": all examples, once. This is the head that ERM would train.
 
     The weights are the mean of several fits. If there are several settings, each is fitted, and the one with the best worst
