@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spurmix.train.heads.fit import fit_head
     from spurmix.train.heads.options import HeadOptions
     from spurmix.train.hf_trainer import MixTrainer
+    from spurmix.train.objectives import GroupDRO, Objective
     from spurmix.train.text import MixedInputs
 
 # Public name -> (module, attribute or None for the module itself); loaded on first use (PEP 562).
@@ -37,6 +38,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Beta": ("spurmix.core.lam", "Beta"),
     "FeatureSource": ("spurmix.data.sources.arrays", "FeatureSource"),
     "Fixed": ("spurmix.core.lam", "Fixed"),
+    "GroupDRO": ("spurmix.train.objectives", "GroupDRO"),
     "GroupIndex": ("spurmix.core.groups", "GroupIndex"),
     "HeadOptions": ("spurmix.train.heads.options", "HeadOptions"),
     "ImageSource": ("spurmix.data.sources.arrays", "ImageSource"),
@@ -45,6 +47,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "MixedInputs": ("spurmix.train.text", "MixedInputs"),
     "MixTrainer": ("spurmix.train.hf_trainer", "MixTrainer"),
     "MixPolicy": ("spurmix.core.policy", "MixPolicy"),
+    "Objective": ("spurmix.train.objectives", "Objective"),
     "PackedDataset": ("spurmix.data.dataset.packed", "PackedDataset"),
     "Predictor": ("spurmix.deploy.predictor", "Predictor"),
     "TokenPairs": ("spurmix.data.batch", "TokenPairs"),
@@ -70,6 +73,7 @@ __all__ = [
     "Beta",
     "FeatureSource",
     "Fixed",
+    "GroupDRO",
     "GroupIndex",
     "HeadOptions",
     "ImageSource",
@@ -78,6 +82,7 @@ __all__ = [
     "MixPolicy",
     "MixTrainer",
     "MixedInputs",
+    "Objective",
     "PackedDataset",
     "Predictor",
     "TokenPairs",

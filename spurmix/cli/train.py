@@ -17,7 +17,7 @@ PANELS = {
     "attribute": "Data",
     "model": "Model",
     "policy": "Batches",
-    "optimizer": "Training",
+    "objective": "Training",
     "evaluate_every": "Evaluation and checkpoints",
     "tier": "Hardware",
 }

@@ -133,7 +133,10 @@ def instance(value: object, name: str, kind: type[T], *, optional: bool = False)
         return value
     if optional and value is None:
         return None
-    raise TypeError(f"{name} must be a {kind.__name__}{' or None' if optional else ''}, got {_type_name(value)}")
+    article = "an" if kind.__name__[0] in "AEIO" else "a"
+    raise TypeError(
+        f"{name} must be {article} {kind.__name__}{' or None' if optional else ''}, got {_type_name(value)}"
+    )
 
 
 def on_host(values: object) -> object:

@@ -209,14 +209,15 @@ def load_latest(
         try:
             manifest, state = _read(path)
             saved = manifest["run"]
-            different = [k for k in run if k not in saved or saved[k] != run[k]]
+            # Checkpoints of earlier versions do not store later settings, which are None if they have no effect.
+            different = [k for k in {**run, **saved} if saved.get(k) != run.get(k)]
             if not different:
                 _apply(path, apply, state)
         except CheckpointError as error:
             warnings.warn(f"{error}; trying the checkpoint before it", RuntimeWarning, stacklevel=2)
             continue
         if different:
-            listed = ", ".join(f"{k} ({saved.get(k)!r} in the checkpoint, {run[k]!r} given)" for k in different)
+            listed = ", ".join(f"{k} ({saved.get(k)!r} in the checkpoint, {run.get(k)!r} given)" for k in different)
             raise CheckpointError(
                 f"{path} belongs to another run; different: {listed}; choose another folder or the same settings"
             )

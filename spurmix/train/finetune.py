@@ -19,6 +19,7 @@ from spurmix.data.sources.tokens import TokenSource
 from spurmix.train import checkpoint
 from spurmix.train.loss_log import LossLog
 from spurmix.train.models import modes_kept
+from spurmix.train.objectives import Objective
 from spurmix.train.options import FinetuneOptions, FinetuneOverrides
 from spurmix.train.process import accelerated, check_precision
 from spurmix.train.training_state import TrainingState
@@ -50,6 +51,7 @@ class FinetuneArguments(FinetuneOverrides, total=False):
     """Keyword arguments of `finetune`, except `progress`."""
 
     options: FinetuneOptions | None
+    objective: Objective | None
     output: str | Path | None
     save_every: int | None
     max_checkpoints: int
@@ -57,7 +59,7 @@ class FinetuneArguments(FinetuneOverrides, total=False):
     after_step: AfterStep | None
 
 
-ARGUMENTS = ("options", "output", "save_every", "max_checkpoints", "resume", "progress", "after_step")
+ARGUMENTS = ("options", "objective", "output", "save_every", "max_checkpoints", "resume", "progress", "after_step")
 """Keyword arguments of `finetune` that are not options."""
 
 
@@ -67,6 +69,7 @@ def finetune(
     loader: MixLoader,
     *,
     options: FinetuneOptions | None = None,
+    objective: Objective | None = None,
     output: str | Path | None = None,
     save_every: int | None = None,
     max_checkpoints: int = 2,
@@ -85,6 +88,7 @@ def finetune(
         loader: Loader that defines the data, order, batch size and number of batches. With several processes (torchrun,
             accelerate launch), each process passes a loader with its `rank` and `world_size`.
         options: Optimization options. Default: `FinetuneOptions()`.
+        objective: Objective to minimize, such as `GroupDRO`. Default: the mean of the losses (ERM).
         output: Folder for `metrics.jsonl` and `checkpoints/`.
         save_every: Number of batches between checkpoints. Default: one checkpoint at the end.
         max_checkpoints: Maximum number of checkpoints to keep.
@@ -113,6 +117,7 @@ def finetune(
     checks.instance(model, "model", nn.Module)
     checks.instance(loader, "loader", MixLoader)
     checks.instance(options, "options", FinetuneOptions, optional=True)
+    checks.instance(objective, "objective", Objective, optional=True)
     options = (options or FinetuneOptions()).replace(overrides, ARGUMENTS)
     resume, max_checkpoints = checks.flag(resume, "resume"), checks.integer(max_checkpoints, "max_checkpoints", 1)
     save_every = None if save_every is None else checks.integer(save_every, "save_every", 1)
@@ -129,7 +134,7 @@ def finetune(
     if folder is not None:
         checkpoint.check_writable(folder)
     with accelerated(loader.device, options.mixed_precision) as accelerator, modes_kept(model):
-        state = TrainingState(model, loader, options, accelerator)
+        state = TrainingState(model, loader, options, accelerator, objective)
         log = LossLog(folder, accelerator.is_main_process)
         checkpoints = _Checkpoints(folder, state, log, save_every, max_checkpoints)
         if not (resume and checkpoints.load()) and loader.step >= len(loader):

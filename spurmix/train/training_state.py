@@ -13,6 +13,7 @@ from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.ops import functional
 from spurmix.train import checkpoint
 from spurmix.train.models import head_of, logits_of, parameter_groups
+from spurmix.train.objectives import Objective
 from spurmix.train.options import FinetuneOptions
 from spurmix.train.schedule import factor
 from spurmix.train.text import apply
@@ -29,10 +30,20 @@ class TrainingState:
         loader: Loader of the batches.
         options: Optimization options.
         accelerator: Accelerator that places and wraps the model.
+        objective: Objective of training. Default: the mean of the losses.
     """
 
-    def __init__(self, model: nn.Module, loader: MixLoader, options: FinetuneOptions, accelerator: Accelerator) -> None:
-        self.loader, self.options, self.accelerator = loader, options, accelerator
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: MixLoader,
+        options: FinetuneOptions,
+        accelerator: Accelerator,
+        objective: Objective | None = None,
+    ) -> None:
+        self.loader, self.options, self.accelerator, self.objective = loader, options, accelerator, objective
+        if objective is not None:
+            objective.start(loader)
         self._frozen = _freeze(model, options.freeze)
         self._model, self._optimizer = accelerator.prepare(model, _make_optimizer(model, options))
         # Without Accelerate's autocast in `forward`, which would stay there after training. `forward` below has its own.
@@ -59,6 +70,7 @@ class TrainingState:
             "label_smoothing": options.label_smoothing,
             "dtype": str(self.loader.dtype),
             "augment": repr(self.loader.augment),
+            "objective": repr(self.objective) if self.objective is not None else None,
         }
         return checkpoint.identity(self._inner, self.loader.fingerprint(), settings)
 
@@ -71,6 +83,7 @@ class TrainingState:
             "rng": checkpoint.rng_state(),
             "loader": self.loader.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "objective": self.objective.state_dict() if self.objective is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -79,6 +92,8 @@ class TrainingState:
         self._optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.objective is not None:
+            self.objective.load_state_dict(state["objective"])
         checkpoint.set_rng_state(state["rng"])
         self.loader.load_state_dict(state["loader"])
 
@@ -106,9 +121,11 @@ class TrainingState:
             logits = logits_of(apply(self._model, batch.input))
         if self.accelerator.mixed_precision != "no":
             logits = logits.float()
-        return functional.mixed_cross_entropy(
-            logits, batch.label, batch.partner_label, batch.lam, label_smoothing=self.options.label_smoothing
-        )
+        losses = functional.mixed_cross_entropy(
+            logits, batch.label, batch.partner_label, batch.lam, label_smoothing=self.options.label_smoothing,
+            reduction="mean" if self.objective is None else "none",
+        )  # fmt: skip
+        return losses if self.objective is None else self.objective(losses, batch)
 
     def global_mean(self, loss: Tensor) -> Tensor:
         """Return the loss of the global batch, on every process."""

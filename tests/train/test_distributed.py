@@ -15,7 +15,7 @@ SCRIPT = """
 import json, os, sys
 import numpy as np, torch
 from torch import nn
-from spurmix import GroupIndex, MixLoader, evaluate, finetune, policies
+from spurmix import GroupDRO, GroupIndex, MixLoader, evaluate, finetune, policies
 
 out, batches = sys.argv[1], int(sys.argv[2])
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -51,7 +51,10 @@ except Killed:
 distributed = torch.distributed.is_initialized()
 found = evaluate(model, features, groups, batch_size=50, sharded=distributed)
 drawn = [[batch.index.tolist(), batch.partner.tolist(), batch.lam.tolist()] for batch in loader]
-report = dict(losses=done.losses, groups=[g.correct for g in found.groups], drawn=drawn)
+objective = GroupDRO(groups, step=0.3, adjustment=1.0)
+network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+dro = finetune(network, loader, objective=objective, learning_rate=0.05).losses + tuple(objective.weights.tolist())
+report = dict(losses=done.losses, groups=[g.correct for g in found.groups], drawn=drawn, dro=dro)
 with open(f"{out}/rank-{rank}.json", "w") as file:
     json.dump(report, file)
 if distributed:
@@ -69,6 +72,7 @@ def reports(folder: Path, world: int) -> dict[str, Any]:
     """Combine the reports of all ranks: the concatenated draws, and results that must be equal in all ranks."""
     ranks = [json.loads((folder / f"rank-{k}.json").read_text()) for k in range(world)]
     assert all(r["losses"] == ranks[0]["losses"] and r["groups"] == ranks[0]["groups"] for r in ranks)
+    assert all(r["dro"] == ranks[0]["dro"] for r in ranks)
     drawn = [[list(chain(*(r["drawn"][k][part] for r in ranks))) for part in range(3)] for k in range(11)]
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(11))
@@ -86,6 +90,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def same(found: dict[str, Any], alone: dict[str, Any]) -> None:
     assert found["drawn"] == alone["drawn"] and found["rates"] == alone["rates"] and found["groups"] == alone["groups"]
     assert found["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+    assert found["dro"] == pytest.approx(alone["dro"], abs=1e-5)
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])

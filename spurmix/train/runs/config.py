@@ -72,6 +72,11 @@ class RunConfig:
     crop_size: int = setting(0, "Height and width of a crop in pixels. 0 uses the size of the images.", low=0)
     flip: bool = setting(False, "Flip images horizontally at random.")
     bucket: int = setting(1, "Number of batches whose texts are grouped by length. 1 disables grouping.", low=1)
+    objective: str = setting(
+        "erm", "Objective: erm is the mean loss, group_dro weights groups by their losses.", ("erm", "group_dro")
+    )
+    dro_step: float = setting(0.01, "Step size of the group weights of group_dro. 0 keeps them equal.", low=0)
+    dro_adjustment: float = setting(0.0, "Adjustment of group_dro for small groups.", low=0)
     optimizer: str = _shared("optimizer")
     learning_rate: float = _shared("learning_rate")
     weight_decay: float = _shared("weight_decay")
@@ -121,6 +126,8 @@ _REQUIRES: dict[str, tuple[str, tuple[str, ...]]] = {
     "stages": ("schedule", ("step",)),
     "memory": ("tier", ("auto", "pinned", "disk")),
     "momentum": ("optimizer", ("sgd",)),
+    "dro_step": ("objective", ("group_dro",)),
+    "dro_adjustment": ("objective", ("group_dro",)),
 }
 """Flags that have an effect only if another setting has one of some values."""
 

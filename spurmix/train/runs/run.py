@@ -30,6 +30,7 @@ from spurmix.train import loss_log
 from spurmix.train.finetune import TrainResult, finetune
 from spurmix.train.loss_log import read_losses
 from spurmix.train.metrics import Evaluation, check_options
+from spurmix.train.objectives import GroupDRO, Objective
 from spurmix.train.process import check_precision
 from spurmix.train.runs import files
 from spurmix.train.runs.config import RunConfig, build_policy, portable, read_run_config, to_toml
@@ -209,6 +210,13 @@ def _loader(config: RunConfig, data: SplitData, policy: MixPolicy, processes: Pr
     )  # fmt: skip
 
 
+def _objective(run: TrainingRun) -> Objective | None:
+    config = run.config
+    if config.objective == "group_dro":
+        return GroupDRO(run.train.groups, config.dro_step, config.dro_adjustment)
+    return None
+
+
 def train(run: TrainingRun, *, resume: bool = False) -> Outcome:
     """Train, keep the best weights on the validation split, and evaluate them. Every process calls this function.
 
@@ -229,8 +237,9 @@ def train(run: TrainingRun, *, resume: bool = False) -> Outcome:
         else:
             validation = _Validation(run)
             training = finetune(
-                model, run.loader, options=config.finetune_options(), output=run.folder, resume=resume,
-                progress=run.processes.progress, max_checkpoints=config.max_checkpoints, after_step=validation,
+                model, run.loader, options=config.finetune_options(), objective=_objective(run),
+                output=run.folder, resume=resume, progress=run.processes.progress,
+                max_checkpoints=config.max_checkpoints, after_step=validation,
                 save_every=validation.whole_steps(config.save_every or validation.batches_per_epoch),
             )  # fmt: skip
             kept_step = validation.restore_best()

@@ -125,6 +125,7 @@ def test_flags_without_effect_are_errors(tmp_path: Path) -> None:
             "--memory has no effect with tier cache; it requires tier auto or pinned or disk",
         ),
         (dict(memory=1.0, tier="device"), "--memory has no effect with tier device"),
+        (dict(dro_step=0.1), "--dro-step has no effect with objective erm; it requires objective group_dro"),
         (dict(momentum=0.8), "--momentum has no effect with optimizer adamw; it requires optimizer sgd"),
     ):
         with pytest.raises(ValueError, match=re.escape(text)):

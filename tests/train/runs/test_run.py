@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import test_recipes
 import torch
-from run_commands import FEATURES, IMAGES, flags, invoke, train
+from run_commands import FEATURES, IMAGES, flags, invoke, losses, train
 from transformers import BertConfig, BertForSequenceClassification
 
 from spurmix import PackedDataset, Predictor
@@ -47,6 +47,21 @@ def test_train_writes_settings_metrics_weights_and_a_report(finished: Path, imag
     resolved = resolve({}, finished / "config.toml")
     assert resolved == resolve({**IMAGES, "dataset": str(images)}, base=dataclasses.replace(
         DEFAULT, attribute="colour", validation_split="val", test_split="test"))  # fmt: skip
+
+
+def test_train_with_group_dro(features: Path, tmp_path: Path) -> None:
+    settings = {**FEATURES, "steps": 8, "policy": "group_balanced", "objective": "group_dro"}
+    out = tmp_path / "run"
+    invoke("train", features, "--out", out, *flags(settings | {"dro_step": 0.5, "dro_adjustment": 2.0}))
+    config = resolve({}, out / "config.toml")
+    assert (config.objective, config.dro_step, config.dro_adjustment) == ("group_dro", 0.5, 2.0)
+    robust = losses(out)
+    train(features, tmp_path / "erm", settings | {"objective": "erm"})
+    assert robust[0] != pytest.approx(losses(tmp_path / "erm")[0], rel=1e-4)
+    shutil.rmtree(max((out / "checkpoints").iterdir()))
+    (out / "model.safetensors").unlink()
+    invoke("train", "--resume", "--out", out)
+    assert losses(out) == robust
 
 
 def test_evaluate_and_export_give_the_results_of_the_run(finished: Path, images: Path, tmp_path: Path) -> None:
