@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spurmix.train.heads.fit import fit_head
     from spurmix.train.heads.options import HeadOptions
     from spurmix.train.hf_trainer import MixTrainer
+    from spurmix.train.infer import find_errors, infer_groups
     from spurmix.train.objectives import GroupDRO, Objective
     from spurmix.train.text import MixedInputs
 
@@ -59,9 +60,11 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "evaluate": ("spurmix.train.evaluate", "evaluate"),
     "export_onnx": ("spurmix.deploy.export", "export_onnx"),
     "extract_features": ("spurmix.train.head", "extract_features"),
+    "find_errors": ("spurmix.train.infer", "find_errors"),
     "finetune": ("spurmix.train.finetune", "finetune"),
     "fit_head": ("spurmix.train.heads.fit", "fit_head"),
     "functional": ("spurmix.ops.functional", None),
+    "infer_groups": ("spurmix.train.infer", "infer_groups"),
     "models": ("spurmix.train.models", None),
     "read_civilcomments": ("spurmix.data.pack.layouts.civilcomments", "read_civilcomments"),
     "policies": ("spurmix.core.policies", None),
@@ -95,9 +98,11 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "extract_features",
+    "find_errors",
     "finetune",
     "fit_head",
     "functional",
+    "infer_groups",
     "models",
     "policies",
     "read_civilcomments",

@@ -10,7 +10,7 @@ import numpy as np
 
 from spurmix.core.array_types import Int64Array
 from spurmix.core.groups import MIXED, GroupIndex
-from spurmix.core.names import join_similarity_notes, listed
+from spurmix.core.names import join_similarity_notes, listed, without_inferred
 
 EVALUATED, TRAINING = "the evaluated groups", "train_groups"
 REMEDY = (
@@ -142,7 +142,11 @@ def _renumber(train_cells: Int64Array, groups: GroupIndex, train_groups: GroupIn
         (1 + groups.spurious, "attribute_names", groups.attribute_names, train_groups.attribute_names),
     ]
     for column, argument, names, train_names in columns:
-        if names is None or train_names is None or names == train_names:
+        if names is None or train_names is None:
+            continue
+        if column > 0:
+            names, train_names = (tuple(map(without_inferred, given)) for given in (names, train_names))
+        if names == train_names:
             continue
         for repeated in (names, train_names):
             if len(set(repeated)) < len(repeated):

@@ -34,6 +34,26 @@ def printable(text: object, keep: str = "") -> str:
     return "".join(repr(c)[1:-1] if _is_control(c) and c not in keep else c for c in given)
 
 
+INFERRED = " (inferred)"
+"""End of the names of attributes that were not given but inferred."""
+
+
+def without_inferred(name: str) -> str:
+    """Return the name of an attribute without the end that says that it was inferred.
+
+    Args:
+        name: The name.
+
+    Returns:
+        The name of the attribute that was inferred.
+
+    Example:
+        >>> without_inferred("water (inferred)")
+        'water'
+    """
+    return name.removesuffix(INFERRED)
+
+
 MAX_SHOWN = 80
 """Maximum number of characters of a value in a message."""
 

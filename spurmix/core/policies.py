@@ -6,7 +6,7 @@ classes by mixing in a small set of examples whose attributes are known. The for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -28,10 +28,11 @@ from spurmix.core.lam import (
 )
 from spurmix.core.partners import PartnerRows
 from spurmix.core.policy import MixPolicy
-from spurmix.core.resolved_policy import Labels, Strata, Weights, checked_weights, group_number
+from spurmix.core.resolved_policy import Labels, Strata, Weights
 from spurmix.core.selection import AS_GROUPS, SelectionOptions, Unknown, checked_choice
 from spurmix.core.shares import Prior
 from spurmix.core.targets import ATTRIBUTED, DEFAULT_TARGET, Target, checked_target, mixpro_policy
+from spurmix.core.upweight import upweight_policy
 
 __all__ = [
     "balance_attributes",
@@ -332,10 +333,12 @@ def upweight(
 ) -> MixPolicy:
     """Draw groups in proportion to size * factor, unmixed.
 
-    This is the second stage of JTT, with a partition into correctly and incorrectly classified examples.
+    This is the second stage of JTT, with a partition into correctly and incorrectly classified examples, such as
+    `infer_groups(early_model, images, groups, "errors")` with `factors={"misclassified": 20}`.
 
     Args:
-        factors: Non-negative factor of each group, `[G]`, or {group: factor}, in which missing groups have factor 1.
+        factors: Non-negative factor of each group, `[G]`, or {group: factor}, in which missing groups have factor 1. A
+            group is given by its number or its cell (label, attribute). The name of an attribute means all its groups.
         unknown: What happens with examples of unknown attribute, see `MixPolicy`. Default: "group".
         attributed_only: True means `unknown="exclude"`. False means that examples of unknown attribute are drawn.
         subsample: Cut each group to the size of the smallest one, with another subset for each seed.
@@ -360,20 +363,9 @@ def upweight(
         "groups",
         None,
         "mix",
-        partial(_upweight, factors=factors),
+        partial(upweight_policy, factors=factors),
         checked_choice("upweight", "group", unknown, attributed_only, subsample),
     )
-
-
-def _upweight(groups: GroupIndex, factors: Weights) -> MixPolicy:
-    values: object = factors
-    if isinstance(factors, Mapping):
-        values = by_group = np.ones(groups.num_groups)
-        for name, value in factors.items():
-            group = group_number(groups, name, "upweight: factors")
-            by_group[group] = checks.number(value, f"upweight: factors[{name!r}]")
-    checked = checked_weights(values, (groups.num_groups,), "upweight: factors")
-    return MixPolicy("groups", groups.sizes * checked)
 
 
 def balance_attributes(
