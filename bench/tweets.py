@@ -41,7 +41,7 @@ from bench import report
 from spurmix import FeatureSource, GroupIndex, TokenSource, evaluate, extract_features, models, policies, retrain_head
 from spurmix.cli.versions import versions
 from spurmix.core.policy import MixPolicy
-from spurmix.train.metrics import Evaluation
+from spurmix.train.evaluation import Evaluation
 
 IDENTITY_TERMS = (
     "woman", "women", "girl", "girls", "female", "females", "lady", "ladies", "man", "men", "guy", "guys", "boy",

@@ -19,9 +19,12 @@ from spurmix.data.sources.tokens import TokenSource
 from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops import functional, validate
 from spurmix.ops.device_errors import check
-from spurmix.train.metrics import Cells, Counts, Evaluation, LabelPairs, check_labels, check_options, summarize
+from spurmix.train.evaluation import Evaluation
+from spurmix.train.metrics import Cells, Counts, LabelPairs, check_labels, check_options, summarize
 from spurmix.train.models import device_of, logits_of, modes_kept
 from spurmix.train.process import lost_process_named
+from spurmix.train.score_counter import ScoreCounter
+from spurmix.train.scores import ScoreCounts, ScoreLayout, attribute_blocks
 from spurmix.train.text import apply
 
 Inputs = Tensor | Tokens
@@ -102,6 +105,7 @@ class _Counter:
     def __init__(self, groups: GroupIndex, pairs: LabelPairs, cells: Cells | None) -> None:
         self._groups, self._pairs, self._cells = groups, torch.from_numpy(pairs.pairs), cells
         self._row = torch.from_numpy(pairs.row)
+        self._attribute = torch.from_numpy(attribute_blocks(groups))
         self._ready = False
         self._logits: list[Tensor] = []
         self._index: list[Tensor] = []
@@ -111,8 +115,11 @@ class _Counter:
         """Allocate one buffer for all counts, so that processes sum them in one call."""
         groups, rows = self._groups.num_groups, len(self._pairs)
         cells = self._cells.members.shape[1] if self._cells is not None else 0
-        self._counts = torch.zeros(2 * (groups + cells) + rows * classes, dtype=torch.int64, device=device)
-        of_groups, of_cells, self._predictions = self._counts.split([2 * groups, 2 * cells, rows * classes])
+        self._layout = ScoreLayout.of(self._groups, cells, classes)
+        sizes = [2 * groups, 2 * cells, rows * classes, *self._layout.sizes]
+        self._counts = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        of_groups, of_cells, self._predictions, *self._of_scores = self._counts.split(sizes)
+        self._scores = ScoreCounter(self._layout, tuple(self._of_scores))
         self._of_groups, self._of_cells = of_groups.view(groups, 2), of_cells.view(cells, 2)
         self._group_of_row, self._label_of_row = self._pairs.to(device).T.contiguous()
         self._first_invalid = torch.tensor(self._groups.num_examples, device=device)
@@ -154,11 +161,15 @@ class _Counter:
         row = self._row.index_select(0, index).to(device)
         label, group = self._label_of_row.index_select(0, row), self._group_of_row.index_select(0, row)
         functional.group_counts(logits, label, group, out=self._of_groups)
+        members = None
         if self._cells is not None:
             members = torch.from_numpy(self._cells.members[index.numpy()]).to(device)
             functional.group_counts(logits, label, members, out=self._of_cells)
-        entry = row * classes + logits.argmax(dim=1)
+        predicted = logits.argmax(dim=1)
+        entry = row * classes + predicted
         self._predictions.index_add_(0, entry, torch.ones_like(entry))
+        attribute = self._attribute.index_select(0, index).to(device)
+        self._scores.add(logits, predicted, label, group, attribute, members)
         finite = (logits.amin(dim=1) > -math.inf) & (logits.amax(dim=1) < math.inf)  # False for NaN
         invalid = torch.where(finite, self._groups.num_examples, index.to(device))
         self._first_invalid = torch.minimum(self._first_invalid, invalid.min())
@@ -184,7 +195,12 @@ class _Counter:
         if first_invalid < self._groups.num_examples:
             raise ValueError(f"logits of example {first_invalid} are not finite")
         predictions = self._predictions.view(len(self._pairs), -1)
-        return Counts(*(counts.cpu().numpy() for counts in (self._of_groups, self._of_cells, predictions)))
+        return Counts(
+            groups=self._of_groups.cpu().numpy(),
+            cells=self._of_cells.cpu().numpy(),
+            predictions=predictions.cpu().numpy(),
+            scores=ScoreCounts.of([counts.cpu().numpy() for counts in self._of_scores], self._layout),
+        )
 
 
 def reduce(values: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> None:

@@ -122,7 +122,7 @@ def test_tables_of_groups_evaluations_and_audits() -> None:
     for text, lines in (
         (str(groups.table()), 3),
         (repr(groups), 4),
-        (str(evaluation), 4),
+        (str(evaluation), 6),
         (str(policies.balance_attributes().audit(groups)), None),
     ):
         assert not controls(text) and SHOWN in text

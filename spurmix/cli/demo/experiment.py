@@ -19,8 +19,8 @@ from spurmix.train.evaluate import evaluate
 if TYPE_CHECKING:
     from spurmix.core.audit import Audit
     from spurmix.core.policy import MixPolicy
+    from spurmix.train.evaluation import Evaluation
     from spurmix.train.finetune import AfterStep
-    from spurmix.train.metrics import Evaluation
 
 EVALUATED_AFTER = (0.8, 0.9, 1.0)
 """Fractions of the training with a method after which the model is evaluated on the validation split. Earlier, the learning

@@ -18,7 +18,7 @@ from spurmix.train.runs.files import write_text
 if TYPE_CHECKING:
     from spurmix.cli.demo.experiment import SeedResult
     from spurmix.deploy.export import ExportReport
-    from spurmix.train.metrics import Evaluation
+    from spurmix.train.evaluation import Evaluation
 
 
 class _OnnxResult(TypedDict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +53,8 @@ def write_page(out: Path, template: str, pictures: list[Path], **values: object)
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_clean
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["decimal"] = lambda value: "not determined" if math.isnan(value) else f"{value:.3f}"
+    environment.filters["zip"] = lambda rows, others: list(zip(rows, others, strict=True))
     environment.filters["with_names"] = _with_names
     environment.filters["shown"] = _shown
     environment.filters["correlation"] = lambda value: correlation_text(value, 3)

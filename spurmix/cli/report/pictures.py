@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from spurmix.train.metrics import Evaluation
+    from spurmix.train.evaluation import Evaluation
     from spurmix.train.runs.files import EvaluationRow
 
+MARKERS = "os^Dvx"
+"""Markers of the groups that are the worst in an evaluation."""
 GRAY, BLUE, LIGHT_BLUE = "#9aa5b1", "#2563eb", "#93c5fd"
 
 
@@ -134,40 +137,55 @@ def draw_audit(out: Path, residuals: Mapping[str, tuple[float, float]], raw: flo
 
 
 def draw_curves(out: Path, losses: Sequence[float], evaluations: Sequence[EvaluationRow], kept_step: int) -> Path:
-    """Draw the training loss and the accuracy on the validation split over the batches.
+    """Draw the training loss, and below it the accuracies on the validation split, over the batches.
 
     Args:
         out: Folder for curves.png.
         losses: Loss of every batch.
-        evaluations: Evaluations on the validation split.
+        evaluations: Evaluations on the validation split. If there are none, only the loss is drawn.
         kept_step: Number of batches after which the kept weights were saved.
 
     Returns:
         The file.
     """
-    figure = _new_figure(7, 3.4)
-    axes = figure.subplots()
+    figure = _new_figure(7, 6.0 if evaluations else 3.0, layout="constrained")
+    panels = figure.subplots(2 if evaluations else 1, sharex=True, squeeze=False)[:, 0]
+    axes = panels[0]
     window = max(1, len(losses) // 100)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     label = "loss" if window == 1 else f"loss (mean of {window} batches)"
     axes.plot(np.arange(window, len(losses) + 1), smooth, color=GRAY, label=label)
-    axes.set_xlabel("batches")
-    axes.set_ylabel("loss")
+    axes.set_ylabel("training loss")
     axes.set_ylim(bottom=0)
-    axes.spines["top"].set_visible(False)
     if evaluations:
-        right = axes.twinx()
-        steps = [row["step"] for row in evaluations]
-        average = [row["average"] for row in evaluations]
-        worst = [row["worst_group"] for row in evaluations]
-        right.plot(steps, average, "--", color=BLUE, marker=".", label="average")
-        right.plot(steps, worst, "-", color=BLUE, marker=".", label="worst group")
-        right.axvline(kept_step, color="#444444", linewidth=0.8, linestyle=":", label="kept weights")
-        right.set_ylim(0, 1.05)
-        right.set_ylabel("accuracy on the validation split")
-        right.spines["top"].set_visible(False)
-    figure.legend(loc="upper center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 1.03))
+        _draw_learning_curves(panels[1], evaluations, kept_step)
+    for panel in panels:
+        panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
+        for text in panel.get_legend().get_texts():
+            text.set_parse_math(False)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("batches")
     return _save(figure, out / "curves.png")
+
+
+def _draw_learning_curves(axes: Axes, evaluations: Sequence[EvaluationRow], kept_step: int) -> None:
+    """Draw the worst group, the average and the adjusted average. The markers show which group is the worst."""
+    steps = [row["step"] for row in evaluations]
+    curves = (("average", "--", BLUE), ("adjusted_average", ":", LIGHT_BLUE), ("worst_group", "-", BLUE))
+    for key, style, color in curves:
+        values = np.array([row[key] for row in evaluations], dtype=np.float64)  # type: ignore[literal-required]
+        axes.plot(steps, values, style, color=color, label=key.replace("_", " "))
+    by_name = Counter(row["worst_name"] for row in evaluations)
+    names = [name for name, _ in by_name.most_common(len(MARKERS))]
+    for name, shown, marker in zip(names, distinct_names(names), MARKERS, strict=False):
+        rows = [row for row in evaluations if row["worst_name"] == name]
+        label = without_controls(shown if len(shown) <= 30 else f"{shown[:29]}…")
+        axes.plot(
+            [r["step"] for r in rows], [r["worst_group"] for r in rows], marker, color=BLUE, label=f"worst: {label}"
+        )
+    axes.axvline(kept_step, color="#444444", linewidth=0.8, linestyle=":", label="kept weights")
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("accuracy on the validation split")
 
 
 def draw_samples(out: Path, samples: ImageSamples) -> Path:

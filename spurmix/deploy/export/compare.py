@@ -13,7 +13,7 @@ from spurmix.core.names import printable
 from spurmix.deploy.export.errors import ExportError
 from spurmix.deploy.export.inputs import ExportInput
 from spurmix.deploy.predictor import Predictor
-from spurmix.train.metrics import Evaluation
+from spurmix.train.evaluation import Evaluation
 
 LogitArray = NDArray[np.float32]
 

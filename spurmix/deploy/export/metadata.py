@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from spurmix._version import __version__
 from spurmix.deploy.export.inputs import ExportInput
 from spurmix.deploy.model_file import DIGEST, read_model_file
-from spurmix.train.metrics import Evaluation
+from spurmix.train.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message  # type: ignore[import-untyped]

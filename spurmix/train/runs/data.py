@@ -19,7 +19,7 @@ from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.strays import is_stray
 from spurmix.data.sources.arrays import ImageSource, Source
 from spurmix.train.evaluate import evaluate
-from spurmix.train.metrics import Evaluation
+from spurmix.train.evaluation import Evaluation
 from spurmix.train.process import lost_process_named
 from spurmix.train.runs.config import MODELS, SPLIT_NAMES, RunConfig
 from spurmix.train.runs.processes import Processes

@@ -27,9 +27,10 @@ from spurmix.data.loader.mix_loader import MixLoader
 from spurmix.data.sources.arrays import ImageSource
 from spurmix.ops.augment import Augment
 from spurmix.train import loss_log
+from spurmix.train.evaluation import Evaluation
 from spurmix.train.finetune import TrainResult, finetune
 from spurmix.train.loss_log import read_losses
-from spurmix.train.metrics import Evaluation, check_options
+from spurmix.train.metrics import check_options
 from spurmix.train.objectives import GroupDRO, Objective
 from spurmix.train.process import check_precision
 from spurmix.train.runs import files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -16,8 +17,9 @@ from torch import nn
 import spurmix
 from spurmix import GroupIndex
 from spurmix.cli.report.page import write_page
-from spurmix.cli.report.pictures import GRAY, draw_accuracy, draw_audit
+from spurmix.cli.report.pictures import GRAY, draw_accuracy, draw_audit, draw_curves
 from spurmix.train.metrics import evaluate_logits
+from spurmix.train.runs.files import EvaluationRow
 
 
 @pytest.mark.parametrize(("classes", "name", "tall"), [
@@ -69,3 +71,28 @@ def test_names_that_look_the_same_differ_on_pages_and_pictures(tmp_path: Path, m
     monkeypatch.setattr(jinja2, "PackageLoader", lambda _: jinja2.DictLoader({"t": rows}))
     write_page(tmp_path, "t", [], groups=evaluation.groups)
     assert html.unescape((tmp_path / "report.html").read_text()) == "'cat'|'cat '|dog|'cat'"
+
+
+def test_learning_curves_show_worst_group_averages_and_kept_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, list[float]] = {}
+    plot = Axes.plot
+
+    def record(axes: Axes, x: list[float], y: list[float], *style: str, **options: Any) -> object:
+        drawn[options["label"]] = [float(value) for value in y]
+        return plot(axes, x, y, *style, **options)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    rows = [
+        EvaluationRow(step=10 * k, worst_group=0.1 * k, average=0.2 * k, adjusted_average=0.15 * k, worst_name=name)
+        for k, name in enumerate(["cat", r"dog $\frac", "cat", "x" * 40], 1)
+    ]
+    losses = [1.0, 0.5] * 20
+    with Image.open(draw_curves(tmp_path, losses, rows, 30)) as picture:
+        both = picture.size
+    assert drawn["worst group"] == pytest.approx([0.1, 0.2, 0.3, 0.4]) and drawn["average"][3] == pytest.approx(0.8)
+    assert drawn["adjusted average"][0] == pytest.approx(0.15) and drawn["worst: cat"] == pytest.approx([0.1, 0.3])
+    assert f"worst: {'x' * 29}…" in drawn and len(drawn["loss"]) == 40
+    with Image.open(draw_curves(tmp_path, losses, [], 40)) as picture:
+        assert picture.height < both[1] and picture.width < 1500
