@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spurmix.ops import functional
     from spurmix.ops.functional import draw
     from spurmix.train import models
+    from spurmix.train.afr import retrain_afr
     from spurmix.train.evaluate import evaluate
     from spurmix.train.finetune import finetune
     from spurmix.train.head import extract_features, retrain_head
@@ -68,6 +69,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "models": ("spurmix.train.models", None),
     "read_civilcomments": ("spurmix.data.pack.layouts.civilcomments", "read_civilcomments"),
     "policies": ("spurmix.core.policies", None),
+    "retrain_afr": ("spurmix.train.afr", "retrain_afr"),
     "retrain_head": ("spurmix.train.head", "retrain_head"),
 }
 
@@ -106,6 +108,7 @@ __all__ = [
     "models",
     "policies",
     "read_civilcomments",
+    "retrain_afr",
     "retrain_head",
 ]
 

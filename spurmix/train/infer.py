@@ -18,7 +18,7 @@ from spurmix.core.names import INFERRED
 from spurmix.data.sources.arrays import Source
 from spurmix.train.evaluate import predict
 from spurmix.train.head import extract_features
-from spurmix.train.heads.fit import fit_head
+from spurmix.train.heads.fit import checked_features, fit_head
 from spurmix.train.heads.options import HeadOptions
 
 InferenceMethod: TypeAlias = Literal["errors", "clusters", "pseudo_labels"]
@@ -146,7 +146,7 @@ def infer_groups(
             return groups
     if features is None:
         features = extract_features(model, source, batch_size=batch_size, device=device, progress=progress)
-    values = _checked(features, groups)
+    values = checked_features(features, groups, "features")
     if method == "clusters":
         names = [f"cluster {k}" for k in range(num_clusters)]
         return _with_attributes(groups, _clusters(values, groups, num_clusters, seed), names)
@@ -156,18 +156,6 @@ def infer_groups(
 def _with_attributes(groups: GroupIndex, attributes: Int64Array, names: Sequence[str]) -> GroupIndex:
     inferred = [f"{name}{INFERRED}" for name in names]
     return GroupIndex(groups.labels, attributes, class_names=groups.class_names, attribute_names=inferred)
-
-
-def _checked(features: Tensor, groups: GroupIndex) -> NDArray[np.float32]:
-    """Return features as a finite float32 array `[N, D]`."""
-    checks.instance(features, "features", Tensor)
-    if features.dim() != 2 or len(features) != groups.num_examples:
-        raise ValueError(f"features must have shape [{groups.num_examples}, D], got {list(features.shape)}")
-    values: NDArray[np.float32] = features.detach().float().cpu().numpy()
-    finite = np.isfinite(values).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"features must be finite, but row {int(np.argmin(finite))} is not")
-    return values
 
 
 def _clusters(values: NDArray[np.float32], groups: GroupIndex, count: int, seed: int) -> Int64Array:

@@ -127,7 +127,12 @@ def test_bad_arguments() -> None:
         (perfect, "errors", {}, "classifies all examples correctly; use a model of an earlier epoch"),
         (UNATTRIBUTED, "clusters", {"features": constant}, "class 'landbird' has .* do not form 2 clusters"),
         (UNATTRIBUTED, "clusters", {"features": bad}, "features must be finite, but row 7 is not"),
-        (UNATTRIBUTED, "clusters", {"features": constant[:9]}, r"features must have shape \[400, D\], got \[9, 5\]"),
+        (
+            UNATTRIBUTED,
+            "clusters",
+            {"features": constant[:9]},
+            r"features must be \[400, D\], one row for each example, got \[9, 5\]",
+        ),
         (UNATTRIBUTED, "clusters", {"num_clusters": 1}, "num_clusters must be"),
         (UNATTRIBUTED, "pseudo_labels", {}, "requires attributes of some examples"),
         (one, "pseudo_labels", {}, "two known attributes or more, got 1"),

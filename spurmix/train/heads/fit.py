@@ -72,7 +72,7 @@ def fit_head(
     """
     checks.choice(method, "method", get_args(HeadMethod))
     chosen = options if options is not None else HeadOptions()
-    x = _checked_features(features, groups, "features")
+    x = checked_features(features, groups, "features")
     if np.unique(groups.labels).size < 2:
         raise ValueError("a head requires examples of two classes or more")
     if len(x) < groups.num_classes:
@@ -84,7 +84,7 @@ def fit_head(
     if method != "logistic" or (validation is None and search.num_settings > 1):
         samples.check()
     if validation is not None:
-        held_out = _checked_features(validation[0], validation[1], "validation features")
+        held_out = checked_features(validation[0], validation[1], "validation features")
         if held_out.shape[1] != x.shape[1]:
             raise ValueError(f"validation features must have {x.shape[1]} columns, got {held_out.shape[1]}")
         return result(search, samples, *search.choose(samples, HeldOut.of(held_out, validation[1], groups)))
@@ -95,7 +95,7 @@ def fit_head(
     return result(search, samples, *search.choose(training, held_out_half))
 
 
-def _checked_features(features: Tensor | ArrayLike, groups: GroupIndex, name: str) -> Features:
+def checked_features(features: Tensor | ArrayLike, groups: GroupIndex, name: str) -> Features:
     """Return `features` as a contiguous float32 array `[N, D]`."""
     checks.instance(groups, f"groups of the {name}", GroupIndex)
     host = checks.on_host(features)
