@@ -17,14 +17,14 @@ from spurmix.core import checks
 if TYPE_CHECKING:
     from spurmix.train.runs.retrain import RetrainedHead
 
-METHODS = ("dfr", "dispel", "logistic", "sgd")
-FITS, SUBSETS = METHODS[:3], METHODS[:2]
+METHODS = ("dfr", "dispel", "inferred", "logistic", "sgd")
+FITS, SUBSETS = METHODS[:4], METHODS[:3]
 BELONGS = {
     "C": FITS, "penalty": FITS, "fits": SUBSETS, "search_fits": SUBSETS, "s": ("dispel",), "alpha": ("dispel",),
     "policy": ("sgd",), "policy_option": ("sgd",), "epochs": ("sgd",), "learning_rate": ("sgd",), "batch_size": ("sgd",),
 }  # fmt: skip
 """Methods that read an option."""
-FIT_PANEL, SGD_PANEL = "Options of dfr, dispel and logistic", "Options of sgd"
+FIT_PANEL, SGD_PANEL = "Options of dfr, dispel, inferred and logistic", "Options of sgd"
 
 
 def retrain_head(
@@ -50,7 +50,9 @@ def retrain_head(
         list[float] | None,
         typer.Option("--C", help="Inverse strength of the penalty. Repeatable.", rich_help_panel=FIT_PANEL),
     ] = None,
-    penalty: Annotated[str | None, typer.Option(help="l1 or l2.", show_default="l1", rich_help_panel=FIT_PANEL)] = None,
+    penalty: Annotated[
+        str | None, typer.Option(help="l1 or l2.", show_default="l2 for inferred, else l1", rich_help_panel=FIT_PANEL)
+    ] = None,
     s: Annotated[
         list[float] | None,
         typer.Option("--s", help="Weight of the donor, for dispel. Repeatable.", rich_help_panel=FIT_PANEL),
@@ -92,8 +94,9 @@ def retrain_head(
 ) -> None:
     """Retrain the last layer of a model, and write the model as a new run.
 
-    dfr fits balanced subsets of the attributed examples, dispel all examples mixed with attributed ones, logistic all
-    examples. sgd trains with a policy. spurmix evaluate and spurmix export open the new run.
+    dfr fits balanced subsets of the attributed examples, inferred subsets of all examples with inferred attributes, dispel
+    all examples mixed with attributed ones, and logistic all examples. sgd trains with a policy. spurmix evaluate and
+    spurmix export open the new run.
     """
     checks.choice(method, "--method", METHODS)
     own = {
@@ -124,7 +127,7 @@ def _retrain(
             f"{' and '.join(BELONGS[foreign])}"
         )
     from spurmix.data.pack.job import process_shard
-    from spurmix.train.heads.options import HeadOptions
+    from spurmix.train.heads.options import default_options
     from spurmix.train.runs.config import DEFAULT, parse_policy_option
     from spurmix.train.runs.processes import Processes
     from spurmix.train.runs.retrain import check_target, open_source, retrain
@@ -132,7 +135,7 @@ def _retrain(
     if process_shard()[1] > 1:
         raise ValueError("retrain-head runs in one process; start it without torchrun")
     check_target(out)
-    options, changes = HeadOptions(), dict(shared)
+    options, changes = default_options(method), dict(shared)
     if method == "sgd":
         names = ("policy", "policy_options", "epochs", "learning_rate", "batch_size")
         changes |= {**{name: getattr(DEFAULT, name) for name in names}, **given}

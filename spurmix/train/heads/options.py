@@ -8,10 +8,12 @@ from typing import Literal, TypeAlias, get_args
 
 from spurmix.core import checks
 
-HeadMethod: TypeAlias = Literal["dfr", "dispel", "logistic"]
+HeadMethod: TypeAlias = Literal["dfr", "dispel", "logistic", "inferred"]
 Penalty: TypeAlias = Literal["l1", "l2"]
 DFR_C = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
 """The values of C of the DFR paper."""
+L2_C = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
+"""Default values of C of "inferred", which has an L2 penalty."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class HeadOptions:
     Attributes:
         C: Inverse strengths of the penalty, as in scikit-learn: C * sum(loss) + penalty is minimized. Positive.
         penalty: "l1" for |W|, "l2" for |W|^2 / 2.
-        fits: Number of fits that are averaged, each on another random subset. Default: 10 for "dfr", 20 for "dispel".
-            "logistic" is one fit.
-        search_fits: Number of fits that are averaged for each setting of the search. Default: 10 for "dfr", 5 for
-            "dispel".
+        fits: Number of fits that are averaged, each on another random subset. Default: 10 for "dfr" and
+            "inferred", 20 for "dispel". "logistic" is one fit.
+        search_fits: Number of fits that are averaged for each setting of the search. Default: 10 for "dfr" and
+            "inferred", 5 for "dispel".
         s: Weights of the donor in [0, 1], for "dispel".
         alpha: Probabilities of mixing in [0, 1], for "dispel".
+        infer: Whether subsets are drawn from all examples, with inferred attributes, or from the attributed ones, for
+            "inferred".
         seed: Random seed.
         tolerance: Relative decrease of the objective at which a fit ends.
 
@@ -41,6 +45,7 @@ class HeadOptions:
     search_fits: int | None = None
     s: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
     alpha: Sequence[float] = (0.5, 1.0)
+    infer: Sequence[bool] = (True, False)
     seed: int = 0
     tolerance: float = 1e-4
 
@@ -56,7 +61,9 @@ class HeadOptions:
         for name in ("s", "alpha"):
             for value in getattr(self, name):
                 checks.number(value, name, 0, 1)
-        for name in ("C", "s", "alpha"):
+        for flag in self.infer:
+            checks.flag(flag, "infer")
+        for name in ("C", "s", "alpha", "infer"):
             if not len(getattr(self, name)):
                 raise ValueError(f"{name} must have one value or more, got none")
         checks.choice(self.penalty, "penalty", get_args(Penalty))
@@ -65,3 +72,8 @@ class HeadOptions:
                 checks.integer(getattr(self, name), name, 1)
         checks.integer(self.seed, "seed", 0)
         checks.number(self.tolerance, "tolerance", positive=True)
+
+
+def default_options(method: str) -> HeadOptions:
+    """Return the options of a method for which none are given."""
+    return HeadOptions(C=L2_C, penalty="l2") if method == "inferred" else HeadOptions()

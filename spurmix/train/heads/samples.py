@@ -40,6 +40,11 @@ class HeadSamples:
         parts = np.split(self.chosen[order], first[1:])
         return {int(g): part for g, part in zip(present, parts, strict=True) if known[g]}
 
+    @property
+    def known(self) -> Int64Array:
+        """Chosen examples whose attribute is known, ascending."""
+        return np.sort(np.concatenate([*self.attributed.values(), np.empty(0, dtype=np.int64)]))
+
     def check(self) -> None:
         """Check that a balanced subset exists.
 
@@ -68,6 +73,16 @@ class HeadSamples:
         """Draw the size of the smallest attributed group from each attributed group, without replacement."""
         size = min(part.size for part in self.attributed.values())
         return np.sort(np.concatenate([rng.choice(part, size, replace=False) for part in self.attributed.values()]))
+
+    def balanced_rows(self, rng: np.random.Generator) -> HeadRows:
+        """Draw unmixed rows, see `balanced`."""
+        return self.rows_of(self.balanced(rng))
+
+    def repeated(self, rng: np.random.Generator, most: int) -> Int64Array:
+        """Draw equally many of each attributed group: the size of the largest, up to `most`. Small groups are repeated."""
+        size = min(max(part.size for part in self.attributed.values()), most)
+        parts = [np.resize(rng.permutation(part), size) for part in self.attributed.values()]
+        return np.sort(np.concatenate(parts))
 
     def class_balanced(self, rng: np.random.Generator) -> Int64Array:
         """Draw the size of the smallest class from each class, without replacement. Unknown attributes are included."""

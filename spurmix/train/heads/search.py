@@ -10,8 +10,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from spurmix.core.array_types import FloatArray
-from spurmix.core.groups import UNKNOWN
+from spurmix.core.array_types import FloatArray, Int64Array
+from spurmix.core.groups import UNKNOWN, GroupIndex
+from spurmix.core.resolved_policy import require_cells
 from spurmix.train.heads.options import HeadMethod, HeadOptions
 from spurmix.train.heads.problem import HeadProblem
 from spurmix.train.heads.result import HeadFit, HeadTrial
@@ -20,16 +21,21 @@ from spurmix.train.heads.samples import HeadSamples
 from spurmix.train.heads.solver import fit_paths
 from spurmix.train.heads.validation import HeldOut
 
-FITS = {"dfr": (10, 10), "dispel": (20, 5), "logistic": (1, 1)}
+FITS = {"dfr": (10, 10), "dispel": (20, 5), "logistic": (1, 1), "inferred": (10, 10)}
 """Default number of fits, and of fits per setting of the search."""
+INFERENCE_C = 0.01
+"""C of the head that infers attributes. Values from 0.001 to 0.1 gave about the same accuracies."""
+MOST_REPEATED = 2000
+"""Maximum number of examples of a group for this head."""
 
 
 @dataclass(frozen=True)
 class _Draws:
-    """How the rows of a fit are drawn, with the hyperparameters of the draw."""
+    """How the rows of a fit are drawn, with the hyperparameters of the draw and the standardization."""
 
     rows: Callable[[np.random.Generator], HeadRows]
     values: dict[str, float]
+    standardization: Standardization
 
 
 @dataclass(frozen=True)
@@ -56,17 +62,16 @@ class HeadSearch:
     @property
     def num_settings(self) -> int:
         """Number of settings of the search."""
-        draws = len(self.options.s) * len(self.options.alpha) if self.method == "dispel" else 1
-        return draws * len(self.strengths)
+        draws = {"dispel": len(self.options.s) * len(self.options.alpha), "inferred": len(set(self.options.infer))}
+        return draws.get(self.method, 1) * len(self.strengths)
 
     def choose(self, samples: HeadSamples, held_out: HeldOut) -> tuple[HeadTrial, tuple[HeadTrial, ...]]:
         """Fit all settings, and return the best trial and all trials."""
         count = self.options.search_fits or FITS[self.method][1]
-        standardization = self._standardization(samples)
         trials = []
         for draws in self._draws(samples):
-            weights = self._mean_path(draws, standardization, samples.groups.num_classes, self.strengths, count)
-            accuracies = held_out.accuracies(standardization, weights)
+            weights = self._mean_path(draws, samples.groups.num_classes, self.strengths, count)
+            accuracies = held_out.accuracies(draws.standardization, weights)
             for c, weight, accuracy in zip(self.strengths, weights, accuracies, strict=True):
                 nonzero = float(np.mean(weight[:, :-1] != 0))
                 trials.append(
@@ -83,40 +88,46 @@ class HeadSearch:
             d for d in draws if settings is None or all(settings[name] == value for name, value in d.values.items())
         )
         count = self.options.fits or FITS[self.method][0]
-        standardization = self._standardization(samples)
         path = tuple(value for value in self.strengths if value <= c)
-        weight = self._mean_path(chosen, standardization, samples.groups.num_classes, path, count)[-1]
-        scaled = weight[:, :-1] * standardization.inverse_scale
-        bias = weight[:, -1] - scaled @ standardization.mean.astype(np.float64)
-        if len(weight) == 1:  # two logits with this difference
-            scaled, bias = np.concatenate([-scaled, scaled]) / 2, np.concatenate([-bias, bias]) / 2
-        return torch.from_numpy(scaled.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))
+        weight = self._mean_path(chosen, samples.groups.num_classes, path, count)[-1]
+        return _unstandardized(weight, chosen.standardization)
+
+    def attribute_head(
+        self, samples: HeadSamples, attribute: Int64Array, present: Int64Array
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fit a head whose classes are the attributes `present`, given the attribute of each example."""
+        chosen = samples.repeated(np.random.default_rng([self.options.seed, 2]), MOST_REPEATED)
+        rows = HeadRows(chosen, np.searchsorted(present, attribute[chosen]).astype(np.int32))
+        standardization = Standardization.of(self.features, chosen)
+        problem = HeadProblem(
+            self.features, standardization, present.size, (0.0,), (1.0 / INFERENCE_C,), self.options.tolerance
+        )
+        (path,) = fit_paths(problem, [rows], name="attributes", progress=self.progress)
+        return _unstandardized(path.weight[0], standardization)
 
     def _draws(self, samples: HeadSamples) -> list[_Draws]:
+        everything = partial(Standardization.of, self.features)
         if self.method == "dispel":
+            standardization = everything(samples.chosen)
             return [
-                _Draws(partial(samples.dispel, s=s, alpha=alpha), {"s": float(s), "alpha": float(alpha)})
+                _Draws(
+                    partial(samples.dispel, s=s, alpha=alpha), {"s": float(s), "alpha": float(alpha)}, standardization
+                )
                 for s, alpha in itertools.product(self.options.s, self.options.alpha)
             ]
+        if self.method == "logistic":
+            return [_Draws(lambda _: samples.rows_of(samples.chosen), {}, everything(samples.chosen))]
         if self.method == "dfr":
-            return [_Draws(lambda rng: samples.rows_of(samples.balanced(rng)), {})]
-        return [_Draws(lambda rng: samples.rows_of(samples.chosen), {})]
-
-    def _standardization(self, samples: HeadSamples) -> Standardization:
-        """Standardization by the examples that the method trains on."""
-        examples = samples.chosen
-        if self.method == "dfr":
-            known = samples.groups.group_attributes[samples.groups.group_ids()[examples]] != UNKNOWN
-            examples = examples[known]
-        standardization = Standardization.of(self.features, examples)
-        if not standardization.inverse_scale.any():
-            raise ValueError("features must differ between examples, but every feature is constant")
-        return standardization
+            return [_Draws(samples.balanced_rows, {}, everything(samples.known))]
+        draws = []
+        for infer in sorted(set(self.options.infer)):
+            own = infer_attributes(self, samples) if infer else samples
+            draws.append(_Draws(own.balanced_rows, {"infer": float(infer)}, everything(own.known)))
+        return draws
 
     def _mean_path(
         self,
         draws: _Draws,
-        standardization: Standardization,
         num_classes: int,
         strengths: tuple[float, ...],
         count: int,
@@ -124,12 +135,53 @@ class HeadSearch:
         """Mean weights of `count` fits for each strength, `[L, K, D + 1]`."""
         penalties, zeros = tuple(1.0 / c for c in strengths), (0.0,) * len(strengths)
         l1, l2 = (penalties, zeros) if self.options.penalty == "l1" else (zeros, penalties)
-        problem = HeadProblem(self.features, standardization, num_classes, l1, l2, self.options.tolerance)
+        if not draws.standardization.inverse_scale.any():
+            raise ValueError("features must differ between examples, but every feature is constant")
+        problem = HeadProblem(self.features, draws.standardization, num_classes, l1, l2, self.options.tolerance)
         rows = [draws.rows(np.random.default_rng([self.options.seed, 0, k])) for k in range(count)]
         name = " ".join([self.method, *(f"{key}={value:g}" for key, value in draws.values.items())])
         paths = fit_paths(problem, rows, name=name, progress=self.progress)
         mean: FloatArray = np.mean([path.weight for path in paths], axis=0)
         return mean
+
+
+def _unstandardized(weight: FloatArray, standardization: Standardization) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights `[C, D]` and biases `[C]` for features that are not standardized."""
+    scaled = weight[:, :-1] * standardization.inverse_scale
+    bias = weight[:, -1] - scaled @ standardization.mean.astype(np.float64)
+    if len(weight) == 1:  # two logits with this difference
+        scaled, bias = np.concatenate([-scaled, scaled]) / 2, np.concatenate([-bias, bias]) / 2
+    return torch.from_numpy(scaled.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))
+
+
+def infer_attributes(search: HeadSearch, samples: HeadSamples) -> HeadSamples:
+    """Predict unknown attributes by a logistic regression on the attributed examples, equally many of each group.
+
+    Examples that would be in a group without attributed examples remain unknown.
+
+    Args:
+        search: Features and options. The seed and the tolerance are used.
+        samples: The examples.
+
+    Returns:
+        Samples of the same examples, whose groups are those of the label and the attribute.
+
+    Raises:
+        ValueError: If a group has several classes or attributes.
+    """
+    groups, known = samples.groups, samples.known
+    require_cells(groups, samples.name)
+    attribute = groups.group_attributes[groups.group_ids()].copy()
+    present = np.unique(attribute[known])
+    unknown = np.setdiff1d(samples.chosen, known)
+    if present.size > 1 and unknown.size:
+        weight, bias = search.attribute_head(samples, attribute, present)
+        logits = torch.from_numpy(search.features[unknown]) @ weight.T + bias
+        predicted = present[logits.argmax(dim=1).numpy()]
+        exists = np.zeros((groups.num_classes, int(present[-1]) + 1), dtype=bool)
+        exists[samples.labels[known], attribute[known]] = True
+        attribute[unknown] = np.where(exists[samples.labels[unknown], predicted], predicted, UNKNOWN)
+    return HeadSamples(GroupIndex(samples.labels, attribute), samples.chosen, samples.name)
 
 
 def result(search: HeadSearch, samples: HeadSamples, best: HeadTrial | None, trials: tuple[HeadTrial, ...]) -> HeadFit:

@@ -10,10 +10,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 from torch import nn
 
+from spurmix.core import checks
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.train.checkpoint import remove_leftover_folders, sync_to_disk
 from spurmix.train.head import retrain_head
@@ -175,9 +177,7 @@ def retrain(
 
 
 def _fit_method(method: str) -> HeadMethod:
-    if method == "dispel":
-        return "dispel"
-    return "logistic" if method == "logistic" else "dfr"
+    return cast(HeadMethod, checks.choice(method, "method", get_args(HeadMethod)))
 
 
 def _write(

@@ -14,6 +14,7 @@ from torch import nn
 from spurmix import GroupIndex, HeadOptions, fit_head
 from spurmix.train.heads.rows import Standardization
 from spurmix.train.heads.samples import HeadSamples
+from spurmix.train.heads.search import HeadSearch, infer_attributes
 
 UNKNOWN = -1
 
@@ -82,6 +83,43 @@ def test_dfr_and_dispel_repair_the_worst_group(classes: int) -> None:
         assert str(head).startswith(f"{method}: head of 12 features and {classes} classes\nchosen C=")
         again = fit_head(x, groups, method, validation=validation, options=options)  # type: ignore[arg-type]
         assert torch.equal(again.weight, head.weight) and torch.equal(again.bias, head.bias)
+
+
+def test_inferred_attributes_enlarge_the_subsets() -> None:
+    x, groups = biased(4000, 0.9, 9, known=300)
+    validation, test = biased(600, 0.5, 10), biased(4000, 0.0, 11)
+    dfr, head = (fit_head(x, groups, method, validation=validation) for method in ("dfr", "inferred"))  # type: ignore[arg-type]
+    assert worst_group(head, *test) > worst_group(dfr, *test) + 0.01
+    assert [tuple(t.settings) for t in head.trials] == [("C", "infer")] * 14
+    assert head.best is not None and head.best.settings["infer"] == 1
+    again = fit_head(x, groups, "inferred", validation=validation)
+    assert torch.equal(again.weight, head.weight) and again.trials == head.trials
+    known = biased(400, 0.9, 12)
+    options = HeadOptions(C=[0.1], penalty="l2", infer=[True])
+    expected = fit_head(*known, "dfr", options=HeadOptions(C=[0.1], penalty="l2"))
+    torch.testing.assert_close(fit_head(*known, "inferred", options=options).weight, expected.weight)
+
+
+def test_attributes_are_inferred_from_features() -> None:
+    x, groups = biased(2000, 0.9, 13)
+    true = np.array(groups.attributes)
+    shown = np.where((np.arange(2000) < 300) & ~((groups.labels == 0) & (true == 1)), true, UNKNOWN)
+    hidden = GroupIndex(groups.labels, shown)
+    samples = HeadSamples(hidden, np.arange(2000), "inferred")
+    search = HeadSearch(x, "inferred", HeadOptions(C=[0.1]), False)
+    found = infer_attributes(search, samples)
+    assert found.groups.attributes is not None
+    inferred = np.array(found.groups.attributes)
+    assert (inferred[shown >= 0] == shown[shown >= 0]).all() and np.isin(found.known, samples.chosen).all()
+    # No example is put into group (0, 1), which has no attributed example.
+    absent = (groups.labels == 0) & (true == 1)
+    assert (inferred[groups.labels == 0] != 1).all() and np.mean(inferred[absent] == UNKNOWN) > 0.9
+    assert np.mean(inferred[~absent] == true[~absent]) > 0.95
+    part = infer_attributes(search, HeadSamples(hidden, np.arange(250, 2000), "inferred"))
+    assert part.known.min() >= 250 and part.groups.group_attributes[part.groups.group_ids()[0]] == shown[0]
+    custom = GroupIndex(groups.labels, shown, groups=np.zeros(2000, dtype=np.int64))
+    with pytest.raises(ValueError, match="inferred requires groups of a single class and attribute"):
+        infer_attributes(search, HeadSamples(custom, np.arange(2000), "inferred"))
 
 
 def test_hyperparameters_are_chosen_on_half_of_the_attributed_examples() -> None:

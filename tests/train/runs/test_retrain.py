@@ -47,13 +47,15 @@ def write_features(
     return folder
 
 
-@pytest.mark.parametrize("method", ["dfr", "dispel", "logistic"])
+@pytest.mark.parametrize("method", ["dfr", "dispel", "logistic", "inferred"])
 def test_features_are_fitted_as_by_fit_head(method: Any, features: Path, tmp_path: Path) -> None:
     out, grid = tmp_path / "head", ["--C", "1", "--C", "0.1"]
     options = HeadOptions(C=[1.0, 0.1], seed=3)
     if method == "dispel":
         grid += ["--s", "0.5", "--s", "1", "--alpha", "1", "--fits", "3", "--search-fits", "2"]
         options = HeadOptions(C=[1.0, 0.1], seed=3, s=[0.5, 1.0], alpha=[1.0], fits=3, search_fits=2)
+    if method == "inferred":
+        options = HeadOptions(C=[1.0, 0.1], seed=3, penalty="l2")
     printed = invoke("retrain-head", features, "--method", method, "--out", out, "--seed", 3, *grid)
     assert f"{method}: accuracy on the validation examples" in printed and printed.count("chosen") == 1
     assert f"spurmix evaluate {out}" in printed.replace("\n", "")
@@ -151,8 +153,11 @@ def test_nothing_is_left_after_an_error(features: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--method", "drf"), "--method must be one of dfr, dispel, logistic, sgd, got 'drf'; did you mean 'dfr'?"),
-        (("--method", "lisa"), "--method must be one of dfr, dispel, logistic, sgd, got 'lisa'"),
+        (
+            ("--method", "drf"),
+            "--method must be one of dfr, dispel, inferred, logistic, sgd, got 'drf'; did you mean 'dfr'?",
+        ),
+        (("--method", "lisa"), "--method must be one of dfr, dispel, inferred, logistic, sgd, got 'lisa'"),
         (("--s", 1), "--s is not an option of method dfr; it belongs to dispel"),
         (("--method", "logistic", "--fits", 2), "--fits is not an option of method logistic"),
         (("--method", "sgd", "--C", 2), "--C is not an option of method sgd"),

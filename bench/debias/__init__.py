@@ -1,0 +1,1 @@
+"""Comparison of debiasing methods under one protocol."""
