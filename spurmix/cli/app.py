@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from spurmix._version import __version__
 from spurmix.cli.audit import audit
+from spurmix.cli.compare import compare
 from spurmix.cli.demo.command import demo
 from spurmix.cli.evaluate import evaluate
 from spurmix.cli.export import export
@@ -70,6 +71,7 @@ for command in (
     train,
     retrain_head,
     evaluate,
+    compare,
     export,
 ):
     app.command(cls=_Command)(command)

@@ -20,7 +20,7 @@ from spurmix.data.sources.windowed import WindowedImages
 from spurmix.ops import functional, validate
 from spurmix.ops.device_errors import check
 from spurmix.train.evaluation import Evaluation
-from spurmix.train.metrics import Cells, Counts, LabelPairs, check_labels, check_options, summarize
+from spurmix.train.metrics import Cells, Counts, EvaluationOptions, LabelPairs, check_labels, check_options, summarize
 from spurmix.train.models import device_of, logits_of, modes_kept
 from spurmix.train.process import lost_process_named
 from spurmix.train.score_counter import ScoreCounter
@@ -85,8 +85,37 @@ def evaluate(
     options = check_options(
         groups, train_groups=train_groups, membership=membership, cell_names=cell_names, min_group_size=min_group_size
     )
+    return evaluate_examples(model, source, groups, options, batch_size=batch_size, device=device, sharded=sharded)
+
+
+def evaluate_examples(
+    model: nn.Module,
+    source: Source,
+    groups: GroupIndex,
+    options: EvaluationOptions,
+    *,
+    batch_size: int,
+    device: torch.device | str | None,
+    sharded: bool,
+    predicted: Tensor | None = None,
+) -> Evaluation:
+    """Evaluate a model with checked options, and optionally return the predicted class of each example.
+
+    Args:
+        model: See `evaluate`.
+        source: See `evaluate`.
+        groups: See `evaluate`.
+        options: Checked options.
+        batch_size: See `evaluate`.
+        device: See `evaluate`.
+        sharded: See `evaluate`.
+        predicted: Zeros, int32 `[N]`, on the device of the model. The predicted classes are written into it.
+
+    Returns:
+        The evaluation.
+    """
     pairs = LabelPairs.of(groups)
-    counter = _Counter(groups, pairs, options.cells)
+    counter = _Counter(groups, pairs, options.cells, predicted)
 
     def count(inputs: Inputs, index: Tensor) -> None:
         counter.add(logits_of(apply(model, inputs)), index)
@@ -102,7 +131,10 @@ _VALUES_PER_COUNT = 1 << 18
 class _Counter:
     """Counts predictions on the device of the logits, without waiting for it."""
 
-    def __init__(self, groups: GroupIndex, pairs: LabelPairs, cells: Cells | None) -> None:
+    def __init__(
+        self, groups: GroupIndex, pairs: LabelPairs, cells: Cells | None, predicted: Tensor | None = None
+    ) -> None:
+        self._predicted = predicted
         self._groups, self._pairs, self._cells = groups, torch.from_numpy(pairs.pairs), cells
         self._row = torch.from_numpy(pairs.row)
         self._attribute = torch.from_numpy(attribute_blocks(groups))
@@ -166,6 +198,8 @@ class _Counter:
             members = torch.from_numpy(self._cells.members[index.numpy()]).to(device)
             functional.group_counts(logits, label, members, out=self._of_cells)
         predicted = logits.argmax(dim=1)
+        if self._predicted is not None:
+            self._predicted[index.to(self._predicted.device)] = predicted.int()
         entry = row * classes + predicted
         self._predictions.index_add_(0, entry, torch.ones_like(entry))
         attribute = self._attribute.index_select(0, index).to(device)
@@ -190,6 +224,8 @@ class _Counter:
             self._count()
         if sharded:
             reduce(self._counts, torch.distributed.ReduceOp.SUM)
+            if self._predicted is not None:
+                reduce(self._predicted, torch.distributed.ReduceOp.SUM)
             reduce(self._first_invalid, torch.distributed.ReduceOp.MIN)
         first_invalid = int(self._first_invalid)
         if first_invalid < self._groups.num_examples:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from spurmix.train.comparison import Comparison
     from spurmix.train.evaluation import Evaluation
     from spurmix.train.runs.files import EvaluationRow
 
@@ -186,6 +187,42 @@ def _draw_learning_curves(axes: Axes, evaluations: Sequence[EvaluationRow], kept
     axes.axvline(kept_step, color="#444444", linewidth=0.8, linestyle=":", label="kept weights")
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("accuracy on the validation split")
+
+
+def draw_differences(out: Path, first: str, comparisons: Sequence[tuple[str, Comparison]]) -> Path:
+    """Draw the difference of accuracy of each run from the first, in each group, with 95% intervals.
+
+    Args:
+        out: Folder for differences.png.
+        first: Name of the first run.
+        comparisons: Name of each other run, and its comparison with the first.
+
+    Returns:
+        The file.
+    """
+    rows = comparisons[0][1].rows
+    names = [*distinct_names([row.name for row in rows]), f"worst {comparisons[0][1].unit}"]
+    figure = _new_figure(7.0, 1.2 + 0.22 * len(names) * (1 + len(comparisons)))
+    axes = figure.subplots()
+    for k, (name, found) in enumerate(comparisons):
+        value = np.array([*(row.difference for row in found.rows), found.difference])
+        low = np.array([*(row.low for row in found.rows), found.low])
+        high = np.array([*(row.high for row in found.rows), found.high])
+        position = np.arange(len(names)) + 0.6 * (k - (len(comparisons) - 1) / 2) / len(comparisons)
+        label = without_controls(f"{name} - {first}")
+        error = np.maximum(0, [value - low, high - value])
+        axes.errorbar(value, position, xerr=error, fmt=MARKERS[k % len(MARKERS)], capsize=3, label=label)
+    axes.axvline(0, color="#444444", linewidth=0.8)
+    axes.axhline(len(names) - 1.5, color=GRAY, linewidth=0.8, linestyle=":")
+    shortened = [without_controls(name if len(name) <= 50 else f"{name[:49]}…") for name in names]
+    axes.set_yticks(range(len(names)), shortened, fontsize=8, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("difference of accuracy (95% interval)")
+    legend = axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, out / "differences.png")
 
 
 def draw_samples(out: Path, samples: ImageSamples) -> Path:

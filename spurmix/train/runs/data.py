@@ -18,8 +18,9 @@ from spurmix.core.names import listed
 from spurmix.data.dataset.packed import PackedDataset
 from spurmix.data.pack.strays import is_stray
 from spurmix.data.sources.arrays import ImageSource, Source
-from spurmix.train.evaluate import evaluate
+from spurmix.train.evaluate import evaluate_examples
 from spurmix.train.evaluation import Evaluation
+from spurmix.train.metrics import check_options
 from spurmix.train.process import lost_process_named
 from spurmix.train.runs.config import MODELS, SPLIT_NAMES, RunConfig
 from spurmix.train.runs.processes import Processes
@@ -157,14 +158,44 @@ def evaluate_split(
     Returns:
         The evaluation.
     """
+    return _evaluate_split(config, model, data, train_groups, processes, None)
+
+
+def predict_split(
+    config: RunConfig, model: nn.Module, data: SplitData, train_groups: GroupIndex | None, processes: Processes
+) -> tuple[Evaluation, NDArray[np.int32]]:
+    """Evaluate a model on a split as `evaluate_split` does, and return the predicted classes.
+
+    Args:
+        config: Settings.
+        model: Model.
+        data: Split.
+        train_groups: Groups whose sizes weight the adjusted average.
+        processes: Processes.
+
+    Returns:
+        The evaluation, and the predicted class of each example, int32 `[N]`.
+    """
+    predicted = torch.zeros(data.groups.num_examples, dtype=torch.int32, device=processes.device)
+    evaluation = _evaluate_split(config, model, data, train_groups, processes, predicted)
+    return evaluation, predicted.cpu().numpy()
+
+
+def _evaluate_split(
+    config: RunConfig, model: nn.Module, data: SplitData, train_groups: GroupIndex | None, processes: Processes,
+    predicted: torch.Tensor | None,
+) -> Evaluation:  # fmt: skip
     if processes.count > 1:  # running statistics differ between processes until the next training step
         with lost_process_named():
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-    return evaluate(
-        model, data.source, data.groups, batch_size=config.evaluation_batch, train_groups=train_groups,
-        membership=data.membership, cell_names=data.cell_names, min_group_size=config.min_group_size,
-        device=processes.device, sharded=processes.count > 1,
+    options = check_options(
+        data.groups, train_groups=train_groups, membership=data.membership, cell_names=data.cell_names,
+        min_group_size=config.min_group_size,
+    )  # fmt: skip
+    return evaluate_examples(
+        model, data.source, data.groups, options, batch_size=config.evaluation_batch, device=processes.device,
+        sharded=processes.count > 1, predicted=predicted,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from spurmix.train.runs.config import MODELS, RunConfig
 from spurmix.train.runs.model import describe, rebuild
 
 CONFIG, ABOUT, EVALUATIONS, MODEL = "config.toml", "run.json", "evaluations.jsonl", "model.safetensors"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions.safetensors"
 
 
 class EvaluationRow(TypedDict):
@@ -176,6 +176,7 @@ def clear(folder: Path) -> None:
         folder / CONFIG,
         folder / ABOUT,
         folder / EVALUATIONS,
+        folder / PREDICTIONS,
         folder / "metrics.jsonl",
         *bests(folder).values(),
     ):
@@ -317,7 +318,8 @@ def prune_bests(folder: Path) -> None:
         saved[step].unlink(missing_ok=True)
 
 
-def _digest(state: dict[str, Tensor]) -> str:
+def tensors_digest(state: Mapping[str, Tensor]) -> str:
+    """Compute a checksum of names, types, shapes and values of tensors."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(state):
         tensor = state[name].contiguous()
@@ -338,7 +340,7 @@ def write_weights(path: Path, model: nn.Module, about: Mapping[str, object], con
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    described = sealed({**about, "architecture": describe(model, config), "digest": _digest(state)})
+    described = sealed({**about, "architecture": describe(model, config), "digest": tensors_digest(state)})
     with write_by_rename(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -363,7 +365,7 @@ def read_weights(path: Path, model: nn.Module | None = None) -> tuple[nn.Module,
         with safe_open(str(path), framework="pt") as file:
             header = _header(file)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        if _digest(state) != header["digest"]:
+        if tensors_digest(state) != header["digest"]:
             raise FileError("wrong digest of the weights")
         if model is None:
             with torch.device("meta"):  # sizes of a damaged header may exceed the memory

@@ -40,7 +40,7 @@ class FinishedRun:
         """Open a split of the dataset.
 
         Args:
-            name: Name of the split. Default: the test split of the run, or else its validation split.
+            name: Name of the split. Default: see `split_name`.
 
         Returns:
             The split.
@@ -48,10 +48,24 @@ class FinishedRun:
         Raises:
             ValueError: If no name is given and the run has no held-out split.
         """
+        return read_split(self.config, self.dataset, self.split_name(name), self.model)
+
+    def split_name(self, name: str | None = None) -> str:
+        """Return the name of a split, by default of the test split of the run, or else of its validation split.
+
+        Args:
+            name: Name of the split, or None for the default.
+
+        Returns:
+            The name.
+
+        Raises:
+            ValueError: If no name is given and the run has no held-out split.
+        """
         held_out = [s for s in (self.config.test_split, self.config.validation_split) if s != "none"]
         if name is None and not held_out:
             raise ValueError(f"split: the run has no held-out split; use one of {listed(self.dataset.splits)}")
-        return read_split(self.config, self.dataset, name if name is not None else held_out[0], self.model)
+        return name if name is not None else held_out[0]
 
 
 def open_run(folder: Path, dataset: str | None = None) -> FinishedRun:

@@ -2,7 +2,8 @@
 
 The folder has `config.toml`, `run.json` (a digest of the data and the architecture of the model), `metrics.jsonl` (one line
 per batch), `evaluations.jsonl` (one line per evaluation), `checkpoints/`, `best-<batch>.safetensors` (the best weights so
-far) and, at the end, `model.safetensors`. All files except `metrics.jsonl` are written by rename.
+far) and, at the end, `model.safetensors` and `predictions.safetensors` (the predicted classes of the held-out splits). All
+files except `metrics.jsonl` are written by rename.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ from spurmix.train.objectives import GroupDRO, Objective
 from spurmix.train.process import check_precision
 from spurmix.train.runs import files
 from spurmix.train.runs.config import RunConfig, build_policy, portable, read_run_config, to_toml
-from spurmix.train.runs.data import SplitData, complete, dataset_of, evaluate_split, example_shape, read_split
+from spurmix.train.runs.data import (
+    SplitData,
+    complete,
+    dataset_of,
+    evaluate_split,
+    example_shape,
+    predict_split,
+    read_split,
+)
 from spurmix.train.runs.files import (
     CONFIG,
     MODEL,
@@ -47,6 +56,7 @@ from spurmix.train.runs.files import (
     write_weights,
 )  # fmt: skip
 from spurmix.train.runs.model import build_model, describe, rebuild
+from spurmix.train.runs.predictions import write_predictions
 from spurmix.train.runs.processes import Processes
 
 CHANGEABLE = ("device", "evaluation_batch", "max_checkpoints", "memory", "prefetch", "save_every", "tier")
@@ -246,13 +256,16 @@ def train(run: TrainingRun, *, resume: bool = False) -> Outcome:
             kept_step = validation.restore_best()
             if run.processes.main:
                 write_weights(run.folder / MODEL, model, {**run.about, "step": kept_step}, config)
-        evaluations = {
-            name: evaluate_split(config, model, data, run.train.groups, run.processes)
+        evaluated = {
+            name: predict_split(config, model, data, run.train.groups, run.processes)
             for name, data in run.held_out.items()
         }
+        if run.processes.main and evaluated:
+            predictions = {name: predicted for name, (_, predicted) in evaluated.items()}
+            write_predictions(run.folder, predictions, str(run.about["dataset"]))
     if run.lock is not None:
         run.lock.close()
-    return Outcome(training, kept_step, evaluations)
+    return Outcome(training, kept_step, {name: evaluation for name, (evaluation, _) in evaluated.items()})
 
 
 @contextmanager
