@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from spurmix.cli.terminal import show
-from spurmix.train.runs.config import DEFAULT, FIELDS, RENAMED, parse_policy_option, read_run_config, resolve
+from spurmix.cli.training import train_method, train_run
+from spurmix.train.runs.config import (
+    DEFAULT,
+    FIELDS,
+    RENAMED,
+    find_method,
+    parse_policy_option,
+    read_run_config,
+    resolve,
+)
+from spurmix.train.runs.methods import METHOD_NAMES
 from spurmix.train.runs.recipes import RECIPES
 
 PANELS = {
@@ -26,18 +34,23 @@ DATASET_HELP = "Folder of a packed dataset. Required, unless --config or a resum
 
 
 def train(
-    dataset: str | None, out: Path, config: Path | None, recipe: str | None, resume: bool, **flags: object
+    dataset: str | None,
+    out: Path,
+    config: Path | None,
+    recipe: str | None,
+    method: str | None,
+    resume: bool,
+    **flags: object,
 ) -> None:
     """Train on a packed dataset, keep the best weights, evaluate them per group, and write a report.
 
-    Flags override --config, which overrides --recipe. To use several processes, run
+    Flags override --config, which overrides --method and --recipe. A method with two stages, such as dfr, writes the first
+    to a folder beside --out whose name ends with "-first". To use several processes, run
     torchrun --nproc-per-node 4 -m spurmix train ... or accelerate launch -m spurmix train ...
     """
-    from spurmix.train.runs import run
     from spurmix.train.runs.files import CONFIG
     from spurmix.train.runs.processes import Processes
 
-    start = time.perf_counter()
     if not out.name:
         raise ValueError(f"--out must name a folder for the run, got {str(out)!r}")
     given = {name: value for name, value in flags.items() if value not in (None, [])}
@@ -46,27 +59,20 @@ def train(
         given["policy_options"] = dict(map(parse_policy_option, options))
     if dataset is not None:
         given["dataset"] = dataset
-    base = read_run_config(out / CONFIG) if resume and (out / CONFIG).is_file() else DEFAULT
-    settings = resolve(given, config, recipe, base)
+    known = resume and method is None and (out / CONFIG).is_file()
+    base = read_run_config(out / CONFIG) if known else DEFAULT
+    numbers = (1,) if method is None else (1, 2)
+    stages = [resolve(given, config, recipe, base, method=method, stage=number) for number in numbers]
+    settings = stages[0]
     if not settings.dataset:
         raise ValueError("dataset is required: give the folder of a packed dataset (see spurmix pack)")
     processes = Processes(settings.device)
-    training_run = run.prepare(settings, out, processes, resume=resume)
-    audit = training_run.policy.audit(training_run.train.groups)
-    if processes.main:
-        if recipe is not None:
-            print(f"{recipe}: {RECIPES[recipe].model}. {RECIPES[recipe].source}\n")
-        show(f"{audit}\n\n{training_run.train.source!r}", lines=True)
-    try:
-        outcome = run.train(training_run, resume=resume)
-    except KeyboardInterrupt:
-        if processes.main:
-            show(f"spurmix: interrupted; to continue, run: spurmix train --resume --out {out}", error=True)
-        raise
-    if processes.main:
-        from spurmix.cli.report.run import write_report
-
-        write_report(training_run, outcome, audit, time.perf_counter() - start)
+    if processes.main and recipe is not None:
+        print(f"{recipe}: {RECIPES[recipe].model}. {RECIPES[recipe].source}\n")
+    if method is None:
+        train_run(settings, out, processes, resume=resume)
+    else:
+        train_method(stages, method, find_method(recipe, method), out, processes, resume=resume)
     processes.leave()
 
 
@@ -78,6 +84,13 @@ def _signature() -> inspect.Signature:
         "out": (Annotated[Path, typer.Option(help="Folder of the run.")], Path("run")),
         "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
         "recipe": (Annotated[str | None, typer.Option(help=f"Published settings: {', '.join(RECIPES)}.")], None),
+        "method": (
+            Annotated[
+                str | None,
+                typer.Option(help=f"Debiasing method of the recipe: {', '.join(METHOD_NAMES)}. See docs/recipes.md."),
+            ],
+            None,
+        ),
         "resume": (
             Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or start a new one.")],
             False,

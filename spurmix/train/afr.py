@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spurmix.core import checks
 from spurmix.core.array_types import FloatArray, Int64Array
+from spurmix.core.group_join import check_name_order
 from spurmix.core.groups import GroupIndex
 from spurmix.core.progress import bar
 from spurmix.data.sources.arrays import Source
@@ -101,8 +102,11 @@ def retrain_afr(
     if validation is not None:
         values = extract_features(model, validation[0], progress=progress)
         held_out = checked_features(values, validation[1], "validation features")
+        check_name_order(groups.class_names or (), validation[1], "validation")
+        if validation[1].num_classes > layer.out_features:
+            raise ValueError(f"validation has class {validation[1].num_classes - 1}, but the head has no output for it")
         identity = Standardization(np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32))
-        found = HeldOut.of(held_out, validation[1], groups).accuracies(identity, np.array(fitted))
+        found = HeldOut.of(held_out, validation[1], validation[1]).accuracies(identity, np.array(fitted))
         for (g, penalty), accuracy in zip(settings, found, strict=True):
             setting = {"gamma": g, "l2": penalty}
             trials.append(HeadTrial(setting, float(accuracy.min()), float(accuracy.mean()), 1.0))

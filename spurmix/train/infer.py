@@ -33,6 +33,7 @@ def find_errors(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    sharded: bool = False,
 ) -> NDArray[np.bool_]:
     """Find the examples that a model misclassifies.
 
@@ -42,6 +43,7 @@ def find_errors(
         groups: Groups of the examples. Only the labels are used.
         batch_size: Number of examples per batch.
         device: Device of the inputs. Default: the device of the model.
+        sharded: If True, each process of torch.distributed reads its share of the examples. All get the same result.
 
     Returns:
         Mask `[N]`, True for misclassified examples.
@@ -54,7 +56,7 @@ def find_errors(
         >>> errors.mean()
     """
     checks.instance(groups, "groups", GroupIndex)
-    logits = predict(model, source, batch_size=batch_size, device=device)
+    logits = predict(model, source, batch_size=batch_size, device=device, sharded=sharded)
     if len(logits) != groups.num_examples:
         raise ValueError(f"source has {len(logits)} examples, the groups have {groups.num_examples}")
     finite = torch.isfinite(logits).all(dim=1)
@@ -136,10 +138,7 @@ def infer_groups(
     if method == "errors":
         if features is not None:
             raise TypeError('features is not an argument of method "errors", which reads the predictions of the model')
-        errors = find_errors(model, source, groups, batch_size=batch_size, device=device)
-        if not errors.any():
-            raise ValueError("the model classifies all examples correctly; use a model of an earlier epoch")
-        return _with_attributes(groups, errors.astype(np.int64), ("correct", "misclassified"))
+        return error_groups(groups, find_errors(model, source, groups, batch_size=batch_size, device=device))
     if method == "pseudo_labels":
         known = _known(groups)
         if known.all():
@@ -151,6 +150,24 @@ def infer_groups(
         names = [f"cluster {k}" for k in range(num_clusters)]
         return _with_attributes(groups, _clusters(values, groups, num_clusters, seed), names)
     return _pseudo_labels(values, groups, known, confidence, seed, progress)
+
+
+def error_groups(groups: GroupIndex, errors: NDArray[np.bool_]) -> GroupIndex:
+    """Make groups of correctly and incorrectly classified examples of each class.
+
+    Args:
+        groups: Groups of the examples. Only the labels are used.
+        errors: Mask `[N]` of the misclassified examples, the result of `find_errors`.
+
+    Returns:
+        The groups, with the attributes "correct (inferred)" and "misclassified (inferred)".
+
+    Raises:
+        ValueError: If no example is misclassified.
+    """
+    if not errors.any():
+        raise ValueError("the model classifies all examples correctly; use a model of an earlier epoch")
+    return _with_attributes(groups, errors.astype(np.int64), ("correct", "misclassified"))
 
 
 def _with_attributes(groups: GroupIndex, attributes: Int64Array, names: Sequence[str]) -> GroupIndex:

@@ -63,7 +63,8 @@ def test_afr_agrees_with_gradient_descent(gamma: float, l2: float) -> None:
 def test_the_search_chooses_by_the_worst_group_and_improves_it() -> None:
     model = biased_head()
     before = evaluate(model, *HELD_OUT).worst_group
-    head = retrain_afr(model, TRAIN, GROUPS, gamma=[0, 8], l2=[0.01, 10], validation=HELD_OUT)
+    unattributed = GroupIndex(GROUPS.labels)
+    head = retrain_afr(model, TRAIN, unattributed, gamma=[0, 8], l2=[0.01, 10], validation=HELD_OUT)
     assert [trial.settings for trial in head.trials] == [{"gamma": g, "l2": k} for g in (0, 8) for k in (0.01, 10)]
     assert head.best is not None and head.best.settings == {"gamma": 8, "l2": 0.01}
     after = evaluate(model, *HELD_OUT).worst_group
@@ -98,5 +99,8 @@ def test_bad_arguments() -> None:
     for options, text in cases:
         with pytest.raises(ValueError, match=text):
             retrain_afr(biased_head(), TRAIN, GROUPS, **options)
+    more = TRAIN[:4], GroupIndex([0, 1, 2, 3])
+    with pytest.raises(ValueError, match="validation has class 3, but the head has no output for it"):
+        retrain_afr(biased_head(), TRAIN, GROUPS, validation=more)
     with pytest.raises(ValueError, match="the head has 2 outputs, but the groups have 3 classes"):
         retrain_afr(nn.Linear(8, 2), TRAIN, GROUPS, gamma=[1], l2=[1])

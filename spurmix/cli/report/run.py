@@ -64,7 +64,7 @@ def write_report(run: TrainingRun, outcome: Outcome, audit: Audit, seconds: floa
 
 def _write_page(run: TrainingRun, outcome: Outcome, audit: Audit, result: dict[str, object]) -> None:
     """Write the pictures and report.html."""
-    out, groups, source = run.folder, run.train.groups, run.train.source
+    out, groups, source = run.folder, run.loader.groups, run.train.source
     _, results = residual_correlations(groups)
     results[run.config.policy] = audit  # with the arguments of this run
     bars = {name: (r.residual, r.residual_given_lam) for name, r in results.items() if not isinstance(r, str)}

@@ -19,6 +19,7 @@ from spurmix.core.deprecation import warn_renamed
 from spurmix.core.lam import Beta, Fixed, TwoPoint, Uniform
 from spurmix.core.policy import MixPolicy
 from spurmix.train.options import FinetuneOptions, check_setting, setting
+from spurmix.train.runs.methods import METHODS, Method
 from spurmix.train.runs.recipes import RECIPES
 
 MODELS = {"images": ("resnet50", "small"), "tokens": ("bert", "encoder", "minilm"), "features": ("linear",)}
@@ -138,6 +139,8 @@ def resolve(
     recipe: str | None = None,
     base: RunConfig = DEFAULT,
     *,
+    method: str | None = None,
+    stage: int = 1,
     warn: bool = True,
 ) -> RunConfig:
     """Combine settings. Flags override the file, the file overrides the recipe, the recipe overrides `base`.
@@ -147,6 +150,8 @@ def resolve(
         config: TOML file with field names as keys, and optionally the key `recipe`. Paths in it are relative to it.
         recipe: Name of a recipe. It overrides the recipe that the file names.
         base: Settings to start from.
+        method: Name of a method of the recipe. Its settings override those of the recipe.
+        stage: Stage of the method, 1 or 2.
         warn: Whether deprecated names cause a warning.
 
     Returns:
@@ -161,7 +166,10 @@ def resolve(
     if chosen is not None:
         chosen = checks.choice(chosen, "recipe", RECIPES)
     result = base
-    levels = [("", {} if chosen is None else RECIPES[chosen].config()), (str(config), given), ("", flags)]
+    published = {} if chosen is None else RECIPES[chosen].config()
+    if method is not None:
+        published |= find_method(chosen, method).stage_settings(stage)
+    levels = [("", published), (str(config), given), ("", flags)]
     for origin, level in levels:
         level = _current_names(level, origin, warn)
         values: dict[str, Any] = {name: _checked(name, value, origin) for name, value in level.items()}
@@ -185,6 +193,25 @@ def resolve(
     if result.steps == 0 and not result.epochs > 0:
         raise ValueError(f"epochs must be positive, got {result.epochs!r}")
     return result
+
+
+def find_method(recipe: str | None, method: str) -> Method:
+    """Find a method of a recipe.
+
+    Args:
+        recipe: Name of the recipe, or None.
+        method: Name of the method.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: If there is no recipe, or it has no such method.
+    """
+    if recipe is None:
+        raise ValueError("--method requires a recipe; give its name (--recipe)")
+    methods = METHODS[checks.choice(recipe, "recipe", METHODS)]
+    return methods[checks.choice(method, f"method of the recipe {recipe}", methods)]
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -236,7 +263,7 @@ def _place(name: str, origin: str) -> str:
 def _checked(name: str, value: object, origin: str) -> object:
     """Check a value. Return it with the type of its field."""
     place = _place(name, origin)
-    if name in ("out", "resume", "config"):
+    if name in ("out", "resume", "config", "method"):
         raise ValueError(f"{place} is a flag of the command, not a setting")
     if name not in FIELDS:
         similar = difflib.get_close_matches(name, FIELDS)

@@ -172,7 +172,8 @@ def retrain(
         steps, best, trials = 0, fitted.best, fitted.trials
     result = RetrainedHead(out, method, trials, best)
     about = describe_run(config, source.dataset, train.groups, model)
-    _write(result, source, config, {**about, "step": steps}, model, options)
+    described = dataclasses.asdict(options) if method != "sgd" else {"policy": config.policy}
+    write_retrained(result, source, config, {**about, "step": steps}, described)
     return result
 
 
@@ -180,15 +181,29 @@ def _fit_method(method: str) -> HeadMethod:
     return cast(HeadMethod, checks.choice(method, "method", get_args(HeadMethod)))
 
 
-def _write(
-    result: RetrainedHead, source: HeadSource, config: RunConfig, about: Mapping[str, object], model: nn.Module,
-    options: HeadOptions,
-) -> None:  # fmt: skip
-    """Write the folder of the run by rename. After an error, nothing is left."""
+def write_retrained(
+    result: RetrainedHead,
+    source: HeadSource,
+    config: RunConfig,
+    about: Mapping[str, object],
+    options: Mapping[str, object],
+) -> None:
+    """Write the folder of the run by rename. After an error, nothing is left.
+
+    Args:
+        result: The retrained head.
+        source: The model and its data.
+        config: Settings of the run.
+        about: Description of the run, with its number of steps.
+        options: Hyperparameters of the method.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+    """
     out = result.folder
     temporary = out.with_name(f".{out.name}.retraining-{os.getpid()}")
     described = {name: value for name, value in result.to_dict().items() if name != "folder"}
-    described["options"] = dataclasses.asdict(options) if result.method != "sgd" else {"policy": config.policy}
+    described["options"] = dict(options)
     described["source"] = os.path.relpath(source.folder, os.path.realpath(out))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +212,7 @@ def _write(
         write_text(temporary / HEAD, json.dumps(described, indent=1))
         write_about(temporary, {name: value for name, value in about.items() if name != "step"})
         write_text(temporary / CONFIG, to_toml(portable(config, out)))
-        write_weights(temporary / MODEL, model, about, config)
+        write_weights(temporary / MODEL, source.model, about, config)
         sync_to_disk(temporary)
         temporary.rename(out)
     except OSError as error:

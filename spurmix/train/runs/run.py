@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,7 @@ from spurmix.train.runs.processes import Processes
 
 CHANGEABLE = ("device", "evaluation_batch", "max_checkpoints", "memory", "prefetch", "save_every", "tier")
 """Settings that do not affect the result, so that a resumed run may change them."""
+Regroup = Callable[[GroupIndex], GroupIndex]
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -108,7 +109,14 @@ class Outcome:
     evaluations: dict[str, Evaluation]
 
 
-def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bool = False) -> TrainingRun:
+def prepare(
+    config: RunConfig,
+    folder: Path,
+    processes: Processes,
+    *,
+    resume: bool = False,
+    regroup: Regroup | None = None,
+) -> TrainingRun:
     """Check everything that can be checked before training, lock the folder, and write the settings into it.
 
     Args:
@@ -117,6 +125,7 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
         processes: Processes that train.
         resume: If True, continue the run in `folder`, which must have the same settings and data. If there is none,
             start one. If False, a run without a checkpoint is replaced.
+        regroup: Function that maps the groups of the training split to those that batches are drawn by. Default: the same.
 
     Returns:
         The run.
@@ -144,7 +153,8 @@ def prepare(config: RunConfig, folder: Path, processes: Processes, *, resume: bo
             data.groups, train_groups=train_data.groups, membership=data.membership, cell_names=data.cell_names,
             min_group_size=config.min_group_size,
         )  # fmt: skip
-    loader = _loader(config, train_data, policy, processes)
+    groups = train_data.groups if regroup is None else regroup(train_data.groups)
+    loader = _loader(config, dataclasses.replace(train_data, groups=groups), policy, processes)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs of PyTorch
     about = describe_run(config, dataset, train_data.groups, model)
@@ -224,7 +234,7 @@ def _loader(config: RunConfig, data: SplitData, policy: MixPolicy, processes: Pr
 def _objective(run: TrainingRun) -> Objective | None:
     config = run.config
     if config.objective == "group_dro":
-        return GroupDRO(run.train.groups, config.dro_step, config.dro_adjustment)
+        return GroupDRO(run.loader.groups, config.dro_step, config.dro_adjustment)
     return None
 
 
