@@ -1,4 +1,6 @@
-// The draw: sample number -> index, partner, group, lam. Integer arithmetic only, so all backends give the same bits.
+// The draw: sample number -> index, partner, group, lam. All arithmetic is on integers, except for running sums, which
+// are compared in float64. Each of these operations is exact or rounded as IEEE 754 requires, so all backends give the
+// same bits.
 // docs/draw-specification.md is the specification, spurmix/ops/reference/draw.py implements it in PyTorch.
 #pragma once
 
@@ -21,8 +23,11 @@ constexpr int64_t kWordFlags = 7;
 constexpr int64_t kWordListWords = 8;
 constexpr int64_t kFlagReplacement = 1;
 constexpr int64_t kFlagKeepLabels = 2;
+constexpr int64_t kFlagSums = 4;
 constexpr int64_t kQuantiles = 1025;
 constexpr int64_t kRowWords = 5;
+constexpr int64_t kSumHeadWords = 2;
+constexpr int64_t kRunWords = 3;
 constexpr int64_t kMaxCount = 2147483648;
 
 // View of the packed int64 tables. The pointers are the sections, in the order of their memory.
@@ -147,18 +152,56 @@ SPURMIX_HD uint64_t pick_member(const Tables& t, int64_t h, uint32_t high, uint3
   return mulhi64((static_cast<uint64_t>(high) << 32) | low, size);
 }
 
+// Whether the threshold of a running sum, floor(2^32 * sum / total), is below `limit`, an integer.
+SPURMIX_HD bool below(double sum, double total, double limit) { return sum * 4294967296.0 / total < limit; }
+
+// Number of entries of a row of running sums whose threshold is <= w, or -1 if the words at `first` are invalid. The row
+// has `count` entries.
+SPURMIX_HD int64_t sums_at_most(const Tables& t, int64_t first, int64_t count, uint32_t w) {
+  if (first < 0 || first + kSumHeadWords > t.list_words) return -1;
+  const int64_t num_runs = t.lists[first];
+  if (num_runs < 0 || num_runs > (t.list_words - first - kSumHeadWords) / kRunWords) return -1;
+  const int64_t* runs = t.lists + first + kSumHeadWords;
+  const double total = bits_double(t.lists[first + 1]), limit = static_cast<double>(w) + 1.0;
+  int64_t low = 0, left = num_runs;  // the number of runs that begin below the limit
+  while (left > 0) {
+    const int64_t half = left / 2;
+    const bool right = below(bits_double(runs[(low + half) * kRunWords + 1]), total, limit);
+    low += right ? half + 1 : 0;
+    left = right ? left - half - 1 : half;
+  }
+  if (low == 0) return 0;
+  const int64_t* run = runs + (low - 1) * kRunWords;
+  const int64_t begin = run[0], stop = low < num_runs ? run[kRunWords] : count;
+  if (!in_range(begin, count) || !in_range(stop, count + 1)) return -1;
+  // The estimate is the number of entries of the run below the limit, or up to 2 less.
+  const double base = bits_double(run[1]), step = bits_double(run[2]), length = static_cast<double>(stop - begin);
+  const double estimate = (limit * total * (1.0 / 4294967296.0) - base) / step;
+  double entries = estimate > 0.0 ? estimate : 0.0;
+  int64_t k = static_cast<int64_t>(entries < length ? entries : length);
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    k += k < stop - begin && below(base + static_cast<double>(k) * step, total, limit);
+  }
+  return begin + k;
+}
+
 // Position of the partner of an index whose group has the row `row` of partners, or -1 if the tables have values that
 // draw tables cannot have. The word `w` selects the entry of the row, `high` and `low` the member of its group.
 SPURMIX_HD int64_t partner_position(const Tables& t, int64_t row, uint32_t w, uint32_t high, uint32_t low) {
   if (!in_range(row, t.num_rows)) return -1;
   const int64_t* words = t.rows + row * kRowWords;
   const int64_t first = words[0] >> 32, count = words[0] & 0xFFFFFFFF;
-  if (first < 0 || first + count > t.list_words) return -1;
-  const int64_t entry = count_at_most(t.lists + first, count, w);
+  int64_t entry;
+  if (t.flags & kFlagSums) {
+    entry = sums_at_most(t, first, count, w);
+  } else {
+    if (first < 0 || first + count > t.list_words) return -1;
+    entry = count_at_most(t.lists + first, count, w);
+  }
   int64_t slice = words[1];  // the last slice that begins at the entry or before it
   for (int64_t k = 2; k < kRowWords; ++k) slice = (words[k] >> 32) <= entry ? words[k] : slice;
   const int64_t at = (slice & 0xFFFFFFFF) + entry - (slice >> 32);
-  if (entry >= count || !in_range(at, t.list_words)) return -1;
+  if (!in_range(entry, count) || !in_range(at, t.list_words)) return -1;
   const int64_t h = t.lists[at];
   if (!in_range(h, t.num_groups)) return -1;
   const uint64_t position = static_cast<uint64_t>(t.offsets[h]) + pick_member(t, h, high, low);

@@ -40,6 +40,12 @@ SPURMIX_HD float bits_float(uint32_t u) {
   return v;
 }
 
+SPURMIX_HD double bits_double(int64_t u) {
+  double v;
+  memcpy(&v, &u, 8);
+  return v;
+}
+
 SPURMIX_HD int bit_length(uint64_t x) {
 #if defined(__CUDA_ARCH__)
   return 64 - __clzll(static_cast<long long>(x));

@@ -125,6 +125,17 @@ Longs permute(const Longs& positions, uint64_t m, uint64_t seed, uint32_t stratu
   return out;
 }
 
+Longs sums_at_most(const Longs& list, int64_t count, const Longs& words) {
+  spurmix::Tables view = {};
+  view.lists = list.data();
+  view.list_words = list.size();
+  Longs out(words.size());
+  for (py::ssize_t i = 0; i < words.size(); ++i) {
+    out.mutable_at(i) = spurmix::sums_at_most(view, 0, count, static_cast<uint32_t>(words.at(i)));
+  }
+  return out;
+}
+
 py::tuple draw(const Longs& tables, const Longs& members, uint64_t seed, uint64_t start, int64_t count) {
   spurmix::Tables view;
   const char* problem = spurmix::view_tables(tables.data(), tables.size(), &view);
@@ -351,6 +362,7 @@ PYBIND11_MODULE(_host, m) {
         "Write the texts of rows, padded, to out [B, S] and mask.");
   m.def("philox", &philox, py::arg("counter"), py::arg("key"));
   m.def("permute", &permute, py::arg("positions"), py::arg("m"), py::arg("seed"), py::arg("stratum"), py::arg("cycle"));
+  m.def("sums_at_most", &sums_at_most, py::arg("list"), py::arg("count"), py::arg("words"));
   m.def("draw", &draw, py::arg("tables"), py::arg("members"), py::arg("seed"), py::arg("start"), py::arg("count"));
   m.def("boxes", &boxes, py::arg("seed"), py::arg("start"), py::arg("count"), py::arg("height"), py::arg("width"),
         py::arg("scale_low"), py::arg("scale_high"), py::arg("ratio_low"), py::arg("ratio_high"));

@@ -1,4 +1,4 @@
-"""Draw kernel: sample numbers to (index, partner, group, lam). Integer arithmetic only, as in `csrc/draw.h`."""
+"""Draw kernel: sample numbers to (index, partner, group, lam). The arithmetic is that of `csrc/draw.h`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ WORD_NUM_ROWS = tl.constexpr(_layout.WORD_NUM_ROWS)
 WORD_FLAGS = tl.constexpr(_layout.WORD_FLAGS)
 WORD_LIST_WORDS = tl.constexpr(_layout.WORD_LIST_WORDS)
 ROW_WORDS = tl.constexpr(_layout.ROW_WORDS)
+SUM_HEAD_WORDS = tl.constexpr(_layout.SUM_HEAD_WORDS)
+RUN_WORDS = tl.constexpr(_layout.RUN_WORDS)
+FLAG_SUMS = tl.constexpr(_layout.FLAG_SUMS)
 FLAG_REPLACEMENT = tl.constexpr(_layout.FLAG_REPLACEMENT)
 QUANTILES = tl.constexpr(_layout.QUANTILES)
 MAX_COUNT = tl.constexpr(_layout.MAX_COUNT)
@@ -170,7 +173,55 @@ def _in_range(x, count):
 
 
 @triton.jit
-def _partner_groups(rows_ptr, lists_ptr, list_words, row, word, mask, LANES: tl.constexpr):
+def _below(sum, total, limit):
+    """Whether the threshold of a running sum, floor(2^32 * sum / total), is below `limit`, an integer."""
+    return sum * 4294967296.0 / total < limit
+
+
+@triton.jit
+def _load_double(pointer, mask):
+    return tl.load(pointer, mask=mask, other=0).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _sums_at_most(lists_ptr, list_words, first, count, word, mask):
+    """Number of entries with a threshold <= `word` of rows of running sums, and whether the rows are valid.
+
+    A row has `count` entries. Its list starts at the word `first` of the lists.
+    """
+    valid = mask & (first >= 0) & (first + SUM_HEAD_WORDS <= list_words)
+    num_runs = tl.load(lists_ptr + first, mask=valid, other=0)
+    valid = valid & (num_runs >= 0) & (num_runs <= (list_words - first - SUM_HEAD_WORDS) // RUN_WORDS)
+    runs_ptr = lists_ptr + first + SUM_HEAD_WORDS
+    total = tl.where(valid, _load_double(lists_ptr + first + 1, valid), 1.0)
+    limit = word.to(tl.float64) + 1.0
+    low = word * 0  # the number of runs that begin below the limit
+    left = tl.where(valid, low + num_runs, 0)
+    while tl.max(left, 0) > 0:
+        half = left // 2
+        right = (left > 0) & _below(_load_double(runs_ptr + (low + half) * RUN_WORDS + 1, left > 0), total, limit)
+        low = tl.where(right, low + half + 1, low)
+        left = tl.where(right, left - half - 1, half)
+    found = valid & (low > 0)
+    run_ptr = runs_ptr + (low - 1) * RUN_WORDS
+    begin = tl.load(run_ptr, mask=found, other=0)
+    stop = tl.load(run_ptr + RUN_WORDS, mask=found & (low < num_runs), other=0)
+    stop = tl.where(low < num_runs, stop, count)
+    valid = valid & (~found | (_in_range(begin, count) & _in_range(stop, count + 1)))
+    # The estimate is the number of entries of the run below the limit, or up to 2 less.
+    base, step = _load_double(run_ptr + 1, found), _load_double(run_ptr + 2, found)
+    length = stop - begin
+    estimate = (limit * total * (1.0 / 4294967296.0) - base) / tl.where(step > 0.0, step, 1.0)
+    estimate = tl.where(estimate > 0.0, estimate, 0.0)
+    bound = length.to(tl.float64)
+    k = tl.where(estimate < bound, estimate, bound).to(tl.int64)
+    for _ in tl.static_range(2):
+        k += ((k < length) & _below(base + k.to(tl.float64) * step, total, limit)).to(tl.int64)
+    return tl.where(found, begin + k, 0), valid
+
+
+@triton.jit
+def _partner_groups(rows_ptr, lists_ptr, list_words, flags, row, word, mask, LANES: tl.constexpr):
     """Return the groups that `word` (int64) selects from rows of partners, and whether the rows are valid.
 
     Reads the lists only within `list_words`.
@@ -179,7 +230,9 @@ def _partner_groups(rows_ptr, lists_ptr, list_words, row, word, mask, LANES: tl.
     head = tl.load(words_ptr, mask=mask, other=0)
     first, count = head >> 32, head & 0xFFFFFFFF
     valid = mask & (first >= 0) & (first + count <= list_words)
-    if LANES > 0:
+    if (flags & FLAG_SUMS) != 0:
+        entry, valid = _sums_at_most(lists_ptr, list_words, first, count, word, mask)
+    elif LANES > 0:
         searched = tl.where(tl.sum(valid.to(tl.int32), 0) > 0, tl.sum(count, 0), 0)
         entry = _count_at_most_parallel(lists_ptr + tl.sum(first, 0), searched, word, LANES)
     else:
@@ -189,7 +242,7 @@ def _partner_groups(rows_ptr, lists_ptr, list_words, row, word, mask, LANES: tl.
         following = tl.load(words_ptr + k, mask=mask, other=0)
         part = tl.where((following >> 32) <= entry, following, part)
     at = (part & 0xFFFFFFFF) + entry - (part >> 32)
-    valid = valid & (entry < count) & _in_range(at, list_words)
+    valid = valid & _in_range(entry, count) & _in_range(at, list_words)
     return tl.load(lists_ptr + at, mask=valid, other=-1), valid
 
 
@@ -263,7 +316,7 @@ def draw_samples(  # noqa: DOC107
     has_partner = valid & (row >= 0)
     valid = valid & (row < rows)
     partner_group, row_valid = _partner_groups(
-        rows_ptr, lists_ptr, list_words, row, a2.to(tl.int64), has_partner & valid, LANES
+        rows_ptr, lists_ptr, list_words, flags, row, a2.to(tl.int64), has_partner & valid, LANES
     )
     row_valid = row_valid & _in_range(partner_group, groups)
     begin = tl.load(offsets_ptr + partner_group, mask=row_valid, other=0)

@@ -12,6 +12,7 @@ from spurmix.core.lam import LamDistribution
 from spurmix.core.partners import PartnerRows, expand, require_memory
 from spurmix.core.policy import MixPolicy
 from spurmix.core.resolved_policy import Labels, require_cells
+from spurmix.core.table_layout import ROW_SLICES
 
 
 def contradicting_policy(
@@ -55,8 +56,7 @@ def contradicting_partners(groups: GroupIndex, p: float) -> PartnerRows:
     lists = np.concatenate([same_attribute.groups, same_class.groups])
     if (np.diff(cell) < 0).any():
         return _sorted_entries(row_of, lists, first, length, weight)
-    weights, first_weight = _shared_weights(length, weight)
-    return PartnerRows(row_of, weights, first_weight, lists, first, length)
+    return PartnerRows(row_of, weight.reshape(-1), np.arange(len(weight)) * ROW_SLICES, lists, first, length, even=True)
 
 
 class _Neighbors(NamedTuple):
@@ -84,19 +84,6 @@ class _Neighbors(NamedTuple):
 
 def _in_order(same_class: _Neighbors, same_attribute: _Neighbors) -> list[tuple[_Neighbors, int]]:
     return [(same_attribute, 0), (same_class, 0), (same_class, 1), (same_attribute, 1)]
-
-
-def _shared_weights(length: Int64Array, weight: FloatArray) -> tuple[FloatArray, Int64Array]:
-    """Weights of the rows, and the first one of each row. Rows with slices of the same lengths share their weights."""
-    before, inside, after = length[:, 0], length[:, 1] + length[:, 2], length[:, 3]
-    width = int(length.max(initial=0)) * 2 + 1
-    _, shape = np.unique(before * width + inside, return_inverse=True)
-    _, at, shape = np.unique(shape * width + after, return_index=True, return_inverse=True)
-    counts = np.stack([before, inside, after], axis=1)[at]
-    require_memory(int(counts.sum()))
-    weights = np.repeat(weight[at][:, [0, 1, 3]].reshape(-1), counts.reshape(-1))
-    total = counts.sum(axis=1)
-    return weights, (np.cumsum(total) - total)[shape]
 
 
 def _sorted_entries(

@@ -27,9 +27,10 @@ ENTRY_BYTES = 64
 class PartnerRows:
     """A matrix `[G, G]` of partner weights, in which several groups may share a row.
 
-    A row has entries, one for each group with a weight, in ascending order of the groups. Their weights are consecutive
-    elements of `weights`, which rows may share. Their groups are the concatenation of up to four slices of `groups`,
-    which rows may share too.
+    A row has entries, one for each group with a weight, in ascending order of the groups. Their groups are the
+    concatenation of up to four slices of `groups`, which rows may share. Their weights are consecutive elements of
+    `weights`, which rows may share too. If `even` is True, `weights` has one weight for each slice instead, which all
+    entries of the slice have.
 
     Attributes:
         row_of: Row of each group, int64 `[G]`. -1: the group has no partner.
@@ -38,6 +39,7 @@ class PartnerRows:
         groups: Groups, int64 `[P]`.
         slice_first: Position in `groups` of the first entry of each slice of each row, int64 `[R, 4]`.
         slice_length: Number of entries of each slice, int64 `[R, 4]`. Slices that are not used have 0.
+        even: Whether all entries of a slice have the same weight.
     """
 
     row_of: Int64Array
@@ -46,6 +48,7 @@ class PartnerRows:
     groups: Int64Array
     slice_first: Int64Array
     slice_length: Int64Array
+    even: bool = False
 
     @classmethod
     def of_matrix(cls, matrix: FloatArray) -> PartnerRows:
@@ -103,6 +106,10 @@ class PartnerRows:
         """Number of entries of each row, int64 `[R]`."""
         return self.slice_length.sum(axis=1)
 
+    def slice_weights(self, rows: Int64Array | slice) -> FloatArray:
+        """Return the weight of each slice of some rows, `[N, 4]`, if `even` is True."""
+        return self.weights[self.first_weight[rows, None] + np.arange(ROW_SLICES)]
+
     @property
     def shape(self) -> tuple[int, int]:
         """(G, G)."""
@@ -122,11 +129,16 @@ class PartnerRows:
         from scipy.sparse import csr_array
 
         rows = slice(start, stop)
-        at = expand(self.first_weight[rows], self.slice_length[rows].sum(axis=1))
-        columns = self.groups[expand(self.slice_first[rows], self.slice_length[rows])]
+        length = self.slice_length[rows]
+        weights = (
+            np.repeat(self.slice_weights(rows).reshape(-1), length.reshape(-1))
+            if self.even
+            else self.weights[expand(self.first_weight[rows], length.sum(axis=1))]
+        )
+        columns = self.groups[expand(self.slice_first[rows], length)]
         ends = np.concatenate([[0], np.cumsum(self.entries[rows])])
-        kind = np.int32 if max(at.size, self.row_of.size) < 1 << 31 else np.int64
-        parts = self.weights[at], columns.astype(kind), ends.astype(kind)
+        kind = np.int32 if max(weights.size, self.row_of.size) < 1 << 31 else np.int64
+        parts = weights, columns.astype(kind), ends.astype(kind)
         return csr_array(parts, shape=(stop - start, self.row_of.size))
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> FloatArray:

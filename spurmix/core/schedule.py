@@ -103,7 +103,11 @@ def partner_thresholds(weights: FloatArray) -> Int64Array:
         floor(2^32 * c[h] / c[G - 1]) of the running float64 sums c, int64 of the same shape.
     """
     running = np.cumsum(weights, axis=-1)
-    total = running[..., -1:].copy()
+    return sum_thresholds(running, running[..., -1:].copy())
+
+
+def sum_thresholds(running: FloatArray, total: FloatArray) -> Int64Array:
+    """Return floor(2^32 * running / total), int64. `running` is overwritten."""
     running *= 2.0**32
     running /= total
     return np.floor(running, out=running).astype(np.int64)

@@ -12,7 +12,7 @@ import numpy as np
 
 from spurmix.core import table_layout as layout
 from spurmix.core.array_types import Int64Array
-from spurmix.core.packed_rows import unpack_rows
+from spurmix.core.packed_rows import unpack_rows, unpack_thresholds
 from spurmix.core.partners import expand
 
 FIRST_MAGIC = 0x5350524D49580001
@@ -44,22 +44,22 @@ def table_digest(packed: Int64Array) -> str:
     sections = dict(zip(layout.SECTIONS, np.split(packed[: ends[-1]], ends - sizes)[1:], strict=True))
     kept = [sections[name] for name in ("slot", "share", "first", "size", "offsets", "row_of")]
     starts = layout.HEADER_WORDS + np.cumsum([0, *(s.size for s in kept), rows * groups, layout.QUANTILES])
-    counts = int(packed[layout.WORD_NUM_EXAMPLES]), groups, strata, period, rows, flags
+    counts = int(packed[layout.WORD_NUM_EXAMPLES]), groups, strata, period, rows, flags & ~layout.FLAG_SUMS
     digest.update(np.array([FIRST_MAGIC, starts[-1], *counts, *starts[:-1]], dtype=np.int64).data)
     for section in kept:
         digest.update(np.ascontiguousarray(section).data)
     words, step = sections["rows"].reshape(rows, layout.ROW_WORDS), max(1, BLOCK_WORDS // groups)
     for start in range(0, rows, step):
-        digest.update(_dense(words[start : start + step], sections["lists"], groups).data)
+        digest.update(_dense(words[start : start + step], sections["lists"], flags, groups).data)
     digest.update(np.ascontiguousarray(sections["quantile"]).data)
     return digest.hexdigest()
 
 
-def _dense(words: Int64Array, lists: Int64Array, groups: int) -> Int64Array:
+def _dense(words: Int64Array, lists: Int64Array, flags: int, groups: int) -> Int64Array:
     """A threshold of every group for rows, `[R, G]`."""
-    first, slice_first, slice_length = unpack_rows(words)
+    _, slice_first, slice_length = unpack_rows(words)
     counts = slice_length.sum(axis=1)
-    thresholds = lists[expand(first, counts)]
+    thresholds = unpack_thresholds(words, lists, flags)
     steps = np.diff(thresholds, prepend=0)
     starts = (np.cumsum(counts) - counts)[counts > 0]
     steps[starts] = thresholds[starts]

@@ -31,6 +31,8 @@ FLAG_REPLACEMENT = 1
 """Examples are drawn with replacement."""
 FLAG_KEEP_LABELS = 2
 """A sample keeps the label of its index."""
+FLAG_SUMS = 4
+"""Rows of partners have running sums of weights in place of thresholds."""
 
 QUANTILES = POINTS
 """Number of points of the quantile table."""
@@ -38,12 +40,20 @@ QUANTILES = POINTS
 ROW_WORDS = 5
 """Words of a row of partners: its list of thresholds, `first << 32 | count`, then the slices of its list of groups.
 
+If `FLAG_SUMS` is set, `first` is the first word of a list of running sums instead.
+
 A slice is `begin << 32 | first`: entry `begin` and the following ones are words `first` and following of the lists. A
 slice that is not used has `begin = count`.
 """
 
 ROW_SLICES = ROW_WORDS - 1
 """Number of slices of a row."""
+
+SUM_HEAD_WORDS = 2
+"""Words of a list of running sums before its runs: the number of runs, and the sum of all weights (float64)."""
+
+RUN_WORDS = 3
+"""Words of a run: its first entry, the running sum of this entry, and the step from entry to entry (both float64)."""
 
 SECTIONS = ("slot", "share", "first", "size", "offsets", "row_of", "rows", "lists", "quantile")
 """Sections in order: the schedule's slots (stratum << 32 | rank), the strata, the groups, the partners, and lam."""

@@ -65,7 +65,7 @@ def build_tables(groups: GroupIndex, policy: MixPolicy, seed: int = 0) -> Tables
     offsets, members = resolved.selection.groups.offsets, groups.members
     first = offsets[resolved.first_group[:-1]]
     size = offsets[resolved.first_group[1:]] - first
-    row_of, rows, lists = pack_rows(resolved.partner_rows, resolved.selection.groups.num_groups)
+    row_of, rows, lists, kind = pack_rows(resolved.partner_rows, resolved.selection.groups.num_groups)
     if resolved.selection.members is not None:
         members = resolved.selection.members
         offsets, row_of = np.append(offsets, groups.num_examples), np.append(row_of, -1)
@@ -85,6 +85,7 @@ def build_tables(groups: GroupIndex, policy: MixPolicy, seed: int = 0) -> Tables
     header = np.zeros(layout.HEADER_WORDS, dtype=np.int64)
     length = header.size + sum(s.size for s in sections)
     flags = layout.FLAG_REPLACEMENT * resolved.replacement + layout.FLAG_KEEP_LABELS * (resolved.labels == "keep")
+    flags |= kind
     words = layout.MAGIC, length, groups.num_examples, *counts, flags, lists.size
     header[: len(words)] = words
     members = members if members is not None else np.empty(0, dtype=np.int32)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from spurmix import GroupIndex, MixPolicy, policies
-from spurmix.core import memory, partners
+from spurmix.core import memory, packed_rows, partners
 from spurmix.core.array_types import FloatArray, Int64Array
-from spurmix.core.packed_rows import PackedRows, pack_rows, unpack_rows
+from spurmix.core.contradicting import contradicting_partners
+from spurmix.core.packed_rows import PackedRows, pack_rows, unpack_rows, unpack_thresholds
 from spurmix.core.partners import PartnerRows, expand
 from spurmix.core.schedule import partner_thresholds
+from spurmix.core.table_layout import FLAG_SUMS
+from spurmix.core.tables import build_tables
 
 
 def dense(packed: PackedRows, count: int) -> Int64Array:
     """A threshold of every group for each row, `[R, G]`."""
-    first, slice_first, slice_length = unpack_rows(packed.rows)
+    _, slice_first, slice_length = unpack_rows(packed.rows)
     thresholds = np.zeros((len(packed.rows), count), dtype=np.int64)
     for row in range(len(packed.rows)):
         groups = packed.lists[expand(slice_first[row], slice_length[row])]
         assert (np.diff(groups) > 0).all()
-        values = packed.lists[first[row] : first[row] + groups.size]
+        values = unpack_thresholds(packed.rows[row : row + 1], packed.lists, packed.flags)
         thresholds[row, groups] = np.diff(values, prepend=0)
     return np.cumsum(thresholds, axis=1)
 
@@ -72,13 +78,44 @@ def test_rows_share_thresholds_and_groups() -> None:
     assert packed.lists.size == 20 * (29 + 19) + 2 * number.size
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0, 1e-11])
+@pytest.mark.parametrize("kind", ["all cells", "some cells", "unknown", "custom"])
+def test_rows_of_running_sums(kind: str, p: float, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of running sums are the same distinct rows. Weights too small to change a threshold are stored otherwise."""
+    monkeypatch.setattr(packed_rows, "MAX_THRESHOLDS", -1)
+    monkeypatch.setattr(packed_rows, "MIN_ENTRIES", 0)
+    number = rng.choice(60, 40, replace=False) if kind == "some cells" else np.arange(60)
+    label, attribute = number // 6, number % 6 - (kind == "unknown")
+    groups = GroupIndex(label, attribute)
+    if kind == "custom":  # several groups for each cell, in the order of the cells
+        groups = GroupIndex(np.repeat(label, 2), np.repeat(attribute, 2), groups=np.arange(120))
+    rows = contradicting_partners(groups, p)
+    packed = pack_rows(rows, groups.num_groups)
+    row_of, distinct = expected(rows.matrix())
+    assert packed.flags == (0 if p == 1e-11 else FLAG_SUMS)
+    assert packed.row_of.tolist() == row_of
+    assert dense(packed, groups.num_groups).tolist() == distinct
+
+
+@pytest.mark.parametrize("shape", [(50_000, 2), (10_000, 10), (3801, 2)])
+@pytest.mark.parametrize("make", [policies.lisa, policies.selecmix])
+def test_tables_of_many_classes_are_small(make: Callable[[], MixPolicy], shape: tuple[int, int]) -> None:
+    number = np.arange(shape[0] * shape[1])
+    groups = GroupIndex(number // shape[1], number % shape[1])
+    tracemalloc.start()
+    tables = build_tables(groups, make())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tables.packed.nbytes < 40e6 and peak < 200e6  # a threshold of each entry has up to 20 GB
+
+
 def test_memory_is_checked_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sparse combinations of classes and attributes share little."""
     monkeypatch.setattr(memory, "available", lambda: 1 << 28)
     rng = np.random.default_rng(1)
-    cell = np.sort(rng.choice(10**6, 130_000, replace=False))
+    cell = rng.choice(10**6, 130_000, replace=False)
+    groups = GroupIndex(cell // 1000, cell % 1000, groups=np.arange(cell.size))  # not in the order of the cells
     with pytest.raises(ValueError, match=r"weights of partner groups, which need about .* GiB of memory, but 0\.2 GiB"):
-        policies.lisa().resolve_arrays(GroupIndex(cell // 1000, cell % 1000))
+        policies.lisa().resolve_arrays(groups)
 
 
 def test_weights_beyond_the_range_of_floats() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spurmix import Beta, GroupIndex, MixPolicy, policies
-from spurmix.core import table_digest
+from spurmix.core import packed_rows, table_digest
 from spurmix.core.tables import build_tables
 
 NUMBER = np.arange(600)
@@ -76,6 +76,13 @@ def test_digests_of_earlier_versions(name: str) -> None:
 def test_blocks_do_not_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_digest, "BLOCK_WORDS", 40)
     test_digests_of_earlier_versions("pairs, matrix")
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name.endswith(("lisa", "selecmix"))])
+def test_running_sums_do_not_change_the_digest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_rows, "MAX_THRESHOLDS", -1)
+    monkeypatch.setattr(packed_rows, "MIN_ENTRIES", 0)
+    test_digests_of_earlier_versions(name)
 
 
 def test_large_tables_are_hashed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

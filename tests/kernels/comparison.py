@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spurmix import Beta, GroupIndex, MixPolicy, policies
-from spurmix.core.table_layout import HEADER_WORDS, QUANTILES
+from spurmix.core import packed_rows
+from spurmix.core.table_layout import FLAG_SUMS, HEADER_WORDS, QUANTILES, WORD_FLAGS
 from spurmix.ops import functional as F
 from spurmix.ops.tables import DrawTables, draw_tables
 
@@ -74,12 +76,23 @@ def random_tables(n: int, labels: int, replacement: bool, partners: bool, strata
     return draw_tables(groups, policy)
 
 
+def summed_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
+    """Tables in which rows of partners have running sums in place of thresholds, as tables of many groups."""
+    with mock.patch.multiple(packed_rows, MAX_THRESHOLDS=-1, MIN_ENTRIES=0):
+        tables = draw_tables(groups, policy)
+    assert int(tables.packed[WORD_FLAGS]) & FLAG_SUMS
+    return tables
+
+
 def altered_tables(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Packed tables of ten examples with one altered word of a section or of the members: `count` of each policy."""
     rng = np.random.default_rng(0)
     groups = GroupIndex([0, 0, 1, 1, 2, 2, 0, 1, 2, 2], [0, 1, 0, 1, 0, 1, 1, 0, 0, 1])
-    for policy in (policies.lisa(), policies.mixup(), MixPolicy(replacement=True, partner=np.eye(6), lam=0.5)):
-        tables = draw_tables(groups, policy)
+    for tables in (
+        *(draw_tables(groups, policy) for policy in (policies.lisa(), policies.mixup())),
+        draw_tables(groups, MixPolicy(replacement=True, partner=np.eye(6), lam=0.5)),
+        summed_tables(groups, policies.lisa()),
+    ):
         words = rng.integers(HEADER_WORDS, tables.packed.numel() - QUANTILES, count - count // 4)
         words = np.append(words, rng.integers(tables.packed.numel() - QUANTILES, tables.packed.numel(), count // 4))
         for word, value in zip(words, rng.choice([-1, 0, 2**31, 2**40, 2**62, -(2**63)], count), strict=True):

@@ -13,8 +13,9 @@ from scipy import stats
 
 import spurmix
 from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, _host, policies
+from spurmix.core import packed_rows
 from spurmix.core.schedule import make_schedule, partner_thresholds
-from spurmix.core.table_layout import WORD_LIST_WORDS, WORD_NUM_ROWS
+from spurmix.core.table_layout import FLAG_SUMS, WORD_FLAGS, WORD_LIST_WORDS, WORD_NUM_ROWS
 from spurmix.ops import backends
 from spurmix.ops.reference import draw as reference_draw
 from spurmix.ops.tables import draw_tables
@@ -279,6 +280,24 @@ def test_damaged_tables_are_rejected() -> None:
         wrong[word] += 1
         with pytest.raises((RuntimeError, ValueError), match="tables"):
             torch.ops.spurmix.draw(wrong, tables.members, 0, 0, 4)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (5, 4), (40, 3), (129, 2)])
+def test_running_sums_draw_as_thresholds(
+    shape: tuple[int, int], backend: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = np.repeat(np.arange(shape[0] * shape[1]), rng.integers(1, 4, shape[0] * shape[1]))
+    groups = GroupIndex(number // shape[1], number % shape[1])
+    stored = draw_tables(groups, policies.lisa())
+    monkeypatch.setattr(packed_rows, "MAX_THRESHOLDS", -1)
+    monkeypatch.setattr(packed_rows, "MIN_ENTRIES", 0)
+    summed = draw_tables(groups, policies.lisa())
+    assert int(summed.packed[WORD_FLAGS]) & FLAG_SUMS and not int(stored.packed[WORD_FLAGS]) & FLAG_SUMS
+    expected = backends.implementation("draw", "reference", torch.device("cpu"))(
+        stored.packed, stored.members, 3, 10**6, 2000
+    )
+    draw = backends.implementation("draw", backend, torch.device("cpu"))
+    assert all(map(torch.equal, draw(summed.packed, summed.members, 3, 10**6, 2000), expected))
 
 
 @pytest.mark.parametrize("value", [5 * 2**30, 2**24 + 1, -1, -(2**63)])

@@ -1,5 +1,22 @@
 // draw and view_tables. Included by driver.cpp.
 
+int64_t double_bits(double value) {
+  int64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// Appends the running sums of `count` equal weights, as runs of random lengths.
+void add_sums(int64_t count, std::vector<int64_t>* lists) {
+  const size_t head = lists->size();
+  lists->push_back(0);
+  lists->push_back(double_bits(static_cast<double>(count)));
+  for (int64_t begin = 0; begin < count; begin += rng.in(1, count)) {
+    ++(*lists)[head];
+    for (int64_t word : {begin, double_bits(static_cast<double>(begin + 1)), double_bits(1.0)}) lists->push_back(word);
+  }
+}
+
 std::vector<int64_t> random_tables(int64_t* examples) {
   const int64_t strata = rng.in(1, 6);
   std::vector<int64_t> offsets = {0}, share, first, size, slots, sizes_of_groups;
@@ -18,6 +35,7 @@ std::vector<int64_t> random_tables(int64_t* examples) {
   }
   for (size_t k = slots.size(); k > 1; --k) std::swap(slots[k - 1], slots[rng.in(0, static_cast<int64_t>(k) - 1)]);
   const int64_t groups = static_cast<int64_t>(sizes_of_groups.size()), rows = rng.in(0, groups);
+  const bool sums = rng.one_in(3);
   std::vector<int64_t> row_of, row_words, lists, quantile;
   for (int64_t g = 0; g < groups; ++g) row_of.push_back(rng.in(-1, rows - 1));
   for (int64_t r = 0; r < rows; ++r) {
@@ -30,7 +48,11 @@ std::vector<int64_t> random_tables(int64_t* examples) {
     }
     const int64_t count = static_cast<int64_t>(chosen.size());
     row_words.push_back(static_cast<int64_t>(lists.size()) << 32 | count);
-    for (int64_t k = 1; k <= count; ++k) lists.push_back((int64_t{1} << 32) * k / count);
+    if (sums) {
+      add_sums(count, &lists);
+    } else {
+      for (int64_t k = 1; k <= count; ++k) lists.push_back((int64_t{1} << 32) * k / count);
+    }
     // Slices of the groups, in any places of the lists.
     std::vector<int64_t> begins = {0};
     for (int64_t k = 2; k < kRowWords; ++k) begins.push_back(rng.in(begins.back(), count));
@@ -55,7 +77,7 @@ std::vector<int64_t> random_tables(int64_t* examples) {
                            strata,
                            static_cast<int64_t>(slots.size()),
                            rows,
-                           rng.in(0, 3),
+                           rng.in(0, 3) + (sums ? kFlagSums : 0),
                            static_cast<int64_t>(lists.size())};
   std::copy(std::begin(words), std::end(words), packed.begin());
   packed[kWordLength] = kHeaderWords;

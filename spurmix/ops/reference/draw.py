@@ -170,11 +170,27 @@ def cycle_key(s: Tensor, cycle: Tensor, seed: int) -> tuple[Tensor, ...]:
     return philox(counter, (seed & M32, seed >> 32))
 
 
+def sum_thresholds(words: Tensor, count: int) -> Tensor:
+    """Thresholds of the `count` entries of the list of running sums at the start of `words`."""
+    runs = words[layout.SUM_HEAD_WORDS :][: int(words[0]) * layout.RUN_WORDS].view(-1, layout.RUN_WORDS)
+    entry = torch.arange(count, device=words.device)
+    run = torch.searchsorted(runs[:, 0].contiguous(), entry, right=True) - 1
+    base, step = runs[:, 1:].contiguous().view(torch.float64)[run].unbind(1)
+    total = words[1:2].contiguous().view(torch.float64)
+    return ((base + (entry - runs[run, 0]) * step) * 2.0**32 / total).floor().to(torch.int64)
+
+
 def partner_group(view: TableView, row: int, word: Tensor) -> Tensor:
     """The group of the partner that `word` selects from a row of partners."""
     thresholds, *slices = view.rows[row * layout.ROW_WORDS : (row + 1) * layout.ROW_WORDS].tolist()
     first, count = thresholds >> 32, thresholds & M32
-    entry = torch.searchsorted(view.lists[first : first + count].contiguous(), word, right=True)
+    if view.flags & layout.FLAG_SUMS:
+        if count > view.row_of.numel():
+            raise ValueError("tables: a row of partners has more entries than there are groups; build the tables again")
+        values = sum_thresholds(view.lists[first:], count)
+    else:
+        values = view.lists[first : first + count].contiguous()
+    entry = torch.searchsorted(values, word, right=True)
     begin = torch.tensor([s >> 32 for s in slices], device=word.device)
     start = torch.tensor([s & M32 for s in slices], device=word.device)
     used = torch.searchsorted(begin, entry, right=True) - 1
