@@ -199,6 +199,7 @@ def audit_policy(
     index_share = _index_shares(drawn, policy)
 
     raw = residual = given_lam = float("nan")
+    partner_share = None
     joint = np.full((means.classes.size, means.attributes.size), np.nan)
     if not undetermined.size:
         data_share = groups.sizes / groups.num_examples
@@ -207,10 +208,11 @@ def audit_policy(
         samples = MixedSamples.of(means, index_share, policy.partner_rows, policy.labels == "mix")
         residual, joint = samples.correlation(*moments(policy.quantile))
         given_lam = samples.correlation_given_lam(policy.quantile)
+        partner_share = samples.partner
 
-    use = _group_use(
-        groups, drawn.sizes, policy.replacement, index_share, partner_shares(policy.partner_rows, index_share)
-    )
+    if partner_share is None:
+        partner_share = partner_shares(policy.partner_rows, index_share)
+    use = _group_use(groups, drawn.sizes, policy.replacement, index_share, partner_share)
     warnings = [*unknown_warnings(groups, given), *_use_warnings(use)]
     if problem:
         residual, given_lam, joint = float("nan"), float("nan"), np.full_like(joint, np.nan)
@@ -298,11 +300,12 @@ def _group_use(
     index_uses = epoch * index_share / np.maximum(sizes, 1)
     missed = np.where(replacement, np.exp(-index_uses), np.maximum(0.0, 1.0 - index_uses))
     missed = missed * np.exp(-epoch * partner_share / np.maximum(sizes, 1))
+    counts = groups.sizes if sizes.size == groups.num_groups else sizes
     return [
         GroupUse(
             g,
             groups.group_name(g) if g < groups.num_groups else f"target examples {g - groups.num_groups}",
-            int(groups.sizes[g] if sizes.size == groups.num_groups else sizes[g]),
+            int(counts[g]),
             float(index_share[g]),
             float(sizes[g] * (1.0 - missed[g])),
             float(pass_samples * per_example[g]),

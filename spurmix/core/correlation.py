@@ -11,7 +11,8 @@ import numpy as np
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.core.lam import ONE, moments
-from spurmix.core.partners import PartnerRows
+from spurmix.core.partners import BLOCK_ENTRIES, PartnerRows
+from spurmix.core.residual import Pairs, SecondMoment, residual_correlation
 from spurmix.core.shares import unknown_counts, unknown_shares
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ LAM_BINS, LAM_BINS_LARGE = 64, 8
 """Number of intervals of lam, and their number if there are more than `LARGE` classes or attributes."""
 LARGE = 64
 """The time of a correlation grows with the third power of the number of classes and attributes."""
-SMALL = 1e-10
-"""Variances up to this size count as 0."""
 
 
 @dataclass(frozen=True)
@@ -118,34 +117,72 @@ def partner_shares(partners: PartnerRows | None, index_share: FloatArray) -> Flo
 
 @dataclass(frozen=True)
 class _Cross:
-    """E[u v^T] for u of the index and v of the partner, over samples with a partner."""
+    """Products of index and partner, summed over samples with a partner. The last two are E[u v^T], u of the index."""
 
-    label_label: FloatArray
-    attribute_attribute: FloatArray
+    labels: Pairs
+    attributes: Pairs
     label_attribute: FloatArray
     attribute_label: FloatArray
 
 
-def _cross_moments(means: GroupMeans, index_share: FloatArray, partners: PartnerRows) -> _Cross:
-    from scipy.sparse import csr_array
+def _partner_sums(means: GroupMeans, index_share: FloatArray, partners: PartnerRows) -> tuple[FloatArray, _Cross]:
+    """Share of samples whose partner is in each group, `[G]`, and the moments of index and partner."""
+    from scipy.sparse import csr_array, hstack
 
     used = np.flatnonzero(partners.row_of >= 0)
     place = (index_share[used], (partners.row_of[used], used))
     by_row = csr_array(place, shape=(partners.count, index_share.size))  # sums groups that share a row
-    label, attribute = by_row @ means.label, by_row @ means.attribute
-    classes, attributes = means.classes.size, means.attributes.size
-    cross = _Cross(
-        np.zeros((classes, classes)), np.zeros((attributes, attributes)), np.zeros((classes, attributes)),
-        np.zeros((attributes, classes)),
-    )  # fmt: skip
-    for start, rows in normalized_blocks(partners):
-        block = slice(start, start + rows.shape[0])
-        partner_label, partner_attribute = (rows @ means.label).toarray(), (rows @ means.attribute).toarray()
-        cross.label_label[:] += label[block].T @ partner_label
-        cross.attribute_attribute[:] += attribute[block].T @ partner_attribute
-        cross.label_attribute[:] += label[block].T @ partner_attribute
-        cross.attribute_label[:] += attribute[block].T @ partner_label
-    return cross
+    values = hstack([means.label, means.attribute], format="csr")
+    of_index = by_row @ values
+    if partners.even:
+        shares, products = _even_products(partners, row_shares(partners, index_share), of_index, values)
+    else:
+        of_row, shares = row_shares(partners, index_share), np.zeros_like(index_share)
+        products = np.zeros((values.shape[1],) * 2)
+        for start, rows in normalized_blocks(partners):
+            block = slice(start, start + rows.shape[0])
+            shares += of_row[block] @ rows
+            product = (of_index[block].T @ (rows @ values)).tocoo()
+            products[product.coords] += product.data
+    label, attribute = slice(means.classes.size), slice(means.classes.size, None)
+    labels, attributes = products[label, label], products[attribute, attribute]
+    pairs = Pairs(labels + labels.T), Pairs(attributes + attributes.T)
+    return shares, _Cross(*pairs, products[label, attribute], products[attribute, label])
+
+
+def _even_products(
+    partners: PartnerRows, of_row: FloatArray, of_index: csr_array, values: csr_array
+) -> tuple[FloatArray, FloatArray]:
+    """Sums over rows with the same weight for all entries of a slice, without their entries.
+
+    Args:
+        partners: The rows. W are their probabilities, `[R, G]`.
+        of_row: Share of samples that use each row, `[R]`.
+        of_index: Values of the index, summed over the samples that use each row, `[R, K]`.
+        values: Values of each group, `[G, K]`.
+
+    Returns:
+        of_row W, `[G]`, and of_index^T W values, `[K, K]`.
+    """
+    from scipy.sparse import csr_array
+
+    # The probability of a slice is added at its first position in the list of groups, and subtracted after its last one.
+    # Running sums of these steps are the probabilities at all positions.
+    weight, first, length = partners.slice_weights(slice(None)), partners.slice_first, partners.slice_length
+    total = (weight * length).sum(axis=1, keepdims=True)
+    probability = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    at, step = np.concatenate([first, first + length], axis=1), np.concatenate([probability, -probability], axis=1)
+    begin = np.arange(partners.count + 1) * at.shape[1]
+    steps = csr_array((step.reshape(-1), at.reshape(-1), begin), shape=(partners.count, partners.groups.size + 1))
+    shares = np.bincount(partners.groups, np.cumsum(of_row @ steps)[:-1], minlength=values.shape[0])
+    steps = (of_index.T @ steps).tocsr()
+    listed = values[partners.groups]
+    products = np.empty((values.shape[1],) * 2)
+    size = max(1, BLOCK_ENTRIES // partners.groups.size)
+    for start in range(0, len(products), size):
+        block = steps[start : start + size].toarray()
+        products[start : start + size] = np.cumsum(block, axis=1, out=block)[:, :-1] @ listed
+    return shares, products
 
 
 @dataclass(frozen=True)
@@ -183,12 +220,11 @@ class MixedSamples:
         Returns:
             The sums.
         """
-        paired = partners.row_of >= 0 if partners is not None else np.zeros(index_share.size, dtype=bool)
-        return cls(
-            means, mix_labels, np.where(paired, 0.0, index_share), np.where(paired, index_share, 0.0),
-            partner_shares(partners, index_share),
-            _cross_moments(means, index_share, partners) if partners is not None else None,
-        )  # fmt: skip
+        if partners is None:
+            return cls(means, mix_labels, index_share, np.zeros_like(index_share), np.zeros_like(index_share), None)
+        paired = partners.row_of >= 0
+        index = np.where(paired, index_share, 0.0)
+        return cls(means, mix_labels, index_share - index, index, *_partner_sums(means, index_share, partners))
 
     def correlation(
         self, m1: float, m2: float, *, unmixed: float = 1.0, mixed: float = 1.0
@@ -206,27 +242,24 @@ class MixedSamples:
             or attributes occur in the samples.
         """
         means, total = self.means, unmixed * self.unmixed.sum() + mixed * self.index.sum()
-        alone, index, partner = (
-            share / total for share in (unmixed * self.unmixed, mixed * self.index, mixed * self.partner)
+        shares = [share / total for share in (unmixed * self.unmixed, mixed * self.index, mixed * self.partner)]
+        alone, index, partner = shares
+        cross, part, lam = self.cross, mixed / total, _Lam(m1, m2)
+        e_ya = means.joint_table(alone)
+        if cross is not None and self.mix_labels:
+            e_ya = e_ya + m2 * means.joint_table(index) + (1 - 2 * m1 + m2) * means.joint_table(partner)
+            e_ya = e_ya + (m1 - m2) * part * (cross.label_attribute + cross.attribute_label.T)
+        elif cross is not None:
+            e_ya = e_ya + m1 * means.joint_table(index) + (1 - m1) * part * cross.label_attribute
+        label = (lam if self.mix_labels else _Lam(1.0, 1.0)).moment(
+            *(share @ means.label for share in shares), cross.labels if cross is not None else None, part
         )
-        e_y, e_a = alone @ means.label, alone @ means.attribute
-        e_ya, e_yy, e_aa = means.joint_table(alone), np.diag(e_y), np.diag(e_a)
-        if self.cross is not None:
-            cross, part = self.cross, mixed / total
-            label, attribute = _MixedMoments(self.mix_labels, m1, m2), _MixedMoments(True, m1, m2)
-            index_y, partner_y = index @ means.label, partner @ means.label
-            index_a, partner_a = index @ means.attribute, partner @ means.attribute
-            e_y, e_a = e_y + label.mean(index_y, partner_y), e_a + attribute.mean(index_a, partner_a)
-            e_yy = e_yy + label.square(index_y, partner_y, part * cross.label_label)
-            e_aa = e_aa + attribute.square(index_a, partner_a, part * cross.attribute_attribute)
-            if self.mix_labels:
-                e_ya = e_ya + m2 * means.joint_table(index) + (1 - 2 * m1 + m2) * means.joint_table(partner)
-                e_ya = e_ya + (m1 - m2) * part * (cross.label_attribute + cross.attribute_label.T)
-            else:
-                e_ya = e_ya + m1 * means.joint_table(index) + (1 - m1) * part * cross.label_attribute
-        if min(np.count_nonzero(e_y), np.count_nonzero(e_a)) < 2:
+        attribute = lam.moment(
+            *(share @ means.attribute for share in shares), cross.attributes if cross is not None else None, part
+        )
+        if min(np.count_nonzero(label.mean), np.count_nonzero(attribute.mean)) < 2:
             return float("nan"), e_ya
-        return _residual(e_ya, e_yy, e_aa, e_y, e_a), e_ya
+        return residual_correlation(e_ya, label, attribute), e_ya
 
     def correlation_given_lam(self, quantile: Int64Array) -> float:
         """Mean over the samples of the correlation at their lam.
@@ -259,60 +292,27 @@ class MixedSamples:
 
 
 @dataclass(frozen=True)
-class _MixedMoments:
-    """First and second moments of lam u + (1 - lam) v, or of u if it is not mixed. u and v are one-hot."""
+class _Lam:
+    """E[lam] and E[lam^2]. lam is 1 if nothing is mixed."""
 
-    mixed: bool
     m1: float
     m2: float
 
-    def mean(self, of_index: FloatArray, of_partner: FloatArray) -> FloatArray:
-        return self.m1 * of_index + (1 - self.m1) * of_partner if self.mixed else of_index
+    def moment(
+        self, alone: FloatArray, of_index: FloatArray, of_partner: FloatArray, pairs: Pairs | None, part: float
+    ) -> SecondMoment:
+        """Moments of u in samples without a partner, and of lam u + (1 - lam) v in others. u and v are one-hot.
 
-    def square(self, of_index: FloatArray, of_partner: FloatArray, cross: FloatArray) -> FloatArray:
-        if not self.mixed:
-            return np.diag(of_index)
-        own = self.m2 * of_index + (1 - 2 * self.m1 + self.m2) * of_partner
-        return np.diag(own) + (self.m1 - self.m2) * (cross + cross.T)
+        `pairs` is multiplied by `part`.
+        """
+        return SecondMoment(
+            alone + self.m1 * of_index + (1 - self.m1) * of_partner,
+            alone + self.m2 * of_index + (1 - 2 * self.m1 + self.m2) * of_partner,
+            pairs,
+            (self.m1 - self.m2) * part,
+        )
 
 
 def _or_zero(correlation: float) -> float:
     """Return 0 for NaN: if lam determines the class or the attribute, they are not correlated given lam."""
     return 0.0 if np.isnan(correlation) else correlation
-
-
-def _residual(e_ya: FloatArray, e_yy: FloatArray, e_aa: FloatArray, e_y: FloatArray, e_a: FloatArray) -> float:
-    """||Cov(y)^-1/2 Cov(y, a) Cov(a)^-1/2||_F / sqrt(min rank). This is Cramer's V if y and a are one-hot."""
-    between = e_ya - np.outer(e_y, e_a)
-    of_y, rank_y = _solved(e_yy - np.outer(e_y, e_y), between)
-    of_a, rank_a = _solved(e_aa - np.outer(e_a, e_a), between.T)
-    rank = min(rank_y, rank_a)
-    if rank == 0:
-        return 0.0
-    return float(np.sqrt(max(0.0, np.sum(of_y * of_a.T)) / rank))
-
-
-def _solved(covariance: FloatArray, right: FloatArray) -> tuple[FloatArray, int]:
-    """Pseudo-inverse of a covariance matrix times `right`, and its rank."""
-    used = np.flatnonzero(np.diag(covariance) > SMALL)
-    if used.size == 0:
-        return np.zeros_like(right), 0
-    block = covariance[np.ix_(used, used)]
-    block = (block + block.T) / 2
-    # The rows of a covariance of shares sum to 0. Adding a constant makes it invertible if nothing else is degenerate.
-    scale = float(np.diag(block).mean())
-    try:
-        root = np.linalg.cholesky(block + scale / used.size)
-        degenerate = bool(np.square(np.diag(root)).min() < 1e-6 * scale)
-    except np.linalg.LinAlgError:
-        degenerate = True
-    solution = np.zeros_like(right)
-    if not degenerate:
-        from scipy.linalg import cho_solve
-
-        solution[used] = cho_solve((root, True), right[used])
-        return solution, used.size - 1
-    values, vectors = np.linalg.eigh(block)
-    kept = values > SMALL * max(1.0, float(values[-1]))
-    solution[used] = (vectors[:, kept] / values[kept]) @ (vectors[:, kept].T @ right[used])
-    return solution, int(kept.sum())

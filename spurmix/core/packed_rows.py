@@ -144,7 +144,7 @@ def _lists_of(weights: FloatArray, counts: Int64Array) -> _Lists:
 def _has_no_flat_entries(lists: _Lists) -> bool:
     """Whether each weight is more than one unit of the thresholds."""
     total = (lists.weights * lists.counts).sum(axis=1, keepdims=True)
-    return bool((lists.weights[lists.counts > 0] >= np.broadcast_to(total, lists.counts.shape)[lists.counts > 0] * 2.0**-31).all())
+    return bool(((lists.weights >= total * 2.0**-31) | (lists.counts == 0)).all())
 
 
 def _thresholds(weights: FloatArray, source: Int64Array, length: Int64Array) -> tuple[Int64Array, Int64Array]:

@@ -14,7 +14,6 @@ from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.schedule import sum_thresholds
 from spurmix.core.table_layout import RUN_WORDS, SUM_HEAD_WORDS
 
-
 BLOCK_LISTS = 1 << 13
 """Number of lists that are computed at a time."""
 

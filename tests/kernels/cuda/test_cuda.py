@@ -26,11 +26,12 @@ from comparison import (
     pairs,
     random_draws,
     random_tables,
+    summed_tables,
 )  # fmt: skip
 from hypothesis import settings
 from samples import NAMES, SAMPLES, call_with_wrong_tensors
 
-from spurmix import Beta, GroupIndex, MixPolicy
+from spurmix import Beta, GroupIndex, MixPolicy, policies
 from spurmix.ops import device_errors, library
 from spurmix.ops import functional as F
 from spurmix.ops.reference import draw as reference_draw
@@ -319,6 +320,15 @@ def test_damaged_tables_are_reported_and_not_followed(cuda: ModuleType, built: A
     assert kernels["draw"](tables.packed, tables.members, 0, 0, 4, counter)[2].isnan().all()
     with pytest.raises(IndexError, match="draw tables of an earlier call are damaged"):
         device_errors.raise_errors(cuda.take_flag(0))
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (40, 3), (3, 40), (130, 2)])
+def test_draws_of_running_sums(built: Any, shape: tuple[int, int], rng: np.random.Generator) -> None:
+    number = rng.permutation(np.repeat(np.arange(shape[0] * shape[1]), 2))
+    tables = summed_tables(GroupIndex(number // shape[1], number % shape[1]), policies.lisa())
+    arguments = (tables.packed, tables.members, 3, 2**40, 500)
+    for a, b in zip(built[1]["draw"](*arguments), reference_draw.draw(*arguments), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_altered_tables_are_reported_and_not_followed(cuda: ModuleType, built: Any) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from comparison import (
     FLOATS,
     TOLERANCE,
@@ -24,10 +26,14 @@ from comparison import (
     pairs,
     random_draws,
     random_tables,
+    summed_tables,
 )  # fmt: skip
 from hypothesis import settings
 
-from spurmix import Beta, GroupIndex, MixPolicy
+from spurmix import Beta, GroupIndex, MixPolicy, policies
+from spurmix.core.running_sums import pack_sums
+from spurmix.core.schedule import partner_thresholds
+from spurmix.kernels.draw import _sums_at_most
 from spurmix.ops import backends, library
 from spurmix.ops import functional as F
 from spurmix.ops.reference import draw as reference_draw
@@ -117,6 +123,37 @@ def test_parallel_search_for_groups(groups: int, rng: np.random.Generator) -> No
     store = torch.zeros(len(label), 1, 1, 1, dtype=torch.uint8)
     found = [F.mix_image_batch(store, label, tables, seed=1, start=7, count=12, backend=b)[1:] for b in BOTH]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (40, 3), (3, 40), (130, 2)])
+def test_draws_of_running_sums(shape: tuple[int, int], rng: np.random.Generator) -> None:
+    number = rng.permutation(np.repeat(np.arange(shape[0] * shape[1]), 2))
+    groups = GroupIndex(number // shape[1], number % shape[1])
+    tables = summed_tables(groups, policies.lisa())
+    found = [F.draw(tables, seed=3, start=2**40, count=300, backend=b) for b in BOTH]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    store, label = torch.zeros(number.size, 1, 1, 1, dtype=torch.uint8), torch.from_numpy(number // shape[1])
+    batches = [F.mix_image_batch(store, label, tables, seed=1, start=7, count=12, backend=b)[1:] for b in BOTH]
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+@triton.jit
+def search_kernel(list_ptr, length, count, words_ptr, out_ptr, n: tl.constexpr):
+    """Search running sums for words."""
+    i = tl.arange(0, n)
+    word = tl.load(words_ptr + i)
+    entry, valid = _sums_at_most(list_ptr, length, word * 0, word * 0 + count, word, i >= 0)
+    tl.store(out_ptr + i, tl.where(valid, entry, -1))
+
+
+def test_search_of_running_sums_at_every_threshold() -> None:
+    """A threshold and the word before it select different entries."""
+    weights, counts = np.array([[1 / 3, 0.5, 1 / 8, 1 / 1000]]), np.array([[100, 2, 60, 94]])
+    thresholds = partner_thresholds(np.repeat(weights[0], counts[0]))
+    words = np.clip(np.concatenate([thresholds - 1, thresholds]), 0, 2**32 - 1)
+    sums, out = torch.from_numpy(pack_sums(weights, counts).words), torch.zeros(512, dtype=torch.int64)
+    search_kernel[(1,)](sums, sums.numel(), thresholds.size, torch.from_numpy(words), out, 512)
+    assert out.tolist() == np.searchsorted(thresholds, words, side="right").tolist()
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
