@@ -155,8 +155,8 @@ SPURMIX_HD uint64_t pick_member(const Tables& t, int64_t h, uint32_t high, uint3
 // Whether the threshold of a running sum, floor(2^32 * sum / total), is below `limit`, an integer.
 SPURMIX_HD bool below(double sum, double total, double limit) { return sum * 4294967296.0 / total < limit; }
 
-// Number of entries of a row of running sums whose threshold is <= w, or -1 if the words at `first` are invalid. The row
-// has `count` entries.
+// Number of entries of a row of running sums whose threshold is <= w, or -1 if the words at `first` are invalid. The
+// row has `count` entries.
 SPURMIX_HD int64_t sums_at_most(const Tables& t, int64_t first, int64_t count, uint32_t w) {
   if (first < 0 || first + kSumHeadWords > t.list_words) return -1;
   const int64_t num_runs = t.lists[first];

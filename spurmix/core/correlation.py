@@ -174,7 +174,8 @@ def _even_products(
     at, step = np.concatenate([first, first + length], axis=1), np.concatenate([probability, -probability], axis=1)
     begin = np.arange(partners.count + 1) * at.shape[1]
     steps = csr_array((step.reshape(-1), at.reshape(-1), begin), shape=(partners.count, partners.groups.size + 1))
-    shares = np.bincount(partners.groups, np.cumsum(of_row @ steps)[:-1], minlength=values.shape[0])
+    shares = np.zeros(values.shape[0])
+    np.add.at(shares, partners.groups, np.cumsum(of_row @ steps)[:-1])
     steps = (of_index.T @ steps).tocsr()
     listed = values[partners.groups]
     products = np.empty((values.shape[1],) * 2)
@@ -252,10 +253,10 @@ class MixedSamples:
         elif cross is not None:
             e_ya = e_ya + m1 * means.joint_table(index) + (1 - m1) * part * cross.label_attribute
         label = (lam if self.mix_labels else _Lam(1.0, 1.0)).moment(
-            *(share @ means.label for share in shares), cross.labels if cross is not None else None, part
+            [share @ means.label for share in shares], cross.labels if cross is not None else None, part
         )
         attribute = lam.moment(
-            *(share @ means.attribute for share in shares), cross.attributes if cross is not None else None, part
+            [share @ means.attribute for share in shares], cross.attributes if cross is not None else None, part
         )
         if min(np.count_nonzero(label.mean), np.count_nonzero(attribute.mean)) < 2:
             return float("nan"), e_ya
@@ -298,13 +299,12 @@ class _Lam:
     m1: float
     m2: float
 
-    def moment(
-        self, alone: FloatArray, of_index: FloatArray, of_partner: FloatArray, pairs: Pairs | None, part: float
-    ) -> SecondMoment:
+    def moment(self, means: list[FloatArray], pairs: Pairs | None, part: float) -> SecondMoment:
         """Moments of u in samples without a partner, and of lam u + (1 - lam) v in others. u and v are one-hot.
 
-        `pairs` is multiplied by `part`.
+        `means` are those of u without a partner, of u and of v. `pairs` is multiplied by `part`.
         """
+        alone, of_index, of_partner = means
         return SecondMoment(
             alone + self.m1 * of_index + (1 - self.m1) * of_partner,
             alone + self.m2 * of_index + (1 - 2 * self.m1 + self.m2) * of_partner,

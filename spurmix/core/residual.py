@@ -81,8 +81,8 @@ class SecondMoment:
         iterative = self.pairs is None or self.factor == 0.0
         iterative |= self.mean.size >= MIN_ITERATIVE and right.shape[1] * COLUMNS_PER_SOLUTION <= self.mean.size
         if iterative and self._is_dominant():
-            # The shares sum to 1, so that E[x x^T] 1 = E[x]. A solution of E[x x^T] z = b with 1^T b = 0 thus has
-            # E[x]^T z = 1^T b = 0, and solves the same equation of the covariance.
+            # The shares sum to 1, so that E[x x^T] 1 = E[x]. If E[x x^T] z = b and 1^T b = 0, then
+            # E[x]^T z = 1^T b = 0, so z solves the equation of the covariance too.
             solution = self._iterate(right)
             if solution is not None:
                 return solution, self.mean.size - 1
