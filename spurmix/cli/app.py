@@ -21,6 +21,7 @@ from spurmix.cli.inspect import inspect
 from spurmix.cli.merge import merge
 from spurmix.cli.pack import pack
 from spurmix.cli.retrain_head import retrain_head
+from spurmix.cli.sweep import sweep
 from spurmix.cli.train import train
 from spurmix.cli.verify import verify
 from spurmix.cli.warmup import warmup
@@ -72,6 +73,7 @@ for command in (
     retrain_head,
     evaluate,
     compare,
+    sweep,
     export,
 ):
     app.command(cls=_Command)(command)

@@ -244,13 +244,17 @@ def resample_minimum(
     Returns:
         The lower and the upper bound.
     """
+    low, high = np.quantile(resampled_minima(correct, counts, resamples, np.random.default_rng(seed)), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def resampled_minima(correct: Int64Array, counts: Int64Array, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Return the lowest accuracy in each resample of `resample_minimum`, `[resamples]`."""
     accuracy = correct / counts
     # Only groups within 8 standard deviations of the minimum are resampled. The others do not change it.
     deviation = 8 * np.sqrt(np.maximum(accuracy * (1 - accuracy), 1 / counts) / counts)
     possible = accuracy - deviation <= (accuracy + deviation).min()
-    rng = np.random.default_rng(seed)
     lowest = np.ones(resamples)
     for share, count in zip(accuracy[possible], counts[possible], strict=True):
         np.minimum(lowest, rng.binomial(count, share, resamples) / count, out=lowest)
-    low, high = np.quantile(lowest, [0.025, 0.975])
-    return float(low), float(high)
+    return lowest

@@ -317,11 +317,12 @@ def _literal(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def parse_policy_option(text: str) -> tuple[str, object]:
+def parse_policy_option(text: str, flag: str = "--policy-option") -> tuple[str, object]:
     """Parse "name=value". The value is a TOML value (number, true, false, list), or else a string.
 
     Args:
         text: Text to parse.
+        flag: Name of the flag, for errors.
 
     Returns:
         The name and the value.
@@ -331,13 +332,13 @@ def parse_policy_option(text: str) -> tuple[str, object]:
     """
     name, equals, value = text.partition("=")
     if not (equals and name.strip()):
-        raise ValueError(f"--policy-option must be name=value, got {text!r}")
+        raise ValueError(f"{flag} must be name=value, got {text!r}")
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name.strip(), value.strip()
     except RecursionError:
-        raise ValueError(f"--policy-option {name.strip()} has too many nested brackets") from None
+        raise ValueError(f"{flag} {name.strip()} has too many nested brackets") from None
 
 
 _DISTRIBUTIONS: dict[str, Callable[..., Beta | Uniform | Fixed | TwoPoint]] = {

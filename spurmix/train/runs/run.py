@@ -154,7 +154,7 @@ def prepare(
             min_group_size=config.min_group_size,
         )  # fmt: skip
     groups = train_data.groups if regroup is None else regroup(train_data.groups)
-    loader = _loader(config, dataclasses.replace(train_data, groups=groups), policy, processes)
+    loader = make_loader(config, dataclasses.replace(train_data, groups=groups), policy, processes)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs of PyTorch
     about = describe_run(config, dataset, train_data.groups, model)
@@ -216,7 +216,18 @@ def _check_names(folder: Path, about: Mapping[str, list[str]], config: RunConfig
             )
 
 
-def _loader(config: RunConfig, data: SplitData, policy: MixPolicy, processes: Processes) -> MixLoader:
+def make_loader(config: RunConfig, data: SplitData, policy: MixPolicy, processes: Processes) -> MixLoader:
+    """Create the loader of the training batches.
+
+    Args:
+        config: Completed settings.
+        data: Split to train on.
+        policy: Policy that draws and mixes examples.
+        processes: Processes that train.
+
+    Returns:
+        The loader.
+    """
     augment = None
     if config.crop or config.flip:
         size = config.crop_size or None
