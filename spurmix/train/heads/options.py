@@ -27,8 +27,8 @@ class HeadOptions:
             "inferred", 20 for "dispel". "logistic" is one fit.
         search_fits: Number of fits that are averaged for each setting of the search. Default: 10 for "dfr" and
             "inferred", 5 for "dispel".
-        s: Weights of the donor in [0, 1], for "dispel".
-        alpha: Probabilities of mixing in [0, 1], for "dispel".
+        s: Weights of the donor in [0, 1], for "dispel". Default: those of SpuCo.
+        alpha: Probabilities of mixing in [0, 1], for "dispel". Default: that of SpuCo.
         infer: Whether subsets are drawn from all examples, with inferred attributes, or from the attributed ones, for
             "inferred".
         seed: Random seed.
@@ -43,8 +43,8 @@ class HeadOptions:
     penalty: Penalty = "l1"
     fits: int | None = None
     search_fits: int | None = None
-    s: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
-    alpha: Sequence[float] = (0.5, 1.0)
+    s: Sequence[float] = (1.0, 0.9, 0.8, 0.7)
+    alpha: Sequence[float] = (1.0,)
     infer: Sequence[bool] = (True, False)
     seed: int = 0
     tolerance: float = 1e-4
