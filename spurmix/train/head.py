@@ -120,8 +120,8 @@ def retrain_head(
         source: Training examples, as for `MixLoader`. Not read if `features` is given.
         groups: Groups of the training examples.
         policy: Policy that draws and mixes features. Required by method "sgd", and not used by the others.
-        method: "sgd" trains on mixed features, starting from the layer's weights. "dfr", "dispel" and "logistic" fit
-            the layer by penalized logistic regression, see `fit_head`.
+        method: "sgd" trains on mixed features, starting from the layer's weights. "dfr", "inferred", "dispel" and
+            "logistic" fit the layer by penalized logistic regression, see `fit_head`.
         features: Features `[N, D]`, the result of `extract_features(model, source)`. Default: they are computed.
         validation: Source and groups of held-out examples that choose hyperparameters, for the other methods than
             "sgd". Default: half of the attributed examples, see `fit_head`.
