@@ -20,6 +20,7 @@ from spurmix.cli.info import info
 from spurmix.cli.inspect import inspect
 from spurmix.cli.merge import merge
 from spurmix.cli.pack import pack
+from spurmix.cli.reproduce import reproduce
 from spurmix.cli.retrain_head import retrain_head
 from spurmix.cli.sweep import sweep
 from spurmix.cli.train import train
@@ -71,6 +72,7 @@ for command in (
     audit,
     train,
     retrain_head,
+    reproduce,
     evaluate,
     compare,
     sweep,
