@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from spurmix.cli.training import train_method, train_run
+from spurmix.core import checks
 from spurmix.train.runs.config import (
     DEFAULT,
     FIELDS,
@@ -59,6 +60,7 @@ def train(
         given["policy_options"] = dict(map(parse_policy_option, options))
     if dataset is not None:
         given["dataset"] = dataset
+    checks.new_path(out, "--out", len("-first"))
     known = resume and method is None and (out / CONFIG).is_file()
     base = read_run_config(out / CONFIG) if known else DEFAULT
     numbers = (1,) if method is None else (1, 2)

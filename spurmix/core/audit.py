@@ -259,7 +259,7 @@ def unknown_warnings(groups: GroupIndex, prior: FloatArray | None = None) -> lis
         much &= np.isnan(prior[:, 0])
     much[undetermined] = False
     class_names = groups.class_names or tuple(f"y={c}" for c in range(groups.num_classes))
-    warnings = []
+    warnings = [f"the correlation cannot be determined: {reason}" for reason in _lack_of_values(groups)]
     if undetermined.size:
         warnings.append(
             "the correlation cannot be determined: less than two attributes are known, and some examples are unknown, in "
@@ -271,6 +271,22 @@ def unknown_warnings(groups: GroupIndex, prior: FloatArray | None = None) -> lis
             "assumes that their shares are those of the known ones of the class. If not, give their shares in prior"
         )
     return warnings
+
+
+def _lack_of_values(groups: GroupIndex) -> list[str]:
+    """Reasons why classes and attributes cannot be correlated in any sample of the groups."""
+    if groups.spurious_attributes is None:
+        return ["the groups have no attributes"]
+    counts, unknown = known_counts(groups), unknown_counts(groups)
+    classes, attributes = np.flatnonzero(counts.sum(axis=1) + unknown), np.flatnonzero(counts.sum(axis=0))
+    reasons = []
+    if classes.size == 1:
+        name = groups.class_names[classes[0]] if groups.class_names else f"y={classes[0]}"
+        reasons.append(f"all examples have the class {printable(name)}")
+    if attributes.size == 1 and not unknown.any():
+        name = groups.attribute_names[attributes[0]] if groups.attribute_names else f"a={attributes[0]}"
+        reasons.append(f"all examples have the attribute {printable(name)}")
+    return reasons
 
 
 def _listed(classes: Int64Array, names: Sequence[str], known: Int64Array, unknown: Int64Array, most: int = 4) -> str:

@@ -14,9 +14,12 @@ from typing import Literal, TypeVar, overload
 import numpy as np
 
 from spurmix.core.array_types import FloatArray
-from spurmix.core.names import listed, similarity_notes
+from spurmix.core.names import listed, shown, similarity_notes
 
 T = TypeVar("T")
+
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096
+"""Maximum sizes of a name and of a path on Linux."""
 
 
 def integer(value: object, name: str, low: int | None = None, high: int | None = None) -> int:
@@ -118,6 +121,28 @@ def path(value: object, name: str) -> Path:
             raise ValueError(f"{name} must not have a NUL character, got {os.fspath(value)!r}")
         return Path(value)
     raise TypeError(f"{name} must be a path, got {_type_name(value)}")
+
+
+def new_path(value: object, name: str, room: int = 0) -> Path:
+    """Return `value`, the path of a file or folder to write, as a Path.
+
+    Temporary files beside it have names that are up to `room` bytes longer.
+
+    Raises TypeError if it is not a path, and ValueError if it has a NUL character or is too long.
+    """
+    new = path(value, name)
+    for part in new.parts:
+        size = len(os.fsencode(part)) + (room if part == new.name else 0)
+        if size > MAX_NAME_BYTES:
+            raise ValueError(
+                f"{name} must have names of at most {MAX_NAME_BYTES - room} bytes, got one of "
+                f"{len(os.fsencode(part)):,} bytes: {shown(part)}"
+            )
+    if len(os.fsencode(new.absolute())) + room >= MAX_PATH_BYTES:
+        raise ValueError(
+            f"{name} must be shorter than {MAX_PATH_BYTES - room:,} bytes, got {len(os.fsencode(new.absolute())):,}"
+        )
+    return new
 
 
 @overload

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spurmix.core import checks
 from spurmix.core.deprecation import warn_renamed
+from spurmix.core.names import shown
 from spurmix.data.dataset.tokenizer_files import TOKENIZER_FILE
 from spurmix.deploy.file_metadata import parse_metadata
 from spurmix.deploy.model_file import read_model_file
@@ -191,9 +192,15 @@ class Predictor:
 
 
 def _as_array(values: object, name: str) -> NDArray[Any]:
-    """Return `values` as an array. Raises a `ValueError` if rows have different lengths."""
+    """Return `values` as an array.
+
+    Raises TypeError if NumPy cannot convert them, and ValueError if rows have different lengths.
+    """
     try:
         return np.asarray(values)
+    except (TypeError, RuntimeError) as error:  # such as a tensor of bfloat16, on a GPU, or that requires a gradient
+        problem = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise TypeError(f"{name} cannot be converted to a NumPy array: {problem}; convert them first") from None
     except ValueError as error:
         raise ValueError(f"{name} must be an array, or sequences of the same length ({error})") from None
 

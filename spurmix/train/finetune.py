@@ -128,7 +128,7 @@ def finetune(
     check_precision(options.mixed_precision, loader.device)
     if isinstance(loader.source, TokenSource):
         loader.source.check_model(model)
-    folder = checks.path(output, "output") if output is not None else None
+    folder = checks.new_path(output, "output") if output is not None else None
     if folder is None and (resume or save_every):
         raise ValueError("output is required for checkpoints (resume, save_every); give a folder")
     if folder is not None:

@@ -76,12 +76,14 @@ def test_no_or_a_constant_attribute_has_no_correlation() -> None:
         for policy in POLICIES:
             audit = policy.audit(GroupIndex([0] * 4 + [1] * 4, attributes))
             check_undetermined(audit)
+            reasons = ["the correlation cannot be determined: the groups have no attributes"]
+            if attributes is not None:
+                reasons = [f"the correlation cannot be determined: all examples have the attribute a={attributes[0]}"]
             if audit.policy.startswith("MixPolicy<mixpro>"):
-                assert audit.warnings == (
-                    "the partners cannot be determined: mixpro: no example has the target attribute 1",
-                )
+                reasons.append("the partners cannot be determined: mixpro: no example has the target attribute 1")
             else:
-                assert audit.joint.sum() == pytest.approx(1) and audit.warnings == ()
+                assert audit.joint.sum() == pytest.approx(1)
+            assert list(audit.warnings) == reasons
 
 
 def test_known_attributes_that_equal_the_class_are_correlated() -> None:
@@ -198,3 +200,17 @@ def test_a_wrong_target_is_an_error() -> None:
     groups = GroupIndex([0, 0, 1, 1], [0, 1, 0, 1])
     with pytest.raises(ValueError, match="no example has the target attribute 2"):
         policies.mixpro(target=2).audit(groups)
+
+
+def test_a_single_class_or_attribute_is_the_reason_in_the_warnings() -> None:
+    for labels, attributes, reason in (
+        ([3] * 4, [0, 1, 0, 1], "all examples have the class y=3"),
+        ([0, 1, 0, 1], [2] * 4, "all examples have the attribute a=2"),
+        ([1] * 4, [0, 1, 1, None], "all examples have the class y=1"),
+    ):
+        audit = policies.erm().audit(GroupIndex(labels, attributes))
+        assert f"the correlation cannot be determined: {reason}" in audit.warnings
+        assert reason in str(audit)
+    named = GroupIndex([0, 0], [0, 1], class_names=["a\x1b", "b"])
+    assert "all examples have the class a\\x1b" in policies.erm().audit(named).warnings[0]
+    assert policies.erm().audit(GroupIndex([0, 1, 1], [0, 0, 1])).warnings == ()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from export_samples import IMAGE_GROUPS, IMAGES, ImageModel
 
 from spurmix import Predictor, export_onnx
@@ -52,6 +53,9 @@ def test_image_inputs(tmp_path: Path) -> None:
         predictor.predict(IMAGES.astype(np.float32))
     with pytest.raises(ValueError, match="8, 8, 3"):
         predictor.predict(IMAGES[:, :4])
+    for tensor in (torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, requires_grad=True)):
+        with pytest.raises(TypeError, match=r"inputs cannot be converted to a NumPy array: .*; convert them first"):
+            predictor.predict(tensor)
 
 
 def test_text_inputs(exported_text_model: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spurmix.core.files import FileError
+from spurmix.core.limits import MAX_VALUE_BYTES
 from spurmix.core.names import listed, printable
 from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
@@ -136,7 +137,17 @@ def from_huggingface(
     )
 
     def values(column: str) -> list[object]:
-        return [value for part in parts for value in _arrow_column(part, column).to_pylist()]
+        found: list[object] = []
+        first = 0
+        for part in parts:
+            arrow = _arrow_column(part, column)
+            try:
+                tables.check_values(arrow, column, MAX_VALUE_BYTES, first)
+            except FileError as error:
+                raise ValueError(f"{location} {error}") from None
+            found += arrow.to_pylist()
+            first += len(arrow)
+        return found
 
     sources = [f"{name}#{n}" for name, part in splits.items() for n in range(len(part))]
     if split is not None:

@@ -126,7 +126,7 @@ class PackJob:
     """
 
     def __init__(self, target: str | Path, kind: str, plan: Mapping[str, object]) -> None:
-        self.target = checks.path(target, "target")
+        self.target = checks.new_path(target, "target", len(PACKING_SUFFIX))
         first = self.target.parts[0] if self.target.parts else ""
         if first.endswith(":") and not Path(first).is_dir():  # Path keeps one slash of "s3://"
             raise ValueError(f"target must be a local folder, got the URL {target}")

@@ -245,7 +245,7 @@ def encode_attributes(
     notes = []
     for name, column in columns.items():
         if name in RESERVED_COLUMNS:
-            raise ValueError(f"attributes: {name!r} is reserved in packed datasets; rename the column")
+            raise ValueError(f"attributes: {shown(name)} is reserved in packed datasets; rename the column")
         found, values, unknown = encode_column(column, file_name, name, optional=True, skipped=skipped)
         values = (known_names(name, found) if known_names is not None else ()) or values
         codes[name], names[name], spelled = _without_missing_names(found, values)
@@ -312,7 +312,7 @@ def split_names(values: Iterable[object], file_name: str, column: str) -> list[s
     rows = [_normalize(value) for value in values]
     for n, value in enumerate(rows):
         if value is None:
-            raise ValueError(f"{file_name}, row {n}: split is missing (column {column!r})")
+            raise ValueError(f"{file_name}, row {n}: split is missing (column {shown(column)})")
     return [str(value) for value in rows]
 
 

@@ -154,7 +154,7 @@ def check_request(path: str | Path, tolerance: float, opset: int) -> tuple[Path,
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"export_onnx needs the package {package!r}: pip install 'spurmix[train]'")
-    target = checks.path(path, "path")
+    target = checks.new_path(path, "path", room=24)  # the hash of external data, or a temporary name
     if not target.name or target.is_dir():
         raise ValueError(f"path must name a file, got {'' if not target.name else 'the folder '}{str(path)!r}")
     if target.exists() and not target.is_file():

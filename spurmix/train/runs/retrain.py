@@ -120,6 +120,7 @@ def check_target(out: Path) -> None:
     Raises:
         ValueError: If it has no name, or exists and is not empty.
     """
+    checks.new_path(out, "--out", len(".retraining-") + 8)
     if not out.name:
         raise ValueError(f"--out must name a folder for the run, got {str(out)!r}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -233,3 +233,15 @@ def test_splits_with_other_class_labels_are_refused(tmp_path: Path) -> None:
     datasets.DatasetDict(train=one, test=other.cast_column("label", names)).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(ValueError, match=r"split test differ from those of split train: 'label' is ClassLabel\(names="):
         from_huggingface(tmp_path / "d")
+
+
+@pytest.mark.parametrize("column", ["place", "part"])
+def test_long_values_are_refused(column: str, tmp_path: Path) -> None:
+    rows = [str(n % 2) for n in range(6)]
+    long = [*rows[:4], "x" * 5000, rows[5]]
+    columns = {"text": rows, "label": [0, 1] * 3, "place": rows, "part": rows, column: long}
+    datasets.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(
+        ValueError, match=rf"d has 5,000 bytes in row 4, column '{column}', a value may have at most 4,096"
+    ):
+        from_huggingface(tmp_path / "d", text="text", attributes=["place"], split="part")

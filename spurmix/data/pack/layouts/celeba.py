@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from spurmix.core.names import shown
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.layouts.table import column_values, read_table
 from spurmix.data.pack.manifest import Manifest, check_paths, numbered_splits
@@ -43,13 +44,13 @@ def from_celeba(root: str | Path, *, target: str = "Blond_Hair", attributes: Seq
     )
     for n, name in enumerate(files):
         if name not in partition_of:
-            raise ValueError(f"{location}, row {n}: {name} has no partition in {partition_location}")
+            raise ValueError(f"{location}, row {n}: {shown(name)} has no partition in {partition_location}")
 
     def is_positive(column: str) -> NDArray[np.int64]:
         values = column_values(table, column, location)
         for n, value in enumerate(values):
             if value not in (-1, 0, 1):
-                raise ValueError(f"{location}, row {n}: {column} must be -1 or 1, got {value!r}")
+                raise ValueError(f"{location}, row {n}: {column} must be -1 or 1, got {shown(value)}")
         return np.array([value == 1 for value in values], dtype=np.int64)
 
     sources = [f"img_align_celeba/{name}" for name in files]

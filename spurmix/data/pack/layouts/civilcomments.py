@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from spurmix.core import checks
 from spurmix.core.files import FileError
 from spurmix.core.groups import GroupIndex
+from spurmix.core.limits import MAX_VALUE_BYTES
+from spurmix.core.names import shown
 from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.job import counted
@@ -198,7 +200,7 @@ class _Table:
             raise ValueError(f"{file} has a header, but no comments")
 
     def fail(self, row: int, column: str, problem: str) -> NoReturn:
-        raise ValueError(f"{self.file}, row {row}, column {column!r}: {problem}")
+        raise ValueError(f"{self.file}, row {row}, column {shown(column)}: {problem}")
 
     def texts(self) -> list[str]:
         """Return the comments. A field that contains other rows is an error: a quote is not closed."""
@@ -226,7 +228,7 @@ class _Table:
         splits = np.fromiter((numbers.get(name, -1) for name in names), dtype=np.int8, count=len(names))
         if splits.min() < 0:
             row = int(splits.argmin())
-            self.fail(row, "split", f"must be one of {', '.join(SPLITS)}, got {names[row]!r}")
+            self.fail(row, "split", f"must be one of {', '.join(SPLITS)}, got {shown(names[row])}")
         return splits
 
     def fractions(self, column: str, required: bool = False) -> NDArray[np.float64]:
@@ -258,7 +260,7 @@ def _read_header(file: Path, columns: Iterable[str]) -> list[str]:
         count = header.count(name)
         if count != 1:
             raise ValueError(
-                f"{file} must have one column {name!r}, it has {count}; the columns are {', '.join(map(repr, header))}"
+                f"{file} must have one column {shown(name)}, it has {count}; the columns are {', '.join(map(shown, header))}"
             )
     return header
 
@@ -273,7 +275,9 @@ def _read_csv(file: Path, fraction_columns: Iterable[str]) -> Table:
     types |= dict.fromkeys(fraction_columns, pyarrow.float64())
     try:
         with tables.open_file(file) as stream:
-            return tables.read_csv(stream, types, list(types), ["", "nan", "NaN"])
+            table = tables.read_csv(stream, types, list(types), ["", "nan", "NaN"])
+        tables.check_values(table["split"], "split", MAX_VALUE_BYTES)
+        return table
     except FileError as error:
         raise ValueError(f"{file} {error}") from None
     except pyarrow.ArrowException as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from spurmix.core.files import FileError
 from spurmix.core.limits import MAX_REMOTE_TABLE_BYTES, MAX_TEXT_BYTES, MAX_VALUE_BYTES
-from spurmix.core.names import listed
+from spurmix.core.names import listed, shown
 from spurmix.data.dataset import tables
 from spurmix.data.dataset.format import Metadata
 from spurmix.data.pack.manifest import (
@@ -127,7 +127,7 @@ def read_table(
                 wanted = names if chosen is None else [name for name in names if name in chosen]
                 repeated = [name for name in wanted if wanted.count(name) > 1]
                 if repeated:
-                    raise ValueError(f"there are two columns {repeated[0]!r}")
+                    raise ValueError(f"there are two columns {shown(repeated[0])}")
                 return tables.read_columns(opened, wanted, texts)
             found = tables.read_csv(stream, dict.fromkeys(string_columns, pyarrow.large_string()))
             for name in found.column_names:  # `get_column` reports two columns of one name
@@ -159,9 +159,9 @@ def get_column(table: Table, name: str, location: str) -> ChunkedArray:
     Raises `ValueError` if it is missing or there are two. The message names the columns.
     """
     if name not in table.column_names:
-        raise ValueError(f"{location}: no column {name!r}; the columns are {listed(table.column_names, [name])}")
+        raise ValueError(f"{location}: no column {shown(name)}; the columns are {listed(table.column_names, [name])}")
     if table.column_names.count(name) > 1:
-        raise ValueError(f"{location}: there are two columns {name!r}")
+        raise ValueError(f"{location}: there are two columns {shown(name)}")
     return table[name]
 
 

@@ -192,6 +192,9 @@ HEAD = "comment_text,split,toxicity,male\n"
             HEAD + '"' + "x" * 200_000 + "\n" * 3 + '",train,0.1,0\n',
             "row 0, column 'comment_text': contains other rows",
         ),
+        (HEAD + "fine,train,0.1,0\nlong," + "x" * 5000 + ",0.1,0\n", "has 5,000 bytes in row 1, column 'split'"),
+        (HEAD + "fine,train,0.1,0\nlong," + "x" * 500 + ",0.1,0\n", "got '" + "x" * 78 + "…"),
+        (HEAD.replace("male", "x" * 500), "it has 0; the columns are 'comment_text', 'split', 'toxicity', 'xxx"),
     ],
 )
 def test_invalid_csv_names_the_row(tmp_path: Path, content: str, text: str) -> None:
@@ -201,6 +204,7 @@ def test_invalid_csv_names_the_row(tmp_path: Path, content: str, text: str) -> N
         read_civilcomments(file, identities=["male"])
     assert text in str(caught.value)
     assert "comments.csv" in str(caught.value)
+    assert len(str(caught.value)) < 500 + len(str(file))
 
 
 def test_empty_lines_are_ignored(tmp_path: Path) -> None:

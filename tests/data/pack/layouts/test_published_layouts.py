@@ -72,7 +72,7 @@ def test_invalid_rows_of_published_tables(tmp_path: Path) -> None:
         from_waterbirds(tmp_path)
     (tmp_path / "list_attr_celeba.csv").write_text("image_id,Blond_Hair,Male\n1.jpg,1,-1\n2.jpg,1,1\n")
     (tmp_path / "list_eval_partition.csv").write_text("image_id,partition\n1.jpg,0\n")
-    with pytest.raises(ValueError, match=r"row 1: 2\.jpg has no partition"):
+    with pytest.raises(ValueError, match=r"row 1: '2\.jpg' has no partition"):
         from_celeba(tmp_path)
     (tmp_path / "list_eval_partition.csv").write_text("image_id,partition\n1.jpg,0\n2.jpg,1\n")
     with pytest.raises(ValueError, match="no column 'Hat'; the columns are image_id, Blond_Hair, Male"):
