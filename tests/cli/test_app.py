@@ -13,7 +13,7 @@ import spurmix
 from spurmix.cli.app import app
 from spurmix.ops import library
 
-COMMANDS = ("info", "demo", "warmup", "pack", "features", "merge", "verify", "inspect", "audit", "train", "retrain-head", "evaluate", "export")  # fmt: skip
+COMMANDS = ("info", "demo", "warmup", "pack", "features", "merge", "verify", "inspect", "audit", "train", "retrain-head", "reproduce", "evaluate", "compare", "sweep", "export")  # fmt: skip
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
