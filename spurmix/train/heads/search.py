@@ -119,8 +119,10 @@ class HeadSearch:
             return [_Draws(lambda _: samples.rows_of(samples.chosen), {}, everything(samples.chosen))]
         if self.method == "dfr":
             return [_Draws(samples.balanced_rows, {}, everything(samples.known))]
-        draws = []
-        for infer in sorted(set(self.options.infer)):
+        draws, choices = [], sorted(set(self.options.infer))
+        if samples.known.size == samples.chosen.size:
+            choices = choices[:1]  # there is nothing to infer
+        for infer in choices:
             own = infer_attributes(self, samples) if infer else samples
             draws.append(_Draws(own.balanced_rows, {"infer": float(infer)}, everything(own.known)))
         return draws

@@ -95,6 +95,10 @@ def test_inferred_attributes_enlarge_the_subsets() -> None:
     again = fit_head(x, groups, "inferred", validation=validation)
     assert torch.equal(again.weight, head.weight) and again.trials == head.trials
     known = biased(400, 0.9, 12)
+    both = HeadOptions(C=[0.1, 1.0], penalty="l2")
+    assert [t.settings for t in fit_head(*known, "inferred", options=both).trials] == [
+        {"C": c, "infer": 0.0} for c in (0.1, 1.0)
+    ]
     options = HeadOptions(C=[0.1], penalty="l2", infer=[True])
     expected = fit_head(*known, "dfr", options=HeadOptions(C=[0.1], penalty="l2"))
     torch.testing.assert_close(fit_head(*known, "inferred", options=options).weight, expected.weight)
