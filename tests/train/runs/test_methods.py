@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_recipes
 import torch
 from published_samples import packed_waterbirds
 from run_commands import flags, invoke, losses
+from transformers import BertConfig, BertForSequenceClassification
 
+from spurmix.data.pack.layouts.civilcomments import from_civilcomments
+from spurmix.data.pack.texts import pack_texts
 from spurmix.train.runs.config import DEFAULT, RunConfig, build_policy, resolve
 from spurmix.train.runs.files import MODEL
 from spurmix.train.runs.finished import open_run
@@ -27,6 +31,24 @@ SMALL: dict[str, Any] = dict(model="small", steps=12, batch_size=16, learning_ra
 @pytest.fixture(scope="session")
 def waterbirds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed_waterbirds(tmp_path_factory.mktemp("waterbirds"))
+
+
+@pytest.fixture(scope="session")
+def comments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Packed comments with a validation split, and a folder with a tiny BERT."""
+    root = tmp_path_factory.mktemp("comments")
+    test_recipes.write(root)
+    table = root / "all_data_with_identities.csv"
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join(row.replace(",train,", ",val,") if n % 3 == 2 else row for n, row in enumerate(rows)))
+    test_recipes.tokenizer().save(str(root / "tokenizer.json"))
+    listed = from_civilcomments(str(root), attribute="black")
+    pack_texts(listed, root / "packed", tokenizer=root, max_length=24)
+    config = BertConfig(vocab_size=len(test_recipes.WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=16, max_position_embeddings=32)  # fmt: skip
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(root / "bert")
+    return root / "packed", root / "bert"
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +167,7 @@ def test_methods_that_retrain_the_head(method: str, waterbirds: Path, tmp_path: 
         command(waterbirds, out, method)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_jtt_draws_the_errors_of_the_first_stage_more_often(waterbirds: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     output = command(waterbirds, out, "jtt")
@@ -156,8 +179,8 @@ def test_jtt_draws_the_errors_of_the_first_stage_more_often(waterbirds: Path, tm
     shutil.rmtree(out / "checkpoints")
     invoke("train", waterbirds, "--out", out, "--recipe", "waterbirds", "--method", "jtt", "--resume", *flags(SMALL))
     assert losses(out) == whole
-    report = json.loads((out / "report.json").read_text())
-    assert {row["name"] for row in report["evaluations"]["test"]["groups"]} >= {"landbird, land", "waterbird, land"}
+    found = json.loads(invoke("evaluate", out, "--json"))
+    assert {row["name"] for row in found["groups"]} >= {"landbird, land", "waterbird, land"}
 
 
 def test_errors_name_methods_and_recipes(waterbirds: Path, tmp_path: Path) -> None:
@@ -174,3 +197,16 @@ def test_errors_name_methods_and_recipes(waterbirds: Path, tmp_path: Path) -> No
     (tmp_path / "run.toml").write_text('method = "dfr"')
     with pytest.raises(ValueError, match="method is a flag of the command, not a setting"):
         resolve({}, tmp_path / "run.toml", base=DEFAULT)
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("method", ["dfr", "dispel", "afr", "jtt"])
+def test_methods_with_two_stages_on_texts(method: str, comments: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset, weights = comments
+    shortened = ["--learning-rate", 0.02, "--steps", 3, "--batch-size", 16, "--device", "cpu"]
+    out = tmp_path / "run"
+    output = invoke("train", dataset, "--out", out, "--recipe", "civilcomments", "--weights", weights, "--method",
+                    method, *shortened)  # fmt: skip
+    assert METHODS["civilcomments"][method].note in output
+    found = json.loads(invoke("evaluate", out, "--json"))
+    assert found["split"] == "test" and len(found["cells"]) > 10
