@@ -78,13 +78,13 @@ def _draw_images(
         crop = photograph[top : top + SIZE * step : step, left : left + SIZE * step : step]
         ink = np.zeros((SIZE, SIZE, 1), dtype=np.float32)
         y, x = rng.integers(2, 7, 2)
-        ink[y : y + 24, x : x + 24, 0] = _enlarge(digit / 16.0)
+        ink[y : y + 24, x : x + 24, 0] = enlarge(digit / 16.0)
         color = rng.uniform(200, 255)
         out[i] = np.clip(BRIGHTNESS * crop.astype(np.float32) * (1 - ink) + color * ink, 0, 255)
     return out
 
 
-def _enlarge(digit: NDArray[np.float64]) -> NDArray[np.float64]:
+def enlarge(digit: NDArray[np.float64]) -> NDArray[np.float64]:
     """Resize from 8 x 8 to 24 x 24, bilinear."""
     p = np.clip((np.arange(24) + 0.5) / 3 - 0.5, 0, 7)
     low = np.minimum(p.astype(int), 6)
