@@ -13,6 +13,7 @@ import typer
 from spurmix.cli.correlations import attribute_notes
 from spurmix.cli.options import ShardOption, TargetArgument, parse_shard, print_merge_command
 from spurmix.cli.terminal import show
+from spurmix.core import checks
 
 if TYPE_CHECKING:
     from spurmix.data.pack.manifest import Manifest
@@ -40,6 +41,8 @@ class Selection:
     label: str = "label"
     attribute: tuple[str, ...] = ()
     split: str | None = None
+    attribute_table: str | None = None
+    unlisted: str = "unknown"
 
     def changed(self) -> list[str]:
         """Return the options that differ from the defaults."""
@@ -48,7 +51,7 @@ class Selection:
 
 COLUMNS = {"path_column", "text", "label", "attribute", "split"}
 ACCEPTED: dict[Layout, set[str]] = {
-    Layout.folder: set(),
+    Layout.folder: {"attribute_table"},
     Layout.table: COLUMNS | {"root"},
     Layout.waterbirds: set(),
     Layout.celeba: {"label", "attribute"},
@@ -57,6 +60,8 @@ ACCEPTED: dict[Layout, set[str]] = {
     Layout.huggingface: COLUMNS,
 }
 """Fields of `Selection` that each layout uses."""
+LISTED = {"path_column", "attribute", "unlisted"}
+"""Fields of `Selection` that describe `--attribute-table`."""
 
 
 def check_layout(layout: Layout, selection: Selection) -> None:
@@ -69,8 +74,13 @@ def check_layout(layout: Layout, selection: Selection) -> None:
     Raises:
         ValueError: If the layout ignores an option.
     """
+    accepted_here = ACCEPTED[layout]
+    if layout is Layout.folder and selection.attribute_table is not None:
+        accepted_here = accepted_here | LISTED
+    elif "unlisted" in selection.changed():
+        raise ValueError("--unlisted requires --attribute-table")
     for name in selection.changed():
-        if name not in ACCEPTED[layout]:
+        if name not in accepted_here:
             layouts = ", ".join(known for known, accepted in ACCEPTED.items() if name in accepted)
             raise ValueError(f"--{name.replace('_', '-')} is for --layout {layouts}, not {layout}")
     if layout is Layout.civilcomments and len(selection.attribute) > 1:
@@ -141,7 +151,15 @@ def read_manifest(source: str, layout: Layout, selection: Selection, drop_empty:
         )
     from spurmix.data.pack.layouts.folder import from_folder
 
-    return from_folder(source)
+    manifest = from_folder(source)
+    if selection.attribute_table is None:
+        return manifest
+    from spurmix.data.pack.layouts.listed import with_listed_attributes
+
+    return with_listed_attributes(
+        manifest, selection.attribute_table, path=selection.path_column, attributes=attributes,
+        unlisted="absent" if selection.unlisted == "absent" else "unknown",
+    )  # fmt: skip
 
 
 def pack(
@@ -161,7 +179,7 @@ def pack(
     path_column: Annotated[
         str,
         typer.Option(
-            help="table: column with the image paths. huggingface: column with the images.",
+            help="table, --attribute-table: column with the image paths. huggingface: column with the images.",
             show_default="path; huggingface: the only image column",
         ),
     ] = "path",
@@ -184,6 +202,17 @@ def pack(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="table, huggingface: column with the split.")] = None,
+    attribute_table: Annotated[
+        str | None,
+        typer.Option(
+            help="folder: CSV or Parquet file with the paths of images and the columns given by --attribute. Without "
+            '--attribute, a list of the images that show a spurious feature. It becomes the attribute "feature".'
+        ),
+    ] = None,
+    unlisted: Annotated[
+        str,
+        typer.Option(help='Attribute "feature" of images that the list does not contain: "unknown" or "absent".'),
+    ] = "unknown",
     size: Annotated[
         int | None,
         typer.Option(help="Images: height and width in pixels.", min=1, show_default="224; mnist: 28"),
@@ -228,7 +257,8 @@ def pack(
     """
     from spurmix.data.pack.job import BrokenFiles
 
-    selection = Selection(root, path_column, text, label, tuple(attribute or ()), split)
+    checks.choice(unlisted, "--unlisted", ("unknown", "absent"))
+    selection = Selection(root, path_column, text, label, tuple(attribute or ()), split, attribute_table, unlisted)
     texts = layout is Layout.civilcomments or text is not None
     check_layout(layout, selection)
     check_kind(
