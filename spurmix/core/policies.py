@@ -373,6 +373,7 @@ def balance_attributes(
     labels: Labels = "mix",
     prior: Prior | None = None,
     *,
+    unmixed: float = 0.0,
     unknown: Unknown | None = None,
     attributed_only: bool | None = None,
     subsample: bool = False,
@@ -386,12 +387,18 @@ def balance_attributes(
     Donors are the examples of class y with known attribute a. A class without such examples uses those of the other
     classes. The balance is then exact only with `labels="keep"`, and the audit reports the remaining correlation.
 
+    With a Beta distribution, attributes are balanced on average over lam, but not among samples with the same lam. With
+    `unmixed`, they are balanced given lam too: a share of the samples are unmixed examples of known attribute, each group
+    equally often, and the others are examples of unknown attribute that are mixed with the same lam.
+
     Args:
         lam: Weight of the index: a distribution, a number or an inverse CDF. Default: Beta(0.4, 0.4 (A - 1)), which is
-            Beta(0.4, 0.4) for two attributes.
+            Beta(0.4, 0.4) for two attributes, and Fixed(0.5) with `unmixed`.
         labels: "mix" mixes the labels, "keep" keeps the label of the index.
         prior: Attribute shares of each class's examples of unknown attribute, `[C, A]`, or {label: shares}. Default: the
             shares of the class's known examples.
+        unmixed: Share of samples that are unmixed examples of known attribute, in [0, 1]. If it is positive, each class
+            must have examples of each attribute and of unknown attribute, and p(a|y) are the shares of the latter.
         unknown: What happens with examples of unknown attribute, see `MixPolicy`. Default: "bulk".
         attributed_only: True means `unknown="exclude"`. False means that examples of unknown attribute are drawn.
         subsample: Cut each group to the size of the smallest one, with another subset for each seed.
@@ -401,7 +408,8 @@ def balance_attributes(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If `lam` leaves [0, 1]. If a class has only unknown attributes and no prior, using the policy
+        ValueError: If `lam` leaves [0, 1], or `unmixed` does. If `unmixed` is positive and a class lacks examples that it
+            requires, using the policy raises it. If a class has only unknown attributes and no prior, using the policy
             raises it.
 
     Example:
@@ -416,7 +424,8 @@ def balance_attributes(
     given = None if lam is None else as_distribution(lam)
     if given is not None:
         quantile_table(given)
-    build = partial(balanced_policy, lam=given, labels=labels, prior=prior)
+    share = checks.number(unmixed, "balance_attributes: unmixed", 0, 1)
+    build = partial(balanced_policy, lam=given, labels=labels, prior=prior, unmixed=share)
     return _adaptive_policy(
         "balance_attributes",
         "classes",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spurmix
-from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, policies
+from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, draw, policies
 from spurmix.core.resolved_policy import normalized_rows
 from spurmix.core.tables import build_tables
 
@@ -127,6 +127,35 @@ def test_balance_attributes_is_exact(
     expected = 0.0 if min(classes, attributes) > 1 else math.nan
     assert audit.residual == pytest.approx(expected, abs=1e-6, nan_ok=True)
     np.testing.assert_allclose(audit.joint, 1 / (classes * attributes), atol=1e-6)
+
+
+@given(st.integers(2, 4), st.integers(2, 4), st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
+def test_unmixed_samples_balance_attributes_given_lam(classes: int, attributes: int, seed: int, unmixed: float) -> None:
+    rng = np.random.default_rng(seed)
+    cells = np.array([(c, k) for c in range(classes) for k in range(attributes)])
+    known = np.concatenate([cells, cells[rng.integers(0, len(cells), 100)]])
+    y, a = np.concatenate(
+        [known, [(c, -1) for c in range(classes)], np.stack([rng.integers(0, classes, 300), [-1] * 300], 1)]
+    ).T
+    groups, prior = GroupIndex(y, a), rng.dirichlet(np.ones(attributes), classes)
+    # Shares of strata are multiples of 1 / 65536.
+    policy = policies.balance_attributes(prior=prior, unmixed=unmixed)
+    audit = policy.audit(groups)
+    np.testing.assert_allclose(audit.joint, 1 / (classes * attributes), atol=1e-4)
+    assert audit.residual == pytest.approx(0, abs=3e-4)
+    assert audit.residual_given_lam == pytest.approx(0, abs=3e-4)
+    shares = np.array([row.share for row in audit.groups])
+    assert shares[groups.group_attributes >= 0].sum() == pytest.approx(unmixed, abs=1e-4)
+    drawn = draw(groups, policy, seed=1, start=0, count=500)
+    is_known = a[drawn.index.numpy()] >= 0
+    assert (drawn.lam.numpy()[is_known] == 1).all() and (drawn.lam.numpy()[~is_known] < 1).all()
+    assert (a[drawn.partner.numpy()[~is_known]] >= 0).all() and (y[drawn.index] == y[drawn.partner]).all()
+
+
+@pytest.mark.parametrize(("y", "a"), [([0, 0, 1, 1], [0, 1, 0, 1]), ([0, 0, 0, 1, 1], [0, 1, -1, 0, -1])])
+def test_unmixed_requires_all_attributes_in_each_class(y: list[int], a: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"class \d has no examples of some of these; use unmixed=0"):
+        policies.balance_attributes(unmixed=0.5).audit(GroupIndex(y, a))
 
 
 def test_lam_above_the_bound_is_scaled_with_a_note() -> None:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from spurmix.data.sources.arrays import Source
 
 ATTRIBUTED_PER_GROUP = 100
-"""Number of examples per group whose attribute is known."""
+"""Number of training examples per group whose attribute is known."""
 VALIDATION_PER_GROUP = 25
-"""Number of these examples that are used for validation only."""
+"""Number of further examples per group whose attribute is known, which are used for validation only."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def divide(
     held_out = [rows[: max(1, min(VALIDATION_PER_GROUP, rows.size // 4))] for rows in by_group(train)]
     validation = train.take(np.concatenate(held_out))
     train = train.take(np.flatnonzero(~np.isin(train.origin, validation.origin)))
-    rows = np.concatenate([rows[: ATTRIBUTED_PER_GROUP - VALIDATION_PER_GROUP] for rows in by_group(train)])
+    rows = np.concatenate([rows[:ATTRIBUTED_PER_GROUP] for rows in by_group(train)])
     known = np.full(train.label.size, UNKNOWN)
     known[rows] = train.attribute[rows]
     return DemoData(

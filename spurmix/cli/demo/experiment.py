@@ -37,6 +37,7 @@ class Experiment:
         batches: Number of batches of the training with a method.
         fit: Trains the model with a policy. The number is 0 for pre-training, 1 for the training with a method.
         features: Computes the features of the training examples.
+        unmixed: Share of unmixed samples of balance_attributes.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Experiment:
     batches: int
     fit: Callable[[MixPolicy, int, AfterStep | None], object]
     features: Callable[[], Tensor]
+    unmixed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _run_methods(experiment: Experiment, policy: str, seed: int, compare: bool) 
     experiment.fit(policies.erm(), 0, None)
     start = copy.deepcopy(model.state_dict())
     prior = infer_shares(experiment.features(), data.groups)
-    candidates = demo_policies(prior)
+    candidates = demo_policies(prior, experiment.unmixed)
     audits = {name: p.audit(data.groups, prior=prior) for name, p in candidates.items()}
     compared = COMPARED if compare else ("erm",)
     tests, validation, kept = {}, {}, {}

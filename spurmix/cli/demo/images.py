@@ -25,10 +25,12 @@ from spurmix.train.head import extract_features
 
 BATCH_SIZE = 128
 LEARNING_RATE = 5e-3
-EPOCHS = (4.0, 12.0)
+EPOCHS = (4.0, 24.0)
 """Epochs of pre-training without debiasing, and of the training with each policy."""
-AUGMENT = Augment(scale=(0.6, 1.0), flip=False)
+AUGMENT = Augment(scale=(0.4, 1.0), flip=False)
 """Random crops. Digits are not flipped, because flips change their class."""
+UNMIXED = 0.5
+"""Share of unmixed samples of balance_attributes."""
 MODELS: dict[str, Callable[[int], torch.nn.Module]] = {"small": models.small_resnet, "resnet50": models.resnet50}
 
 TEXT = ReportText(
@@ -105,6 +107,5 @@ def _prepare(make_model: Callable[[int], torch.nn.Module], seed: int, epochs: tu
     def fit(policy: MixPolicy, phase: int, after_step: AfterStep | None) -> None:
         finetune(model, loader(policy, phase), learning_rate=LEARNING_RATE, after_step=after_step)
 
-    return Experiment(
-        model, data, len(loader(policies.erm(), 1)), fit, features=lambda: extract_features(model, data.train)
-    )
+    batches = len(loader(policies.erm(), 1))
+    return Experiment(model, data, batches, fit, lambda: extract_features(model, data.train), UNMIXED)

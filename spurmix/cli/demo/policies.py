@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from spurmix.core import policies
-from spurmix.core.lam import Beta
 from spurmix.core.policy import MixPolicy
 
-COMPARED = ("erm", "group_balanced", "lisa", "selecmix", "mixpro", "balance_attributes")
+COMPARED = ("erm", "group_balanced", "lisa", "selecmix", "mixpro", "dispel", "balance_attributes")
 """Policies that `--compare` trains."""
-LAM = Beta(0.4, 0.4)
-"""Distribution of lam of balance_attributes."""
 
 
-def demo_policies(prior: list[list[float]]) -> dict[str, MixPolicy]:
+def demo_policies(prior: list[list[float]], unmixed: float = 0.0) -> dict[str, MixPolicy]:
     """Return every policy with arguments for the demo.
 
     By default, group_balanced, lisa and selecmix draw only examples of known attribute, and mixpro mixes each other example
@@ -20,6 +17,7 @@ def demo_policies(prior: list[list[float]]) -> dict[str, MixPolicy]:
 
     Args:
         prior: For each class, the share of each attribute among the examples whose attribute is unknown.
+        unmixed: Share of unmixed samples of balance_attributes. 0 mixes all samples with Beta(0.4, 0.4).
 
     Returns:
         The policies by name.
@@ -33,6 +31,6 @@ def demo_policies(prior: list[list[float]]) -> dict[str, MixPolicy]:
         "selecmix": policies.selecmix(),
         "mixpro": policies.mixpro("attributed"),
         "dispel": policies.dispel(),
-        "balance_attributes": policies.balance_attributes(lam=LAM, prior=prior),
+        "balance_attributes": policies.balance_attributes(prior=prior, unmixed=unmixed),
         "upweight": policies.upweight({(0, 1): 3.0, (1, 0): 3.0}),
     }

@@ -39,7 +39,7 @@ def test_no_origin_is_in_training_and_validation() -> None:
 def test_few_attributes_are_known() -> None:
     data = division()
     known = data.groups.group_attributes >= 0
-    assert data.groups.sizes[known].max() <= ATTRIBUTED_PER_GROUP - VALIDATION_PER_GROUP
+    assert data.groups.sizes[known].max() <= ATTRIBUTED_PER_GROUP
     assert data.groups.sizes[~known].sum() > 0
     attributes = np.asarray(data.groups.attributes)
     assert np.array_equal(attributes[attributes >= 0], np.asarray(data.train_groups.attributes)[attributes >= 0])

@@ -34,6 +34,8 @@ def test_mixpro_mixes_unknown_examples_with_known_ones_of_the_same_class() -> No
     assert (LABEL[index] == LABEL[partner]).all()
 
 
-def test_balance_attributes_uses_the_prior() -> None:
-    audit = demo_policies(PRIOR)["balance_attributes"].audit(GROUPS)
+@pytest.mark.parametrize("unmixed", [0.0, 0.5])
+def test_balance_attributes_uses_the_prior(unmixed: float) -> None:
+    audit = demo_policies(PRIOR, unmixed)["balance_attributes"].audit(GROUPS)
     assert audit.residual < 1e-6 < 0.3 < audit.raw
+    assert (audit.residual_given_lam < 1e-6) == (unmixed > 0)
