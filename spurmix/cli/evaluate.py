@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spurmix.cli.finished_run import open_finished_run
 from spurmix.cli.options import JsonOption, OtherDatasetOption, RunArgument
 from spurmix.cli.terminal import show
+
+if TYPE_CHECKING:
+    from spurmix.cli.class_effect import ClassEffect
+    from spurmix.train.evaluation import Evaluation
 
 
 def evaluate(
@@ -29,6 +33,10 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(help="Number of examples per batch.", min=1, show_default="setting of the run")
     ] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", help="Show only this class, and the effect of its spurious feature on the accuracy."),
+    ] = None,
     device: Annotated[str, typer.Option(help='"auto", "cpu" or "cuda".')] = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -45,10 +53,15 @@ def evaluate(
     settings = dataclasses.replace(opened.config, **{k: v for k, v in given.items() if v is not None})
     data = opened.split(split)
     result = evaluate_split(settings, opened.model.to(processes.device), data, opened.train_groups, processes)
+    shown: Evaluation | ClassEffect = result
+    if class_name is not None:
+        from spurmix.cli.class_effect import class_effect
+
+        shown = class_effect(result, data.groups, class_name)
     if processes.main:
         if as_json:
-            print(json.dumps({"split": data.name, **result.to_dict()}, indent=1))
+            print(json.dumps({"split": data.name, **shown.to_dict()}, indent=1))
         else:
             show(data.name)
-            show(result, lines=True)
+            show(shown, lines=True)
     processes.leave()

@@ -69,6 +69,8 @@ def test_evaluate_and_export_give_the_results_of_the_run(finished: Path, images:
     found = json.loads(invoke("evaluate", finished, "--json"))
     assert found.pop("split") == "test" and found == report["evaluations"]["test"]
     assert "upright, dark" in invoke("evaluate", finished, "--split", "train", "--min-group-size", 30)
+    effect = invoke("evaluate", finished, "--class", "level")
+    assert "level, dark: " in effect and "level: difference" in effect and "upright" not in effect
     output = invoke("export", finished, "--out", tmp_path / "model.onnx")
     assert "argmax flips" in output
     test = PackedDataset(images).split("test")
