@@ -88,7 +88,7 @@ def run_debias(plan: DebiasPlan, path: Path | None, show: Callable[[str], None] 
         else:
             config, further = images.image_config(plan.scale), asdict(plan.scale)
             task_of = partial(_image_task, name, known, plan.scale)
-        log = SweepLog(path, protocol_digest(config, {**further, "development": plan.development}))
+        log = SweepLog(path, protocol_digest(config, further))
         methods = tuple(method for method in plan.methods if method in METHODS)
         rows += run_plan(
             SweepPlan(methods, plan.trials, plan.development, plan.reported, name, known), task_of, log, show
