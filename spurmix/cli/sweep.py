@@ -14,6 +14,11 @@ from spurmix.cli.terminal import cell, show
 if TYPE_CHECKING:
     from spurmix.train.sweep.statistics import SweepSummary
 
+NAMES = (
+    "erm", "class_balanced", "mixup", "group_balanced", "lisa", "selecmix", "mixpro", "dispel_policy",
+    "balance_attributes", "group_dro", "jtt", "afr", "dfr", "dispel", "inferred",
+)  # fmt: skip
+"""Names of `spurmix.train.sweep.methods.METHODS`, which imports torch."""
 DEFAULT_METHODS = "erm,group_balanced,balance_attributes,group_dro,dfr"
 
 
@@ -21,7 +26,9 @@ def sweep(
     source: Annotated[
         Path, typer.Argument(help="Folder of a packed dataset, or of a finished run that all methods start from.")
     ],
-    methods: Annotated[str, typer.Option(help='Names of methods, separated by commas, or "all".')] = DEFAULT_METHODS,
+    methods: Annotated[
+        str, typer.Option(help=f"Names separated by commas, or all: {', '.join(NAMES)}.")
+    ] = DEFAULT_METHODS,
     trials: Annotated[int, typer.Option(help="Number of trials of each method.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="Number of reported seeds.", min=1)] = 5,
     development_seeds: Annotated[int, typer.Option(help="Number of seeds that each trial runs with.", min=1)] = 1,

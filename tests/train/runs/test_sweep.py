@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from run_commands import FEATURES, flags, invoke
 
+from spurmix.cli.sweep import NAMES
+from spurmix.train.sweep.methods import METHODS
+
 SMALL = (
     "--trials",
     1,
@@ -43,6 +46,10 @@ def test_sweep_starts_from_the_model_of_a_run(features: Path, tmp_path: Path) ->
     assert found["reference"] == "dfr" and found["rows"][0]["worst"] > 0.5
     with pytest.raises(ValueError, match="--pretrain-epochs is for a dataset"):
         invoke("sweep", tmp_path / "run", "--pretrain-epochs", 1, "--out", tmp_path / "other")
+
+
+def test_help_names_all_methods() -> None:
+    assert tuple(METHODS) == NAMES
 
 
 def test_errors(features: Path, tmp_path: Path) -> None:
