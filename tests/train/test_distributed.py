@@ -15,7 +15,7 @@ SCRIPT = """
 import json, os, sys
 import numpy as np, torch
 from torch import nn
-from spurmix import GroupDRO, GroupIndex, MixLoader, evaluate, finetune, policies
+from spurmix import GroupDRO, GroupIndex, MixLoader, evaluate, find_errors, finetune, policies
 
 out, batches = sys.argv[1], int(sys.argv[2])
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -50,11 +50,13 @@ except Killed:
     os._exit(0)  # like a killed process, without cleanup
 distributed = torch.distributed.is_initialized()
 found = evaluate(model, features, groups, batch_size=50, sharded=distributed)
+errors = find_errors(model, features, groups, batch_size=50, sharded=distributed)
+assert errors.sum() == 240 - sum(g.correct for g in found.groups)
 drawn = [[batch.index.tolist(), batch.partner.tolist(), batch.lam.tolist()] for batch in loader]
 objective = GroupDRO(groups, step=0.3, adjustment=1.0)
 network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
 dro = finetune(network, loader, objective=objective, learning_rate=0.05).losses + tuple(objective.weights.tolist())
-report = dict(losses=done.losses, groups=[g.correct for g in found.groups], drawn=drawn, dro=dro)
+report = dict(losses=done.losses, groups=[g.correct for g in found.groups], drawn=drawn, dro=dro, errors=errors.tolist())
 with open(f"{out}/rank-{rank}.json", "w") as file:
     json.dump(report, file)
 if distributed:
@@ -72,7 +74,7 @@ def reports(folder: Path, world: int) -> dict[str, Any]:
     """Combine the reports of all ranks: the concatenated draws, and results that must be equal in all ranks."""
     ranks = [json.loads((folder / f"rank-{k}.json").read_text()) for k in range(world)]
     assert all(r["losses"] == ranks[0]["losses"] and r["groups"] == ranks[0]["groups"] for r in ranks)
-    assert all(r["dro"] == ranks[0]["dro"] for r in ranks)
+    assert all(r["dro"] == ranks[0]["dro"] and r["errors"] == ranks[0]["errors"] for r in ranks)
     drawn = [[list(chain(*(r["drawn"][k][part] for r in ranks))) for part in range(3)] for k in range(11)]
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(11))

@@ -14,7 +14,7 @@ import pytest
 import test_recipes
 import torch
 from published_samples import packed_waterbirds
-from run_commands import flags, invoke, losses
+from run_commands import call, flags, invoke, losses
 from transformers import BertConfig, BertForSequenceClassification
 
 from spurmix.data.pack.layouts.civilcomments import from_civilcomments
@@ -210,3 +210,10 @@ def test_methods_with_two_stages_on_texts(method: str, comments: tuple[Path, Pat
     assert METHODS["civilcomments"][method].note in output
     found = json.loads(invoke("evaluate", out, "--json"))
     assert found["split"] == "test" and len(found["cells"]) > 10
+
+
+@pytest.mark.slow
+def test_jtt_with_two_processes(waterbirds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    call("train", waterbirds, "--out", out, "--recipe", "waterbirds", "--method", "jtt", *flags(SMALL), processes=2)
+    assert open_run(out).config.policy == "upweight" and len(losses(out)) == SMALL["steps"]
