@@ -38,7 +38,7 @@ def fit_head(
       C penalizes less.
     - "inferred": the subsets of "dfr", drawn from all examples, with unknown attributes inferred by a logistic regression on
       the attributed examples, or from the attributed examples only. The validation examples decide. By default, the
-      penalty is L2. This was the best method in our comparison, above all with few attributed examples.
+      penalty is L2. It helps most with few attributed examples, if the attribute can be read from the features.
     - "logistic": all examples, once. This is the head that ERM would train.
 
     The weights are the mean of several fits. If there are several settings, each is fitted, and the one with the best worst
