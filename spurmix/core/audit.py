@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from spurmix.core import memory
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.correlation import MixedSamples, group_means, partner_shares
 from spurmix.core.groups import GroupIndex
@@ -63,7 +64,8 @@ class Audit:
             two classes or attributes occur, or a class has examples of unknown attribute, no prior, and less than two
             known attributes.
         residual: Correlation of class and attribute in the mixed samples. NaN if it cannot be determined, also because
-            the policy cannot choose partners, or its samples have less than two classes or attributes.
+            the policy cannot choose partners, its samples have less than two classes or attributes, or the matrices of
+            all classes and attributes do not fit in memory.
         joint: Soft joint table `[classes, attributes]` of the mixed samples, E[y a^T]. It sums to 1. NaN if attribute
             shares of a class are not known.
         classes: Names of the rows of `joint`.
@@ -200,20 +202,24 @@ def audit_policy(
 
     raw = residual = given_lam = float("nan")
     partner_share = None
+    memory_warnings: list[str] = []
     joint = np.full((means.classes.size, means.attributes.size), np.nan)
     if not undetermined.size:
         data_share = groups.sizes / groups.num_examples
         data = means if drawn is groups else group_means(groups, given)
         raw, _ = MixedSamples.of(data, data_share, None, True).correlation(1.0, 1.0)
-        samples = MixedSamples.of(means, index_share, policy.partner_rows, policy.labels == "mix")
-        residual, joint = samples.correlation(*moments(policy.quantile))
-        given_lam = samples.correlation_given_lam(policy.quantile)
-        partner_share = samples.partner
+        try:
+            samples = MixedSamples.of(means, index_share, policy.partner_rows, policy.labels == "mix")
+            mixed, joint = samples.correlation(*moments(policy.quantile))
+            residual, given_lam = mixed, samples.correlation_given_lam(policy.quantile)
+            partner_share = samples.partner
+        except memory.NotEnoughMemory as error:
+            memory_warnings.append(f"the correlation after mixing cannot be determined: {error}")
 
     if partner_share is None:
         partner_share = partner_shares(policy.partner_rows, index_share)
     use = _group_use(groups, drawn.sizes, policy.replacement, index_share, partner_share)
-    warnings = [*unknown_warnings(groups, given), *_use_warnings(use)]
+    warnings = [*unknown_warnings(groups, given), *memory_warnings, *_use_warnings(use)]
     if problem:
         residual, given_lam, joint = float("nan"), float("nan"), np.full_like(joint, np.nan)
         use = [replace(g, distinct=float("nan"), uses=float("nan")) for g in use]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spurmix.core import memory
 from spurmix.core.array_types import FloatArray, Int64Array
 from spurmix.core.groups import UNKNOWN, GroupIndex
 from spurmix.core.lam import ONE, moments
@@ -110,6 +111,8 @@ def partner_shares(partners: PartnerRows | None, index_share: FloatArray) -> Flo
     shares = np.zeros_like(index_share)
     if partners is not None:
         of_row = row_shares(partners, index_share)
+        if partners.even:
+            return _even_shares(partners, of_row @ _probability_steps(partners), index_share.size)
         for start, rows in normalized_blocks(partners):
             shares += of_row[start : start + rows.shape[0]] @ rows
     return shares
@@ -126,7 +129,14 @@ class _Cross:
 
 
 def _partner_sums(means: GroupMeans, index_share: FloatArray, partners: PartnerRows) -> tuple[FloatArray, _Cross]:
-    """Share of samples whose partner is in each group, `[G]`, and the moments of index and partner."""
+    """Share of samples whose partner is in each group, `[G]`, and the moments of index and partner.
+
+    Raises NotEnoughMemory if the moments do not fit in memory.
+    """
+    classes, attributes = means.classes.size, means.attributes.size
+    what = f"products of {classes:,} classes and {attributes:,} attributes"
+    entries = (classes + attributes) ** 2 + classes**2 + attributes**2
+    memory.require(8 * entries, what, "merge classes or attributes")
     from scipy.sparse import csr_array, hstack
 
     used = np.flatnonzero(partners.row_of >= 0)
@@ -150,6 +160,27 @@ def _partner_sums(means: GroupMeans, index_share: FloatArray, partners: PartnerR
     return shares, _Cross(*pairs, products[label, attribute], products[attribute, label])
 
 
+def _probability_steps(partners: PartnerRows) -> csr_array:
+    """Steps of the probability along the list of groups, `[R, L + 1]`, of rows with one weight for each slice."""
+    from scipy.sparse import csr_array
+
+    # The probability of a slice is added at its first position in the list of groups, and subtracted after its last one.
+    # Running sums of these steps are the probabilities at all positions.
+    weight, first, length = partners.slice_weights(slice(None)), partners.slice_first, partners.slice_length
+    total = (weight * length).sum(axis=1, keepdims=True)
+    probability = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    at, step = np.concatenate([first, first + length], axis=1), np.concatenate([probability, -probability], axis=1)
+    begin = np.arange(partners.count + 1) * at.shape[1]
+    return csr_array((step.reshape(-1), at.reshape(-1), begin), shape=(partners.count, partners.groups.size + 1))
+
+
+def _even_shares(partners: PartnerRows, steps: FloatArray, count: int) -> FloatArray:
+    """Share of samples whose partner is in each of `count` groups. `steps` are summed over the rows, `[L + 1]`."""
+    shares = np.zeros(count)
+    np.add.at(shares, partners.groups, np.cumsum(steps)[:-1])
+    return shares
+
+
 def _even_products(
     partners: PartnerRows, of_row: FloatArray, of_index: csr_array, values: csr_array
 ) -> tuple[FloatArray, FloatArray]:
@@ -164,19 +195,9 @@ def _even_products(
     Returns:
         of_row W, `[G]`, and of_index^T W values, `[K, K]`.
     """
-    from scipy.sparse import csr_array
-
-    # The probability of a slice is added at its first position in the list of groups, and subtracted after its last one.
-    # Running sums of these steps are the probabilities at all positions.
-    weight, first, length = partners.slice_weights(slice(None)), partners.slice_first, partners.slice_length
-    total = (weight * length).sum(axis=1, keepdims=True)
-    probability = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
-    at, step = np.concatenate([first, first + length], axis=1), np.concatenate([probability, -probability], axis=1)
-    begin = np.arange(partners.count + 1) * at.shape[1]
-    steps = csr_array((step.reshape(-1), at.reshape(-1), begin), shape=(partners.count, partners.groups.size + 1))
-    shares = np.zeros(values.shape[0])
-    np.add.at(shares, partners.groups, np.cumsum(of_row @ steps)[:-1])
-    steps = (of_index.T @ steps).tocsr()
+    probability_steps = _probability_steps(partners)
+    shares = _even_shares(partners, of_row @ probability_steps, values.shape[0])
+    steps = (of_index.T @ probability_steps).tocsr()
     listed = values[partners.groups]
     products = np.empty((values.shape[1],) * 2)
     size = max(1, BLOCK_ENTRIES // partners.groups.size)

@@ -16,6 +16,8 @@ D = TypeVar("D", bound=np.generic)
 
 HUGE_PAGE = 1 << 21
 """Size of a huge page in bytes."""
+SMALL = 1 << 28
+"""Size in bytes below which `require` does not look up the available memory."""
 HAS_PAGES = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS")
 """Whether the system has anonymous mappings. If not, `empty` allocates with NumPy."""
 
@@ -70,6 +72,30 @@ def available(root: Path = Path("/")) -> int:
             used = int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             bounds.append(limit - used)
     return max(0, min(bounds))
+
+
+class NotEnoughMemory(ValueError):
+    """A computation would need more memory than is available."""
+
+
+def require(needed: int, what: str, advice: str) -> None:
+    """Check that memory is available before a computation.
+
+    Args:
+        needed: Number of bytes.
+        what: What needs the memory, in the plural: the start of the error message.
+        advice: What to do instead: the end of the error message.
+
+    Raises:
+        NotEnoughMemory: If less memory is available.
+    """
+    if needed < SMALL:
+        return
+    found = available()
+    if needed > found:
+        raise NotEnoughMemory(
+            f"{what} need about {needed / 2**30:.1f} GiB of memory, but {found / 2**30:.1f} GiB are available; {advice}"
+        )
 
 
 def _system_memory(root: Path) -> Iterator[int]:

@@ -170,11 +170,5 @@ def require_memory(entries: int) -> None:
 
     Raises ValueError if there is not.
     """
-    if entries < 1 << 24:
-        return
-    needed, available = entries * ENTRY_BYTES, memory.available()
-    if needed > available:
-        raise ValueError(
-            f"partner: the policy has {entries:,} weights of partner groups, which need about {needed / 2**30:.1f} GiB of "
-            f"memory, but {available / 2**30:.1f} GiB are available; use fewer groups"
-        )
+    what = f"partner: the policy has {entries:,} weights of partner groups, which"
+    memory.require(entries * ENTRY_BYTES, what, "use fewer groups")

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from spurmix.core import memory
 from spurmix.core.array_types import FloatArray
 
 SMALL = 1e-10
@@ -62,7 +63,14 @@ class SecondMoment:
         return self._diagonal() - self.mean**2
 
     def covariance(self) -> FloatArray:
-        """Return the covariance, `[K, K]`."""
+        """Return the covariance, `[K, K]`.
+
+        Raises NotEnoughMemory if it does not fit in memory.
+        """
+        count = self.mean.size
+        memory.require(
+            3 * 8 * count**2, f"covariances of {count:,} classes or attributes", "merge classes or attributes"
+        )
         dense = -np.outer(self.mean, self.mean)
         if self.pairs is not None:
             dense += self.factor * self.pairs.matrix

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, draw, policies
-from spurmix.core import correlation
+from spurmix.core import correlation, memory
 from spurmix.core.audit import Audit, correlation_text
+from spurmix.core.correlation import normalized_blocks, partner_shares, row_shares
 from spurmix.core.lam import InverseCDF
+from spurmix.core.residual import SecondMoment
 from spurmix.core.tables import build_tables
 
 POLICIES = [getattr(policies, name)() for name in policies.__all__ if name != "upweight"]
@@ -214,3 +217,35 @@ def test_a_single_class_or_attribute_is_the_reason_in_the_warnings() -> None:
     named = GroupIndex([0, 0], [0, 1], class_names=["a\x1b", "b"])
     assert "all examples have the class a\\x1b" in policies.erm().audit(named).warnings[0]
     assert policies.erm().audit(GroupIndex([0, 1, 1], [0, 0, 1])).warnings == ()
+
+
+@pytest.mark.parametrize("policy", [policies.lisa(), policies.selecmix()])
+def test_too_many_classes_for_the_memory_are_reported(policy: MixPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 2 << 30)
+    number = np.arange(100_000)
+    groups = GroupIndex(number // 2, number % 2)
+    audit = policy.audit(groups)
+    assert audit.raw == pytest.approx(0) and np.isnan(audit.residual) and np.isnan(audit.residual_given_lam)
+    text = r"50,000 classes and 2 attributes need about 37\.3 GiB of memory, but 2\.0 GiB are available"
+    assert any(re.search(text, warning) for warning in audit.warnings)
+    assert sum(g.share for g in audit.groups) == pytest.approx(1)
+    assert all(np.isfinite([g.uses, g.distinct]).all() for g in audit.groups)
+
+
+def test_covariances_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 2 << 30)
+    share = np.full(20_000, 1 / 20_000)
+    with pytest.raises(memory.NotEnoughMemory, match=r"20,000 classes or attributes need about 8\.9 GiB"):
+        SecondMoment(share, share).covariance()
+
+
+@pytest.mark.parametrize("name", ["lisa", "selecmix"])
+def test_partner_shares_without_the_entries_of_rows(name: str, rng: np.random.Generator) -> None:
+    groups = GroupIndex(rng.integers(0, 6, 900), rng.integers(0, 5, 900))
+    partners = policies.__dict__[name]().resolve_arrays(groups).partner_rows
+    share = rng.random(groups.num_groups)
+    expected = sum(
+        row_shares(partners, share)[at : at + rows.shape[0]] @ rows for at, rows in normalized_blocks(partners)
+    )
+    assert partners.even
+    np.testing.assert_allclose(partner_shares(partners, share), expected, rtol=1e-12)
