@@ -51,6 +51,15 @@ def test_spread_of_narrow_beta(a: float, b: float) -> None:
 NARROW = [1e-300, 1e-100, 1e-8, 1e-3, 0.1, 1.0, 10.0, 100.0, 1e3, 1e6, 1e9, 1e12]
 
 
+@pytest.mark.parametrize("a", [*NARROW, 1e-6, 1e-4, 1e-2, 0.3])
+def test_the_mean_of_beta_errs_by_at_most_half_a_bucket(a: float) -> None:
+    for b in (*NARROW, 1e-6, 1e-4, 1e-2, 0.3):
+        error = moments(quantile_table(Beta(a, b)))[0] - 1 / (1 + b / a)
+        assert abs(error) <= 1 / 2048 + 2**-25, (a, b)
+    exact = 1e-6 / (1e-6 + 1e-3)
+    assert abs(moments(quantile_table(Beta(1e-6, 1e-3)))[0] - exact) > 0.9 / 2048  # the bound is almost reached
+
+
 @pytest.mark.parametrize("a", NARROW)
 def test_means_and_extremes_of_beta(a: float) -> None:
     for b in NARROW:
