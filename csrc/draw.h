@@ -24,6 +24,7 @@ constexpr int64_t kWordListWords = 8;
 constexpr int64_t kFlagReplacement = 1;
 constexpr int64_t kFlagKeepLabels = 2;
 constexpr int64_t kFlagSums = 4;
+constexpr int64_t kFlagMembers = 8;
 constexpr int64_t kQuantiles = 1025;
 constexpr int64_t kRowWords = 5;
 constexpr int64_t kSumHeadWords = 2;
@@ -69,6 +70,11 @@ SPURMIX_HD const char* view_tables(const int64_t* packed, int64_t length, Tables
            l,          section[0], section[1], section[2], section[3], section[4],
            section[5], section[6], section[7], section[8], nullptr,    nullptr};
   return nullptr;
+}
+
+// Whether `count` members belong to the tables. Tables of groups in the order of the examples need none.
+SPURMIX_HD bool valid_member_count(const Tables& t, int64_t count) {
+  return count == t.num_examples || (count == 0 && !(t.flags & kFlagMembers));
 }
 
 struct Drawn {

@@ -77,14 +77,15 @@ __global__ void __launch_bounds__(kBlock) cross_entropy_kernel(CrossEntropy m) {
     for (int distance = kBlock / kWarp / 2; distance > 0; distance /= 2) r.merge(from_lane(r, distance));
   }
   if (!present || lane != 0) return;
-  if (!valid) set_error(m.error_flag, kBadIndex);
+  const float weight = m.lam[b];
+  if (!valid || !is_weight(weight)) set_error(m.error_flag, sample_error(valid));
   const bool finite = r.top > -infinity<Wide>() && r.top < infinity<Wide>();
   const Wide base = finite ? r.top : Wide{0};
   // An infinite maximum is its own logsumexp. NaN anywhere in the row makes the sum NaN.
   const Wide relative = r.sum != r.sum ? r.sum : (finite ? logarithm(r.sum) : r.top);
-  const Wide lam = static_cast<Wide>(m.lam[b]);
+  const Wide lam = static_cast<Wide>(weight);
   Wide loss = nan_value();
-  if (valid) {
+  if (valid && is_weight(weight)) {
     const Wide p = Element<kFormat>::load(row[label]) - base, q = Element<kFormat>::load(row[partner_label]) - base;
     const Wide picked = (lam == 0 ? Wide{0} : lam * p) + (lam == 1 ? Wide{0} : (1 - lam) * q);
     loss = relative - (1 - smoothing) * picked;
@@ -121,9 +122,11 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_backward_kernel(CrossE
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total; i += int64_t{gridDim.x} * kThreads) {
     const int64_t b = i / vectors, column = (i - b * vectors) * kWidth;
     const int64_t label = f.label[b], partner_label = f.partner_label[b];
-    const bool valid = label >= 0 && label < f.classes && partner_label >= 0 && partner_label < f.classes;
-    if (!valid && column == 0) set_error(f.error_flag, kBadIndex);
-    const Wide lam = static_cast<Wide>(f.lam[b]), smoothing = static_cast<Wide>(f.label_smoothing);
+    const bool in_range = label >= 0 && label < f.classes && partner_label >= 0 && partner_label < f.classes;
+    const float weight = f.lam[b];
+    const bool valid = in_range && is_weight(weight);
+    if (!valid && column == 0) set_error(f.error_flag, sample_error(in_range));
+    const Wide lam = static_cast<Wide>(weight), smoothing = static_cast<Wide>(f.label_smoothing);
     const Wide scale = static_cast<const Wide*>(m.grad)[b * m.grad_stride] * static_cast<Wide>(m.factor);
     const Wide logsumexp = static_cast<const Wide*>(f.logsumexp)[b], spread = smoothing / static_cast<Wide>(f.classes);
     const Values x = *reinterpret_cast<const Values*>(static_cast<const Type*>(f.logits) + b * f.row_stride + column);

@@ -64,6 +64,12 @@ int64_t resident_blocks(int threads, size_t shared) {
 // Sets a bit of the error flag.
 __device__ __forceinline__ void set_error(uint32_t* error_flag, uint32_t bit) { atomicOr(error_flag, bit); }
 
+// Whether a weight is in [0, 1]. NaN is not.
+__device__ __forceinline__ bool is_weight(float lam) { return lam >= 0.0f && lam <= 1.0f; }
+
+// Bit of the error flag of a sample that is not valid.
+__device__ __forceinline__ uint32_t sample_error(bool valid_indices) { return valid_indices ? kBadValue : kBadIndex; }
+
 __device__ __forceinline__ float nan_value() { return bits_float(0x7fc00000u); }
 
 // Vectorized load of 16 bytes through the read-only cache.

@@ -19,7 +19,7 @@ __device__ __forceinline__ void cache_tables(const Sequence& sequence, int64_t* 
 __device__ __forceinline__ bool open_tables(const Sequence& sequence, const int64_t* cached, Tables* view) {
   const int64_t count = sequence.length < kCachedWords ? sequence.length : kCachedWords;
   if (view_tables(sequence.tables, sequence.length, view, cached, count) != nullptr) return false;
-  if (sequence.member_count != 0 && sequence.member_count != view->num_examples) return false;
+  if (!valid_member_count(*view, sequence.member_count)) return false;
   if (sequence.member_size == 4) view->members32 = static_cast<const int32_t*>(sequence.members);
   if (sequence.member_size == 8) view->members64 = static_cast<const int64_t*>(sequence.members);
   return true;

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kThreads) mix_embeddings_kernel(MixEmbeddings 
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total; i += int64_t{gridDim.x} * kThreads) {
     const int64_t token = i / vectors, column = (i - token * vectors) * kWidth;
     const Words<kTable> words(m, token);
-    if (!words.valid && column == 0) set_error(m.error_flag, kBadIndex);
+    if (!words.valid && column == 0) set_error(m.error_flag, sample_error(words.ids_in_range));
     typename Words<kTable>::Wide x[kWidth];
     words.load(column, x);
     store_vector(m.format, m.out, token * m.columns + column, x);
@@ -45,7 +45,9 @@ __global__ void __launch_bounds__(kThreads, 2) bert_embeddings_kernel(BertEmbedd
   const bool present = token < m.words.lookups.tokens;  // the same for all lanes of a warp
   const int64_t columns = present ? m.words.columns : 0;
   const BertSum<kTable> bert_sum(m, present ? token : 0);
-  if (present && lane == 0 && !bert_sum.words.valid) set_error(m.words.error_flag, kBadIndex);
+  if (present && lane == 0 && !bert_sum.words.valid) {
+    set_error(m.words.error_flag, sample_error(bert_sum.words.ids_in_range));
+  }
 
   Wide x[kInRegisters][kWidth];
   for_each_vector<kLanes, kWidth, kInRegisters>(

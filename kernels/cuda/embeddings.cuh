@@ -82,18 +82,20 @@ struct Words {
   using Wide = typename Element<kTable>::Wide;
   const TypeOf<kTable>*row, *partner_row;
   Wide weight, partner_weight;
-  bool valid;  // both ids are in range
+  bool ids_in_range;
+  bool valid;  // the ids are in range, and lam is in [0, 1]
 
   __device__ __forceinline__ Words(const MixEmbeddings& m, int64_t token) {
     const int64_t id = m.lookups.ids[token], partner_id = m.lookups.partner_ids[token];
-    valid = in_range(id, m.total) && in_range(partner_id, m.total);
+    ids_in_range = in_range(id, m.total) && in_range(partner_id, m.total);
+    valid = ids_in_range && is_weight(m.lookups.lam[token / m.lookups.length]);
     row = static_cast<const TypeOf<kTable>*>(m.weight) + (valid ? id : 0) * m.row_stride;
     partner_row = static_cast<const TypeOf<kTable>*>(m.weight) + (valid ? partner_id : 0) * m.row_stride;
     weight = word_weight<Wide>(m.lookups, token);
     partner_weight = partner_word_weight<Wide>(m.lookups, token);
   }
 
-  // The mixed word embedding; NaN if an id is out of range.
+  // The mixed word embedding; NaN if it is not valid.
   template <int kWidth>
   __device__ __forceinline__ void load(int64_t column, Wide (&x)[kWidth]) const {
     Wide p[kWidth] = {}, q[kWidth] = {};
@@ -118,8 +120,9 @@ struct BertSum {
   __device__ __forceinline__ BertSum(const BertEmbeddings& m, int64_t token) : words(m.words, token) {
     const int64_t position_id = m.position_ids[token];
     const int64_t type_id = m.token_type_ids == nullptr ? 0 : m.token_type_ids[token];
-    words.valid =
-        words.valid && in_range(position_id, m.positions) && (m.type_weight == nullptr || in_range(type_id, m.types));
+    words.ids_in_range = words.ids_in_range && in_range(position_id, m.positions) &&
+                         (m.type_weight == nullptr || in_range(type_id, m.types));
+    words.valid = words.valid && words.ids_in_range;
     const int64_t columns = words.valid ? m.words.columns : 0;
     position = static_cast<const Type*>(m.position_weight) + position_id * columns;
     type = m.type_weight == nullptr ? nullptr : static_cast<const Type*>(m.type_weight) + type_id * columns;

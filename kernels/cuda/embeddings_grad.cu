@@ -13,8 +13,10 @@ __global__ void __launch_bounds__(kThreads) entry_keys_kernel(Entries m) {
     const int64_t token = partner ? i - m.lookups.tokens : i;
     const int64_t* ids = partner ? m.lookups.partner_ids : m.lookups.ids;
     const int64_t row = ids == nullptr ? 0 : ids[token];
-    const bool valid = in_range(row, m.rows);
-    if (!valid) set_error(m.error_flag, kBadIndex);
+    const bool id_in_range = in_range(row, m.rows);
+    const bool valid =
+        id_in_range && (m.lookups.partner_ids == nullptr || is_weight(m.lookups.lam[token / m.lookups.length]));
+    if (!valid) set_error(m.error_flag, sample_error(id_in_range));
     float weight = 1;
     if (m.lookups.partner_ids != nullptr) {
       weight = partner ? partner_word_weight<float>(m.lookups, token) : word_weight<float>(m.lookups, token);
@@ -143,7 +145,9 @@ __global__ void __launch_bounds__(kThreads, 2) bert_backward_kernel(BertBackward
 
   for (int64_t token = first; token < last; ++token) {
     const BertSum<kTable> bert_sum(m, token);
-    if (lane == 0 && !bert_sum.words.valid) set_error(m.words.error_flag, kBadIndex);
+    if (lane == 0 && !bert_sum.words.valid) {
+      set_error(m.words.error_flag, sample_error(bert_sum.words.ids_in_range));
+    }
     const Wide mean = static_cast<const Wide*>(m.mean)[token], rstd = static_cast<const Wide*>(m.rstd)[token];
     // Loads the normalized input, the upstream gradient, and its product with LayerNorm's scale.
     const auto load = [&](int64_t column, Wide(&normalized)[kWidth], Wide(&upstream)[kWidth], Wide(&scaled)[kWidth]) {

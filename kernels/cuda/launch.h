@@ -1,7 +1,8 @@
 // Launchers of the CUDA kernels, independent of torch. They take raw device pointers and a stream, and return a
 // cudaError_t as int. The caller checks shapes and layouts. The kernels check data. They read nothing at an index out
 // of range or through damaged tables. They set a bit of the device's `error_flag`, and the sample becomes NaN (draws:
-// lam is NaN, index and partner are 0). group_counts and the gradients of tables skip the entry.
+// lam is NaN, index and partner are 0). A sample with an invalid lam or box becomes NaN too. group_counts and the
+// gradients of tables skip the entry.
 #pragma once
 
 #include "../../csrc/draw.h"
@@ -12,6 +13,7 @@ namespace spurmix::cuda {
 // Bits of the error flag.
 constexpr uint32_t kBadIndex = 1;
 constexpr uint32_t kBadTables = 2;
+constexpr uint32_t kBadValue = 4;  // lam, a box, mean or std
 
 // The samples of a sequence, from number start + *counter on.
 struct Sequence {

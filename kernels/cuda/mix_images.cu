@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(threads_of(kPath), min_blocks(kPath)) mix_imag
   __shared__ uint4 stage[kPath == Path::crops ? 2 * kWarps * 3 * kStripWidth * sizeof(TypeOf<kFormat>) / 16 : 1];
   ColumnTap* column = reinterpret_cast<ColumnTap*>(dynamic_shared());
   const bool crops = kDraws ? m.crop.enabled : m.boxes != nullptr;
+  if (blockIdx.x == 0) check_normalization(m);
   if constexpr (kDraws) {
     cache_tables(m.sequence, shared.cached_words);
     __syncthreads();

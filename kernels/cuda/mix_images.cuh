@@ -43,6 +43,10 @@ __device__ __forceinline__ bool is_valid(const MixImages& m, int64_t index, int6
   return index >= 0 && index < m.total && partner >= 0 && partner < m.total;
 }
 
+__device__ __forceinline__ bool is_nan(const Box& box) {
+  return box.top != box.top || box.left != box.left || box.height != box.height || box.width != box.width;
+}
+
 __device__ __forceinline__ void set_box(Sample* s, int side, const Box& box) {
   s->box[side][0] = q16(box.top);
   s->box[side][1] = q16(box.left);
@@ -116,11 +120,23 @@ __device__ __forceinline__ void read_samples(const MixImages& m, int64_t first, 
   s->index = m.index[at];
   s->partner = m.partner[at];
   s->lam = m.lam[at];
-  s->valid = is_valid(m, s->index, s->partner);
-  if (!s->valid) set_error(m.error_flag, kBadIndex);
+  const bool in_range = is_valid(m, s->index, s->partner);
+  s->valid = in_range && is_weight(s->lam);
   for (int side = 0; side < 2; ++side) {
     s->flip[side] = m.flips != nullptr && m.flips[2 * at + side] != 0;
-    if (m.boxes != nullptr) set_box(s, side, m.boxes[2 * at + side]);
+    if (m.boxes == nullptr) continue;
+    const Box& box = m.boxes[2 * at + side];
+    set_box(s, side, box);
+    s->valid = s->valid && !is_nan(box);
+  }
+  if (!s->valid) set_error(m.error_flag, sample_error(in_range));
+}
+
+// Checks mean and std, with the limits of the CPU operators. One block calls this.
+__device__ __forceinline__ void check_normalization(const MixImages& m) {
+  for (int c = static_cast<int>(threadIdx.x); c < m.channels; c += static_cast<int>(blockDim.x)) {
+    const float mean = m.mean[c], std = m.std[c];
+    if (!(mean >= 0.0f && mean <= 1.0f && std >= 0.001f && std <= 2.0f)) set_error(m.error_flag, kBadValue);
   }
 }
 

@@ -24,9 +24,11 @@ __global__ void __launch_bounds__(kThreads) mix_rows_kernel(MixRows m) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total; i += int64_t{gridDim.x} * kThreads) {
     const int64_t b = i / vectors, column = (i - b * vectors) * kWidth;
     const int64_t index = m.index[b], partner = m.partner[b];
-    const Wide lam = m.lam[b];
-    const bool valid = index >= 0 && index < m.total && partner >= 0 && partner < m.total;
-    if (!valid && column == 0) set_error(m.error_flag, kBadIndex);
+    const float weight = m.lam[b];
+    const Wide lam = weight;
+    const bool in_range = index >= 0 && index < m.total && partner >= 0 && partner < m.total;
+    const bool valid = in_range && is_weight(weight);
+    if (!valid && column == 0) set_error(m.error_flag, sample_error(in_range));
     Vector p = {}, q = {};
     if (valid) {
       const In* rows = static_cast<const In*>(m.rows);
@@ -74,9 +76,11 @@ __global__ void __launch_bounds__(kThreads) mix_labels_kernel(MixLabels m) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total; i += int64_t{gridDim.x} * kThreads) {
     const int64_t b = i / m.classes, column = i - b * m.classes;
     const int64_t label = m.label[b], partner_label = m.partner_label[b];
-    const Wide lam = m.lam[b];
-    const bool valid = label >= 0 && label < m.classes && partner_label >= 0 && partner_label < m.classes;
-    if (!valid && column == 0) set_error(m.error_flag, kBadIndex);
+    const float weight = m.lam[b];
+    const Wide lam = weight;
+    const bool in_range = label >= 0 && label < m.classes && partner_label >= 0 && partner_label < m.classes;
+    const bool valid = in_range && is_weight(weight);
+    if (!valid && column == 0) set_error(m.error_flag, sample_error(in_range));
     const Wide target = (column == label ? lam : Wide{0}) + (column == partner_label ? 1 - lam : Wide{0});
     static_cast<TypeOf<kOut>*>(m.out)[i] = Element<kOut>::store(valid ? target : not_a_number<Wide>());
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from spurmix.kernels.errors import is_weight, report
 
 
 @triton.jit
@@ -51,9 +52,9 @@ def cross_entropy_kernel(  # noqa: DOC107
     column = tl.arange(0, BLOCK)
     label, partner_label = tl.load(label_ptr + sample), tl.load(partner_label_ptr + sample)
     lam, smoothing = tl.load(lam_ptr + sample).to(COMPUTE), (tl.zeros([], COMPUTE) + smoothing).to(COMPUTE)
-    valid = (label >= 0) & (label < classes) & (partner_label >= 0) & (partner_label < classes)
-    if not valid:
-        tl.store(error_ptr, 1)
+    in_range = (label >= 0) & (label < classes) & (partner_label >= 0) & (partner_label < classes)
+    report(error_ptr, in_range, is_weight(lam))
+    valid = in_range & is_weight(lam)
     a = tl.load(row_ptr + label, mask=valid, other=0).to(COMPUTE)
     b = tl.load(row_ptr + partner_label, mask=valid, other=0).to(COMPUTE)
     # The logits are summed relative to that of `label`, or to 0 if it is not finite.
@@ -127,9 +128,9 @@ def cross_entropy_backward_kernel(  # noqa: DOC107
     mask = column < classes
     label, partner_label = tl.load(label_ptr + sample), tl.load(partner_label_ptr + sample)
     lam, smoothing = tl.load(lam_ptr + sample).to(COMPUTE), (tl.zeros([], COMPUTE) + smoothing).to(COMPUTE)
-    valid = (label >= 0) & (label < classes) & (partner_label >= 0) & (partner_label < classes)
-    if not valid:
-        tl.store(error_ptr, 1)
+    in_range = (label >= 0) & (label < classes) & (partner_label >= 0) & (partner_label < classes)
+    report(error_ptr, in_range, is_weight(lam))
+    valid = in_range & is_weight(lam)
     scale = tl.where(valid, tl.load(grad_ptr + sample * grad_stride).to(COMPUTE) / count, float("nan"))
     x = tl.load(logits_ptr + sample * row_stride + column, mask=mask, other=0).to(COMPUTE)
     logsumexp = tl.load(logsumexp_ptr + sample)

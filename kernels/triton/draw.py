@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from spurmix.core import table_layout as _layout
+from spurmix.kernels.errors import report
 
 MAGIC = tl.constexpr(_layout.MAGIC)
 HEADER_WORDS = tl.constexpr(_layout.HEADER_WORDS)
@@ -20,6 +21,7 @@ ROW_WORDS = tl.constexpr(_layout.ROW_WORDS)
 SUM_HEAD_WORDS = tl.constexpr(_layout.SUM_HEAD_WORDS)
 RUN_WORDS = tl.constexpr(_layout.RUN_WORDS)
 FLAG_SUMS = tl.constexpr(_layout.FLAG_SUMS)
+FLAG_MEMBERS = tl.constexpr(_layout.FLAG_MEMBERS)
 FLAG_REPLACEMENT = tl.constexpr(_layout.FLAG_REPLACEMENT)
 QUANTILES = tl.constexpr(_layout.QUANTILES)
 MAX_COUNT = tl.constexpr(_layout.MAX_COUNT)
@@ -162,8 +164,8 @@ def tables_are_valid(tables_ptr, length, member_count, HAS_MEMBERS: tl.constexpr
     counts = (n >= 1) & (g >= 1) & (s >= 1) & (w >= 1) & (r >= 0) & (r <= g) & (lists >= 0)
     counts = counts & (g <= MAX_COUNT) & (s <= MAX_COUNT) & (w <= MAX_COUNT) & (lists <= MAX_COUNT)
     end = HEADER_WORDS + w + 3 * s + g + 1 + g + r * ROW_WORDS + lists + QUANTILES
-    if HAS_MEMBERS:
-        counts = counts & (n == member_count)
+    optional = (tl.load(tables_ptr + WORD_FLAGS) & FLAG_MEMBERS) == 0
+    counts = counts & (n == member_count if HAS_MEMBERS else optional)
     return (tl.load(tables_ptr) == MAGIC) & (tl.load(tables_ptr + WORD_LENGTH) == length) & counts & (end == length)
 
 
@@ -379,16 +381,15 @@ def draw_kernel(  # noqa: DOC107, DOC201
     if HAS_COUNTER:
         n += tl.load(counter_ptr)
         valid = valid & (tl.load(counter_ptr) >= 0) & (tl.min(n, 0) >= 0)
+    report(error_ptr, valid, True)
     if not valid:
-        tl.store(error_ptr, 1)
         tl.store(index_ptr + i, 0, mask=mask)
         tl.store(partner_ptr + i, 0, mask=mask)
         tl.store(group_ptr + i, -1, mask=mask)
         tl.store(lam_ptr + i, float("nan"), mask=mask)
         return
     index, partner, group, lam, _ = draw_samples(tables_ptr, members_ptr, seed, n, mask, HAS_MEMBERS, 0)
-    if tl.min(tl.where(mask, group, 0), 0) < 0:
-        tl.store(error_ptr, 1)
+    report(error_ptr, tl.min(tl.where(mask, group, 0), 0) >= 0, True)
     tl.store(index_ptr + i, index, mask=mask)
     tl.store(partner_ptr + i, partner, mask=mask)
     tl.store(group_ptr + i, group, mask=mask)

@@ -1,12 +1,13 @@
 """Forward kernels for mixed token embeddings: `mix_embeddings`, and BERT's embedding block.
 
-An id out of range is not looked up: the output row becomes NaN and the error flag is set.
+An id out of range is not looked up. The output row becomes NaN and the error flag is set, also if lam is not in [0, 1].
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from spurmix.kernels.errors import is_weight, report
 
 
 @triton.jit
@@ -28,14 +29,15 @@ def _mix_words(
     """The mixed word embedding of a token. A row of weight 0 is not read."""
     id, partner_id = tl.load(ids_ptr + token), tl.load(partner_ids_ptr + token)
     lam = tl.load(lam_ptr + token.to(tl.int32) // length).to(COMPUTE)
+    lam_valid = is_weight(lam)
     partner_lam = 1 - lam
     if MASK:
         lam = tl.where(tl.load(mask_ptr + token) != 0, lam, 0.0)
     if PARTNER_MASK:
         partner_lam = tl.where(tl.load(partner_mask_ptr + token) != 0, partner_lam, 0.0)
-    valid = (id >= 0) & (id < vocabulary) & (partner_id >= 0) & (partner_id < vocabulary)
-    if not valid:
-        tl.store(error_ptr, 1)
+    in_range = (id >= 0) & (id < vocabulary) & (partner_id >= 0) & (partner_id < vocabulary)
+    report(error_ptr, in_range, lam_valid)
+    valid = in_range & lam_valid
     x = tl.load(weight_ptr + id * row_stride + column, mask=column_mask & (valid & (lam != 0)), other=0).to(COMPUTE)
     y = tl.load(
         weight_ptr + partner_id * row_stride + column, mask=column_mask & (valid & (partner_lam != 0)), other=0
@@ -99,8 +101,7 @@ def bert_sum(
             type_id = tl.load(token_type_ids_ptr + token)
         valid = valid & (type_id >= 0) & (type_id < types)
         x += tl.load(type_weight_ptr + type_id * columns + column, mask=column_mask & valid, other=0).to(COMPUTE)
-    if not valid:
-        tl.store(error_ptr, 1)
+    report(error_ptr, valid, True)
     return tl.where(column_mask, tl.where(valid, x, float("nan")), 0.0)
 
 

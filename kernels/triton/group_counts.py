@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from spurmix.kernels.errors import report
 
 
 @triton.jit
@@ -65,8 +66,7 @@ def group_counts_kernel(  # noqa: DOC107
             start += GROUP_BLOCK
     else:
         g = tl.load(group_ptr + sample)
-        if (g < -1) | (g >= groups):
-            tl.store(error_ptr, 1)
+        report(error_ptr, (g >= -1) & (g < groups), True)
         is_member = (g >= 0) & (g < groups)
         tl.atomic_add(counts_ptr + 2 * g, correct, mask=is_member)
         tl.atomic_add(counts_ptr + 2 * g + 1, 1, mask=is_member)

@@ -1,9 +1,9 @@
 """Launchers: they take the arguments of the schemas in `spurmix/ops/schema.py`, check them and launch the kernels.
 
 Kernels read nothing at an index out of range or through damaged tables. They set the error flag, and the sample becomes
-NaN (draws: lam is NaN, index and partner are 0). Group counts and gradients of embedding tables skip the entry. `check`
-raises the error. Launches call `check` themselves if SPURMIX_DEBUG=1, and for CPU tensors, which Triton's interpreter
-takes.
+NaN (draws: lam is NaN, index and partner are 0). So does a sample with an invalid lam or box. Group counts and gradients
+of embedding tables skip the entry. `check` raises the error. Launches call `check` themselves if SPURMIX_DEBUG=1, and for
+CPU tensors, which Triton's interpreter takes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from spurmix.core.table_layout import FLAG_KEEP_LABELS
 from spurmix.kernels import checks
 from spurmix.kernels.cross_entropy import cross_entropy_backward_kernel, cross_entropy_kernel
 from spurmix.kernels.draw import draw_kernel
+from spurmix.kernels.errors import BAD_INDEX
 from spurmix.kernels.group_counts import group_counts_kernel
 from spurmix.kernels.mix_images import mix_image_batch_kernel, mix_images_kernel
 from spurmix.kernels.mix_rows import mix_labels_kernel, mix_rows_kernel
 from spurmix.kernels.tuned import Tuned, size_class
 
+INVALID_VALUE = "lam must be in [0, 1], boxes must not be NaN, mean must be in [0, 1] and std in [0.001, 2]"
 NONE, MEAN = 0, 1
 """Reductions of the loss, as in the schemas."""
 
@@ -65,7 +67,7 @@ _error_flags: dict[torch.device, Tensor] = {}
 
 
 def error_flag(device: torch.device) -> Tensor:
-    """Return the error flag of a device, int32 `[1]`: kernels set it to 1 when an index or a table is invalid."""
+    """Return the error flag of a device, int32 `[1]`. Kernels set the bits of `spurmix/kernels/errors.py`."""
     if device not in _error_flags:
         _error_flags[device] = torch.zeros(1, dtype=torch.int32, device=device)
     return _error_flags[device]
@@ -80,11 +82,16 @@ def check(device: torch.device, what: str = "an earlier call") -> None:
 
     Raises:
         IndexError: an index or class id was out of range, or a table was damaged.
+        ValueError: lam, a box, mean or std was invalid.
     """
     flag = error_flag(device)
-    if int(flag.item()):
-        flag.zero_()
+    bits = int(flag.item())
+    if not bits:
+        return
+    flag.zero_()
+    if bits & BAD_INDEX.value:
         raise IndexError(f"{what}: an index or class id is out of range, or the draw tables are damaged")
+    raise ValueError(f"{what}: {INVALID_VALUE}")
 
 
 def check_if_synchronous(device: torch.device, op: str) -> None:

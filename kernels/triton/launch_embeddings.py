@@ -76,8 +76,9 @@ def _entries(
     wide = torch.promote_types(torch.promote_types(grad.dtype, dtype), torch.float32)
     weight = torch.cat([side.flatten() for side in token_weights(lam, mask, partner_mask, ids, wide)])
     row = torch.cat([ids.flatten(), partner_ids.flatten()])
-    # Ids out of range have no gradient. The forward pass reported them.
-    row = torch.where((weight != 0) & (row != padding_idx) & (row >= 0) & (row < rows), row, rows)
+    # Ids out of range, and weights outside [0, 1], have no gradient. The forward pass reported them.
+    used = ((lam >= 0) & (lam <= 1))[:, None].expand(ids.shape).flatten().repeat(2) & (weight != 0)
+    row = torch.where(used & (row != padding_idx) & (row >= 0) & (row < rows), row, rows)
     row, order = torch.sort(row, stable=True)
     return row, order % max(1, ids.numel()), weight[order]
 

@@ -13,6 +13,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from spurmix.kernels.draw import WORD_FLAGS, draw_samples, sample_words, tables_are_valid
+from spurmix.kernels.errors import is_weight, report
+
+MIN_STD = tl.constexpr(0.0010000000474974513)
+"""0.001 as a float32."""
 
 
 @triton.jit
@@ -178,6 +182,15 @@ def _mix_flat(
 
 
 @triton.jit
+def _check_normalization(mean_ptr, std_ptr, error_ptr, CHANNELS: tl.constexpr):
+    """Set the error flag if mean or std is outside the limits of the CPU operators. One program checks."""
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        for channel in tl.static_range(CHANNELS):
+            mean, std = tl.load(mean_ptr + channel), tl.load(std_ptr + channel)
+            report(error_ptr, True, (mean >= 0) & (mean <= 1) & (std >= MIN_STD) & (std <= 2))
+
+
+@triton.jit
 def _mix(
     images_ptr, image_stride, index, partner, lam, valid, boxes, flip_a, flip_b, mean_ptr, std_ptr, out_ptr, sample,
     height, width, out_height, out_width, size, CROP: tl.constexpr, FLIP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -241,23 +254,28 @@ def mix_images_kernel(  # noqa: DOC107
     """
     sample = tl.program_id(0).to(tl.int64)
     index, partner = tl.load(index_ptr + sample), tl.load(partner_ptr + sample)
-    valid = (index >= 0) & (index < total) & (partner >= 0) & (partner < total)
-    if not valid:
-        tl.store(error_ptr, 1)
+    lam = tl.load(lam_ptr + sample)
+    in_range = (index >= 0) & (index < total) & (partner >= 0) & (partner < total)
+    valid = is_weight(lam)
     zero = sample * 0
     boxes = (zero, zero, zero, zero, zero, zero, zero, zero)
     if CROP:
         box_ptr = boxes_ptr + 8 * sample
+        box = tl.load(box_ptr + tl.arange(0, 8))
+        valid = valid & (tl.sum((box != box).to(tl.int32), 0) == 0)
         boxes = (
             _q16(tl.load(box_ptr)), _q16(tl.load(box_ptr + 1)), _q16(tl.load(box_ptr + 2)), _q16(tl.load(box_ptr + 3)),
             _q16(tl.load(box_ptr + 4)), _q16(tl.load(box_ptr + 5)), _q16(tl.load(box_ptr + 6)),
             _q16(tl.load(box_ptr + 7)),
         )  # fmt: skip
+    report(error_ptr, in_range, valid)
+    valid = in_range & valid  # the interpreter requires an integer comparison first
+    _check_normalization(mean_ptr, std_ptr, error_ptr, CHANNELS)
     flip_a, flip_b = zero != 0, zero != 0
     if FLIP:
         flip_a, flip_b = tl.load(flips_ptr + 2 * sample) != 0, tl.load(flips_ptr + 2 * sample + 1) != 0
     _mix(
-        images_ptr, image_stride, index, partner, tl.load(lam_ptr + sample), valid, boxes, flip_a, flip_b, mean_ptr,
+        images_ptr, image_stride, index, partner, lam, valid, boxes, flip_a, flip_b, mean_ptr,
         std_ptr, out_ptr, sample, height, width, out_height, out_width, size, CROP, FLIP, CHANNELS_LAST, CHANNELS,
         BLOCK, VECTOR, STEPS, ROWS, COLUMNS,
     )  # fmt: skip
@@ -344,8 +362,8 @@ def mix_image_batch_kernel(  # noqa: DOC107
         flip_bits = _scalar(words)
         # There may be fewer images than the tables have examples.
         valid = (group >= 0) & (index >= 0) & (index < total) & (partner >= 0) & (partner < total)
-    if not valid:
-        tl.store(error_ptr, 1)
+    report(error_ptr, valid, True)
+    _check_normalization(mean_ptr, std_ptr, error_ptr, CHANNELS)
     if tl.program_id(1) == 0:
         label = tl.load(labels_ptr + index, mask=valid, other=0).to(tl.int64)
         partner_label = label

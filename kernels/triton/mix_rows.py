@@ -1,12 +1,13 @@
 """Mixing kernels for feature rows (`mix_rows`) and dense targets (`mix_labels`).
 
-An index out of range is not read: the output row becomes NaN and the error flag is set.
+An index out of range is not read. The output row becomes NaN and the error flag is set, also if lam is not in [0, 1].
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from spurmix.kernels.errors import is_weight, report
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -36,9 +37,9 @@ def mix_rows_kernel(  # noqa: DOC107
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     index, partner = tl.load(index_ptr + sample), tl.load(partner_ptr + sample)
     lam = tl.load(lam_ptr + sample).to(COMPUTE)
-    valid = (index >= 0) & (index < total) & (partner >= 0) & (partner < total)
-    if not valid:
-        tl.store(error_ptr, 1)
+    in_range = (index >= 0) & (index < total) & (partner >= 0) & (partner < total)
+    report(error_ptr, in_range, is_weight(lam))
+    valid = in_range & is_weight(lam)
     mask = column < columns
     a = tl.load(rows_ptr + index * row_stride + column, mask=mask & valid, other=0).to(COMPUTE)
     b = tl.load(rows_ptr + partner * row_stride + column, mask=mask & valid, other=0).to(COMPUTE)
@@ -69,9 +70,9 @@ def mix_labels_kernel(  # noqa: DOC107
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     label, partner_label = tl.load(label_ptr + sample), tl.load(partner_label_ptr + sample)
     lam = tl.load(lam_ptr + sample).to(COMPUTE)
-    valid = (label >= 0) & (label < classes) & (partner_label >= 0) & (partner_label < classes)
-    if not valid:
-        tl.store(error_ptr, 1)
+    in_range = (label >= 0) & (label < classes) & (partner_label >= 0) & (partner_label < classes)
+    report(error_ptr, in_range, is_weight(lam))
+    valid = in_range & is_weight(lam)
     target = tl.where(column == label, lam, 0.0) + tl.where(column == partner_label, 1 - lam, 0.0)
     target = tl.where(valid, target, float("nan"))
     tl.store(out_ptr + sample * classes + column, target.to(out_ptr.dtype.element_ty), mask=column < classes)

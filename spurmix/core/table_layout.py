@@ -33,6 +33,8 @@ FLAG_KEEP_LABELS = 2
 """A sample keeps the label of its index."""
 FLAG_SUMS = 4
 """Rows of partners have running sums of weights in place of thresholds."""
+FLAG_MEMBERS = 8
+"""Positions are not example numbers, so a draw requires the members."""
 
 QUANTILES = POINTS
 """Number of points of the quantile table."""

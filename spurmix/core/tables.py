@@ -17,7 +17,7 @@ from spurmix.core.groups import GroupIndex
 from spurmix.core.packed_rows import pack_rows
 from spurmix.core.policy import MixPolicy
 from spurmix.core.schedule import make_schedule
-from spurmix.core.table_digest import table_digest
+from spurmix.core.table_digest import members_digest, table_digest
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,21 @@ class Tables:
         members: Example number of each position, `[N]`. Empty if positions are example numbers.
         num_examples: Number of examples, N.
         period: Number of slots in a period of the schedule, W.
+        hash_members: Whether the fingerprint covers the members, because groups, packed tables and seed do not determine
+            which examples are drawn.
     """
 
     packed: Int64Array
     members: IntArray
     num_examples: int
     period: int
+    hash_members: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the packed tables, which contain the policy and the group sizes."""
-        return table_digest(self.packed)
+        """Hex digest of the packed tables, which contain the policy and the group sizes, and of members if necessary."""
+        digest = table_digest(self.packed)
+        return f"{digest}-{members_digest(self.members)}" if self.hash_members else digest
 
 
 def build_tables(groups: GroupIndex, policy: MixPolicy, seed: int = 0) -> Tables:
@@ -85,9 +89,12 @@ def build_tables(groups: GroupIndex, policy: MixPolicy, seed: int = 0) -> Tables
     header = np.zeros(layout.HEADER_WORDS, dtype=np.int64)
     length = header.size + sum(s.size for s in sections)
     flags = layout.FLAG_REPLACEMENT * resolved.replacement + layout.FLAG_KEEP_LABELS * (resolved.labels == "keep")
-    flags |= kind
+    flags |= kind | layout.FLAG_MEMBERS * (members is not None)
     words = layout.MAGIC, length, groups.num_examples, *counts, flags, lists.size
     header[: len(words)] = words
     members = members if members is not None else np.empty(0, dtype=np.int32)
     packed = np.concatenate([header, *sections]).astype(np.int64, copy=False)
-    return Tables(packed, members, groups.num_examples, int(plan.stratum.size))
+    # Target sets are not part of the groups, nor are the attributes of custom groups, which decide who is left out.
+    by_example = policy.targets is not None or (groups.custom and policy.unknown == "exclude")
+    hash_members = by_example and resolved.selection.members is not None
+    return Tables(packed, members, groups.num_examples, int(plan.stratum.size), hash_members)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spurmix.ops import library, validate
 
-BAD_INDEX, BAD_TABLES = 1, 2
+BAD_INDEX, BAD_TABLES, BAD_VALUE = 1, 2, 4
 """Bits of the word, as in kernels/cuda/launch.h."""
 
 
@@ -22,6 +22,7 @@ def check(device: torch.device | str | int | None = None) -> None:
     """Wait for a GPU and raise the errors of its kernels since the last check.
 
     GPU kernels do not read an index or class id that is out of range. They set its sample to NaN and record the error.
+    They do the same for weights outside [0, 1] and boxes with NaN, and record values of mean and std that are invalid.
     The loader at its end, `evaluate` and `finetune` also check. SPURMIX_DEBUG=1 checks after every call. On a CPU,
     calls raise errors at once, and this does nothing.
 
@@ -31,7 +32,7 @@ def check(device: torch.device | str | int | None = None) -> None:
     Raises:
         IndexError: If an index or class id was out of range, or the draw tables were invalid.
         TypeError: If `device` has a wrong type.
-        ValueError: If there is no such device.
+        ValueError: If `lam`, boxes, mean or std had invalid values, or there is no such device.
 
     Example:
         >>> check("cpu")
@@ -54,7 +55,7 @@ def check(device: torch.device | str | int | None = None) -> None:
 def raise_errors(bits: int) -> None:
     """Raise the error that a device's word records.
 
-    Raises IndexError if a bit is set.
+    Raises IndexError for an index or tables, and ValueError for other values.
     """
     if bits & BAD_INDEX:
         raise IndexError(
@@ -62,6 +63,11 @@ def raise_errors(bits: int) -> None:
         )
     if bits & BAD_TABLES:
         raise IndexError("the draw tables of an earlier call are damaged, or its sample numbers are not in [0, 2^63)")
+    if bits & BAD_VALUE:
+        raise ValueError(
+            "an earlier call had lam outside [0, 1], a box with NaN, mean outside [0, 1] or std outside [0.001, 2]; set "
+            "SPURMIX_DEBUG=1 to find the call"
+        )
 
 
 def check_after_call(args: Sequence[object]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from spurmix import GroupIndex, MixLoader, MixPolicy, draw, policies
 from spurmix.core.resolved_policy import normalized_rows
+from spurmix.core.table_digest import table_digest
 from spurmix.core.tables import build_tables
 
 RNG = np.random.default_rng(4)
@@ -157,6 +158,37 @@ def test_the_target_of_mixpro_is_a_set_of_examples(as_mask: bool) -> None:
     assert build_tables(GROUPS, policy).fingerprint == build_tables(GROUPS, policies.mixpro(mask)).fingerprint
     other = policies.mixpro(target - 1)
     assert build_tables(GROUPS, policy).fingerprint != build_tables(GROUPS, other).fingerprint
+
+
+@pytest.mark.parametrize("subsample", [False, True])
+def test_fingerprint_covers_the_target_examples(subsample: bool) -> None:
+    cells = GroupIndex(LABELS, TRUE)
+    first, second = (int(cells.members[k]) for k in (0, 1))  # of the same group
+    loaders = [
+        MixLoader(np.zeros((600, 2), np.float32), cells, policies.mixpro([target], subsample=subsample), 8, steps=3)
+        for target in (first, second, first)
+    ]
+    assert loaders[0].tables.built.packed.tolist() == loaders[1].tables.built.packed.tolist()
+    with pytest.raises(ValueError, match="another sequence; different: policy"):
+        loaders[1].load_state_dict(loaders[0].state_dict())
+    loaders[2].load_state_dict(loaders[0].state_dict())
+
+
+@pytest.mark.parametrize("policy", [policies.group_balanced(), policies.erm(unknown="exclude", subsample=True)])
+def test_fingerprint_covers_the_excluded_examples_of_custom_groups(policy: MixPolicy) -> None:
+    digests = []
+    for shift in (0, 4, 0):
+        attributes = np.where(np.roll(np.arange(600) % 8 < 4, shift), np.arange(600) % 2, -1)
+        groups = GroupIndex(LABELS, attributes, groups=np.arange(600) % 2)
+        digests.append((groups.fingerprint(), build_tables(groups, policy).fingerprint))
+    assert digests[0][0] == digests[1][0] and digests[0] == digests[2]  # the groups are the same
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize("policy", [policies.lisa(), policies.erm(subsample=True), policies.mixpro(1)])
+def test_fingerprint_of_other_policies_is_that_of_the_packed_tables(policy: MixPolicy) -> None:
+    tables = build_tables(GROUPS, policy)
+    assert tables.members.size and tables.fingerprint == table_digest(tables.packed)
 
 
 def test_the_target_of_mixpro_is_a_group() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spurmix import Beta, GroupIndex, MixPolicy, policies
 from spurmix.core import packed_rows
-from spurmix.core.table_layout import FLAG_SUMS, HEADER_WORDS, QUANTILES, WORD_FLAGS
+from spurmix.core.table_layout import FLAG_MEMBERS, FLAG_SUMS, HEADER_WORDS, QUANTILES, WORD_FLAGS
 from spurmix.ops import functional as F
 from spurmix.ops.tables import DrawTables, draw_tables
 
@@ -76,6 +76,15 @@ def random_tables(n: int, labels: int, replacement: bool, partners: bool, strata
     return draw_tables(groups, policy)
 
 
+def with_and_without_members(tables: DrawTables) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Packed tables with members of 32 and 64 bits, and tables of which positions are example numbers."""
+    yield tables.packed, tables.members
+    yield tables.packed, tables.members.long()
+    packed = tables.packed.clone()
+    packed[WORD_FLAGS] &= ~FLAG_MEMBERS
+    yield packed, torch.empty(0, dtype=torch.int32)
+
+
 def summed_tables(groups: GroupIndex, policy: MixPolicy) -> DrawTables:
     """Tables in which rows of partners have running sums in place of thresholds, as tables of many groups."""
     with mock.patch.multiple(packed_rows, MAX_THRESHOLDS=-1, MIN_ENTRIES=0):
@@ -99,10 +108,30 @@ def altered_tables(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             packed = tables.packed.clone()
             packed[word] = int(value)
             yield packed, tables.members
+        yield tables.packed, tables.members[:0]
         for value in (-1, 10, -(2**31), 2**31 - 1):
             members = tables.members.clone()
             members[rng.integers(0, 10, 6)] = value
             yield tables.packed, members
+
+
+def invalid_weights() -> Iterator[torch.Tensor]:
+    """Weights of a batch of two, of which the second is not in [0, 1]."""
+    for value in (1.5, -0.25, float("nan"), float("inf"), 1 + 2.0**-23, -(2.0**-149)):
+        yield torch.tensor([0.5, value])
+
+
+def calls_with_weights(backend: str) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Calls of all operators that take lam `[2]`. The result has a row for each weight."""
+    index, store = torch.tensor([0, 1]), torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    ids = torch.tensor([[0, 1], [2, 1]])
+    yield lambda lam: F.mix_rows(torch.zeros(2, 3), index, index, lam, backend=backend)
+    yield lambda lam: F.mix_labels(index, index, lam, 2, backend=backend)
+    yield lambda lam: F.mix_images(store, index, index, lam, backend=backend)
+    boxes = torch.full((2, 2, 4), 2.0)
+    yield lambda lam: F.mix_images(store, index, index, lam, boxes=boxes, size=(3, 3), backend=backend)
+    yield lambda lam: F.mix_embeddings(torch.zeros(3, 4), ids, ids, lam, backend=backend)
+    yield lambda lam: F.mixed_cross_entropy(torch.zeros(2, 3), index, index, lam, reduction="none", backend=backend)
 
 
 def check_altered_draw(drawn: tuple[torch.Tensor, ...], reported: bool) -> None:

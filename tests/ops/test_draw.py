@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import spurmix
 from spurmix import Beta, Fixed, GroupIndex, MixPolicy, Uniform, _host, policies
 from spurmix.core import packed_rows
 from spurmix.core.schedule import make_schedule, partner_thresholds
-from spurmix.core.table_layout import FLAG_SUMS, WORD_FLAGS, WORD_LIST_WORDS, WORD_NUM_ROWS
+from spurmix.core.table_layout import FLAG_MEMBERS, FLAG_SUMS, WORD_FLAGS, WORD_LIST_WORDS, WORD_NUM_ROWS
 from spurmix.ops import backends
 from spurmix.ops.reference import draw as reference_draw
 from spurmix.ops.tables import draw_tables
@@ -94,7 +95,7 @@ def test_shared_device_header_gives_the_same_draws(vectors: dict[str, Any]) -> N
 
 
 def random_groups(rng: np.random.Generator, n: int, classes: int, attributes: int) -> GroupIndex:
-    return GroupIndex(rng.integers(0, classes, n), rng.integers(-1, attributes, n))
+    return GroupIndex(rng.integers(0, classes, n), np.ma.masked_equal(rng.integers(-1, attributes, n), -1))
 
 
 @given(
@@ -125,9 +126,15 @@ def test_backends_agree_bit_for_bit(
     policy = MixPolicy(strata, partner=partner if partners else None, lam=Beta(0.3, 1.1), replacement=replacement)
     tables = draw_tables(groups, policy)
     # Members of 32 and 64 bits, and no members: positions are example numbers.
-    for members in (tables.members, tables.members.to(torch.int64), torch.empty(0, dtype=torch.int32)):
-        expected = reference_draw.draw_samples(tables.packed, members, seed, start, count)
-        actual = torch.ops.spurmix.draw(tables.packed, members, seed, start, count)
+    in_order = tables.packed.clone()
+    in_order[WORD_FLAGS] &= ~FLAG_MEMBERS
+    for packed, members in (
+        (tables.packed, tables.members),
+        (tables.packed, tables.members.to(torch.int64)),
+        (in_order, torch.empty(0, dtype=torch.int32)),
+    ):
+        expected = reference_draw.draw_samples(packed, members, seed, start, count)
+        actual = torch.ops.spurmix.draw(packed, members, seed, start, count)
         for a, b in zip(actual, expected[:4], strict=True):
             assert torch.equal(a, b)
 
@@ -316,6 +323,37 @@ def test_altered_members_are_rejected(backend: str, value: int) -> None:
     altered[2] = value
     with pytest.raises((RuntimeError, ValueError), match="tables"):
         backends.implementation("draw", backend, torch.device("cpu"))(tables.packed, altered, 0, 0, 64)
+
+
+@pytest.mark.parametrize(
+    ("groups", "policy"),
+    [
+        (GroupIndex([0, 1, 1, 0], [0, 0, 1, 1]), policies.lisa()),
+        (GroupIndex([0, 0, 0, 1, 1, 1], [-1, 0, 1, -1, 0, 1]), policies.group_balanced()),
+        (GroupIndex([0, 0, 1, 1], [0, 0, 1, 1]), policies.mixpro([0, 3])),
+    ],
+)
+def test_removed_members_are_rejected(backend: str, groups: GroupIndex, policy: MixPolicy) -> None:
+    tables = draw_tables(groups, policy)
+    removed = dataclasses.replace(tables, members=tables.members[:0])
+    draw, batch = (backends.implementation(n, backend, torch.device("cpu")) for n in ("draw", "mix_image_batch"))
+    count = groups.num_examples
+    images, labels = torch.zeros(count, 2, 2, 3, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+    with pytest.raises((RuntimeError, ValueError), match="members"):
+        draw(removed.packed, removed.members, 0, 0, 4)
+    with pytest.raises((RuntimeError, ValueError), match="members"):
+        batch(
+            images, labels, removed.packed, removed.members, torch.zeros(3), torch.ones(3), False, 0.1, 1.0, 0.7, 1.3,
+            False, 0, 0, 4, 2, 2, torch.float32, False,
+        )  # fmt: skip
+
+
+def test_tables_without_members_have_no_flag(backend: str) -> None:
+    groups = GroupIndex([0, 0, 1, 1], [0, 1, 0, 1])
+    for policy in (policies.lisa(), policies.erm(), policies.group_balanced()):
+        tables = draw_tables(groups, policy)
+        assert not tables.members.numel() and not int(tables.packed[WORD_FLAGS]) & FLAG_MEMBERS
+        backends.implementation("draw", backend, torch.device("cpu"))(tables.packed, tables.members, 0, 0, 4)
 
 
 def test_tables_of_the_first_layout_are_rejected(backend: str) -> None:

@@ -8,9 +8,9 @@ Sequence checked_sequence(const SequenceArguments& args, int64_t count, const ch
   Sequence s;
   const char* problem = view_tables(data<int64_t>(args.tables), args.tables.numel(), &s.tables);
   SPURMIX_CHECK(problem == nullptr, op, ": tables: ", problem == nullptr ? "" : problem);
+  SPURMIX_CHECK(valid_member_count(s.tables, args.members.numel()), op, ": members has ", args.members.numel(),
+                " entries for tables of ", s.tables.num_examples, " examples");
   if (args.members.numel() > 0) {
-    SPURMIX_CHECK(args.members.numel() == s.tables.num_examples, op, ": members has ", args.members.numel(),
-                  " entries for tables of ", s.tables.num_examples, " examples");
     if (args.members.scalar_type() == ScalarType::Int) {
       s.tables.members32 = data<int32_t>(args.members);
     } else {

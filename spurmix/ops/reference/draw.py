@@ -133,8 +133,10 @@ def view_tables(tables: Tensor, members: Tensor) -> TableView:
     if header[layout.WORD_MAGIC] != layout.MAGIC or header[layout.WORD_LENGTH] != tables.numel():
         raise ValueError("tables: the header is not that of packed draw tables of this version; build the tables again")
     n, g, s, w, r, flags, list_words = header[layout.WORD_NUM_EXAMPLES : layout.WORD_LIST_WORDS + 1]
-    if members.numel() not in (0, n):
-        raise ValueError(f"members must have {n} entries (or none) for these tables, got {members.numel()}")
+    optional = not flags & layout.FLAG_MEMBERS
+    if members.numel() != n and (members.numel() or not optional):
+        accepted = f"{n} entries (or none)" if optional else f"{n} entries"
+        raise ValueError(f"members must have {accepted} for these tables, got {members.numel()}")
     sizes = layout.section_sizes(g, s, w, r, list_words)
     if min(sizes) < 0 or layout.HEADER_WORDS + sum(sizes) != tables.numel():
         raise ValueError("tables: the sections do not fill the tensor; build the tables again")

@@ -27,6 +27,7 @@ from comparison import (
     random_draws,
     random_tables,
     summed_tables,
+    with_and_without_members,
 )  # fmt: skip
 from hypothesis import settings
 from samples import NAMES, SAMPLES, call_with_wrong_tensors
@@ -52,8 +53,8 @@ def test_draws_are_equal_bit_for_bit(
 ) -> None:
     draw = emulated.load()[1]["draw"]
     tables = random_tables(n, labels, replacement, partners, strata)
-    for members in (tables.members, tables.members.long(), torch.empty(0, dtype=torch.int32)):
-        arguments = (tables.packed, members, seed, start, count, torch.tensor([3]))
+    for packed, members in with_and_without_members(tables):
+        arguments = (packed, members, seed, start, count, torch.tensor([3]))
         for a, b in zip(draw(*arguments), reference_draw.draw(*arguments), strict=True):
             assert torch.equal(a, b)
 

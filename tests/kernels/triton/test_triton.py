@@ -20,13 +20,16 @@ from comparison import (
     FLOATS,
     TOLERANCE,
     altered_tables,
+    calls_with_weights,
     check_altered_draw,
     close,
     compare_group_counts,
+    invalid_weights,
     pairs,
     random_draws,
     random_tables,
     summed_tables,
+    with_and_without_members,
 )  # fmt: skip
 from hypothesis import settings
 
@@ -49,8 +52,8 @@ def test_draws_are_equal_bit_for_bit(
 ) -> None:
     tables = random_tables(n, labels, replacement, partners, strata)
     kernel = backends.implementation("draw", "triton", tables.packed.device)
-    for members in (tables.members, torch.empty(0, dtype=torch.int32)):
-        arguments = (tables.packed, members, seed, start, count, torch.tensor([3]))
+    for packed, members in list(with_and_without_members(tables))[::2]:
+        arguments = (packed, members, seed, start, count, torch.tensor([3]))
         for a, b in zip(kernel(*arguments), reference_draw.draw(*arguments), strict=True):
             assert torch.equal(a, b)
 
@@ -277,6 +280,29 @@ def test_altered_tables_are_reported_and_not_followed() -> None:
                 torch.float32, False,
             )  # fmt: skip
     assert reported > 6
+
+
+def test_invalid_values_are_reported() -> None:
+    for call, lam in itertools.product(calls_with_weights("triton"), list(invalid_weights())[:3]):
+        with pytest.raises(ValueError, match=r"lam must be in \[0, 1\]"):
+            call(lam)
+    store, index, one = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1]), torch.ones(2)
+    out = torch.zeros(2, 3, 4, 4)
+    boxes = torch.full((2, 2, 4), 3.0)
+    boxes[1, 1, 3] = torch.nan
+    for given in (dict(boxes=boxes), dict(lam=torch.tensor([0.5, torch.nan]))):
+        with pytest.raises(ValueError, match="boxes must not be NaN"):
+            F.mix_images(store, index, index, **{"lam": one, **given}, out=out, backend="triton")
+        assert out[0].isfinite().all() and out[1].isnan().all()
+    for name, value in itertools.product(("mean", "std"), (torch.nan, -0.1, 123.0)):
+        norm = {"mean": torch.zeros(3), "std": torch.ones(3)}
+        norm[name][-1] = value
+        with pytest.raises(ValueError, match="std in"):
+            F.mix_images(store, index, index, one, **norm, backend="triton")
+    limits = {"mean": torch.tensor([0.0, 1.0, 0.5]), "std": torch.tensor([0.001, 2.0, 1.0])}
+    F.mix_images(store, index, index, one, **limits, backend="triton")
+    far = torch.full((2, 2, 4), torch.inf)
+    assert F.mix_images(store, index, index, one, boxes=far, backend="triton").isfinite().all()
 
 
 def test_indices_out_of_range_are_reported_and_not_followed() -> None:
