@@ -234,7 +234,7 @@ def images_device(images: Tensor, other: object) -> torch.device:
 def normalization(value: object, name: str, channels: int, device: torch.device) -> Tensor:
     """Return `mean` or `std` as a float32 tensor `[C]`: a tensor as it is, a sequence or a number converted.
 
-    The CPU kernels check the values of a tensor.
+    The kernels check the values of a tensor. On a GPU, `check` raises the error later.
 
     Raises TypeError if it has another type, and ValueError if it does not have one value per channel, or a number is
     outside the range of `NORMALIZATION`.

@@ -45,6 +45,23 @@ def test_indices_out_of_range_are_reported_once(device: torch.device, backend: s
             assert call(torch.zeros_like(index)).isfinite().all()
 
 
+@pytest.mark.parametrize("value", [1.5, -0.25, float("nan")])
+def test_weights_outside_0_and_1_are_reported_once(device: torch.device, backend: str, value: float) -> None:
+    store, index = torch.zeros(4, 2, 2, 3, dtype=torch.uint8, device=device), torch.tensor([0, 1], device=device)
+    lam = torch.tensor([0.5, value], device=device)
+    for call in (
+        lambda weight: F.mix_images(store, index, index, weight, backend=backend),
+        lambda weight: F.mix_rows(torch.zeros(4, 3, device=device), index, index, weight, backend=backend),
+        lambda weight: F.mix_labels(index, index, weight, 4, backend=backend),
+    ):
+        with pytest.raises(ValueError, match=r"lam .*\[0, 1\]"):
+            made = call(lam)
+            assert made[0].isfinite().all() and made[1].isnan().all()
+            F.check(device)
+        F.check(device)  # reported only once
+        assert call(torch.ones_like(lam)).isfinite().all()
+
+
 @pytest.mark.device_only
 def test_device_errors_are_raised_at_once_in_debug_mode(
     device: torch.device, backend: str, monkeypatch: pytest.MonkeyPatch

@@ -58,7 +58,7 @@ def mix_embeddings(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument has a wrong shape, layout, value or device.
+        ValueError: If an argument has a wrong shape, layout, value or device. On a GPU, `check` raises it later for `lam`.
         IndexError: If a token is outside [0, V). On a GPU, `check` raises it later.
         RuntimeError: If the backend is not available.
 
@@ -145,7 +145,7 @@ def mix_bert_embeddings(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument has a wrong shape, layout, value or device.
+        ValueError: If an argument has a wrong shape, layout, value or device. On a GPU, `check` raises it later for `lam`.
         IndexError: If a token, position or type is out of range. On a GPU, `check` raises it later.
         RuntimeError: If the backend is not available.
 

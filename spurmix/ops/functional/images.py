@@ -82,7 +82,8 @@ def mix_images(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument has a wrong shape, layout, value or device.
+        ValueError: If an argument has a wrong shape, layout, value or device. On a GPU, `check` raises it later for the
+            values of tensors.
         IndexError: If an index is outside [0, N). On a GPU, `check` raises it later.
         RuntimeError: If the backend is not available.
 
@@ -170,7 +171,8 @@ def mix_image_batch(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument has a wrong shape, layout, value or device.
+        ValueError: If an argument has a wrong shape, layout, value or device. On a GPU, `check` raises it later for the
+            values of tensors.
         RuntimeError: If the backend is not available.
 
     Example:

@@ -45,7 +45,7 @@ def mix_labels(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument has a wrong shape, value or device.
+        ValueError: If an argument has a wrong shape, value or device. On a GPU, `check` raises it later for `lam`.
         IndexError: If a class is outside [0, num_classes). On a GPU, `check` raises it later.
         RuntimeError: If the backend is not available.
 
@@ -110,7 +110,7 @@ def mixed_cross_entropy(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument has a wrong shape, value or device.
+        ValueError: If an argument has a wrong shape, value or device. On a GPU, `check` raises it later for `lam`.
         IndexError: If a class is outside [0, C). On a GPU, `check` raises it later.
         RuntimeError: If the backend is not available.
 

@@ -53,7 +53,7 @@ def mix_rows(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument has a wrong shape, layout or device.
+        ValueError: If an argument has a wrong shape, layout, value or device. On a GPU, `check` raises it later for `lam`.
         IndexError: If an index is outside [0, N). On a GPU, `check` raises it later.
         RuntimeError: If the backend is not available.
 
