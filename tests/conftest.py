@@ -25,6 +25,7 @@ with warnings.catch_warnings():
 
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("default")
+os.environ["OMP_NUM_THREADS"] = "2"  # of subprocesses: results of training depend on the number of threads
 torch.set_num_threads(2)
 
 BACKENDS = ["reference", "cpu"]

@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kRowsPerSum = 256, kTile = 32;
 constexpr int kHistory = 5, kMaxSweeps = 25;
 constexpr double kSweepsEnd = 0.01;  // end of the sweeps, relative to the change of the first one
+constexpr double kNegligible = 0.1;  // no Newton step if the first sweep changes less, relative to the tolerance
 
 // A row of features, standardized, with a 1 at the end for the intercept.
 SPURMIX_CLONES void read_row(const LogisticRows& rows, int64_t i, float* out) {
@@ -178,7 +179,7 @@ class Solver {
   double update(double loss) {
     start_ = moved_ = weight_;
     const double before = loss + penalty();
-    minimize_model();
+    if (!minimize_model(kNegligible * options_.tolerance * before)) return loss;
     for (double step = first_step(before); step > 1e-6; step /= 2) {
       move_weight(step);
       const double after = evaluate();
@@ -209,8 +210,9 @@ class Solver {
     return step;
   }
 
-  // Sweeps of coordinate descent over the quadratic model, from start_ to moved_.
-  void minimize_model() {
+  // Sweeps of coordinate descent over the quadratic model, from start_ to moved_. Returns false after the first sweep if
+  // it changes at most `negligible`, because the minimum is then reached within the tolerance.
+  bool minimize_model(double negligible) {
     choose_columns();
     change_.clear();
     product_.clear();
@@ -221,7 +223,8 @@ class Solver {
       double decrease = 0;
       for (size_t block = 0; block < chosen_.size(); block += kBlock) decrease += update_block(block);
       if (sweep_number == 0) first = decrease;
-      if (decrease <= kSweepsEnd * first) return;
+      if (first <= negligible) return false;
+      if (decrease <= kSweepsEnd * first) return true;
       weights.push_back(moved_);
       changes.push_back(change_);
       if (weights.size() == kHistory + 1) {
@@ -230,6 +233,7 @@ class Solver {
         changes.assign(1, change_);
       }
     }
+    return true;
   }
 
   // The weights that are not zero or would leave zero, in blocks of one function, and the Gram matrix of each block. A
