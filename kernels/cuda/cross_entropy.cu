@@ -77,19 +77,22 @@ __global__ void __launch_bounds__(kBlock) cross_entropy_kernel(CrossEntropy m) {
     for (int distance = kBlock / kWarp / 2; distance > 0; distance /= 2) r.merge(from_lane(r, distance));
   }
   if (!present || lane != 0) return;
-  const float weight = m.lam[b];
-  if (!valid || !is_weight(weight)) set_error(m.error_flag, sample_error(valid));
+  if (!valid) set_error(m.error_flag, kBadIndex);
   const bool finite = r.top > -infinity<Wide>() && r.top < infinity<Wide>();
   const Wide base = finite ? r.top : Wide{0};
   // An infinite maximum is its own logsumexp. NaN anywhere in the row makes the sum NaN.
   const Wide relative = r.sum != r.sum ? r.sum : (finite ? logarithm(r.sum) : r.top);
-  const Wide lam = static_cast<Wide>(weight);
+  const Wide lam = static_cast<Wide>(m.lam[b]);
   Wide loss = nan_value();
-  if (valid && is_weight(weight)) {
+  if (valid) {
     const Wide p = Element<kFormat>::load(row[label]) - base, q = Element<kFormat>::load(row[partner_label]) - base;
     const Wide picked = (lam == 0 ? Wide{0} : lam * p) + (lam == 1 ? Wide{0} : (1 - lam) * q);
     loss = relative - (1 - smoothing) * picked;
     if (smoothing != 0) loss -= smoothing * (r.total / static_cast<Wide>(m.classes) + (origin - base));
+  }
+  if (!(lam >= 0 && lam <= 1)) {
+    set_error(m.error_flag, kBadValue);
+    loss = nan_value();
   }
   static_cast<Wide*>(m.loss)[b] = loss;
   static_cast<Wide*>(m.logsumexp)[b] = base + relative;

@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(threads_of(kPath), min_blocks(kPath)) mix_imag
   __shared__ uint4 stage[kPath == Path::crops ? 2 * kWarps * 3 * kStripWidth * sizeof(TypeOf<kFormat>) / 16 : 1];
   ColumnTap* column = reinterpret_cast<ColumnTap*>(dynamic_shared());
   const bool crops = kDraws ? m.crop.enabled : m.boxes != nullptr;
-  if (blockIdx.x == 0) check_normalization(m);
   if constexpr (kDraws) {
+    if (blockIdx.x == 0) check_normalization(m);
     cache_tables(m.sequence, shared.cached_words);
     __syncthreads();
     if (threadIdx.x == 0) shared.tables_valid = open_tables(m.sequence, shared.cached_words, &shared.tables);
@@ -95,6 +95,8 @@ __global__ void __launch_bounds__(threads_of(kPath), min_blocks(kPath)) mix_imag
     }
     __syncthreads();  // before the samples are overwritten
   }
+  // Kernels that draw check at their start, others here. At the other end, the check makes registers spill.
+  if (!kDraws && blockIdx.x == 0) check_normalization(m);
 }
 
 template <Path kPath, Format kFormat, bool kDraws>

@@ -43,8 +43,13 @@ __device__ __forceinline__ bool is_valid(const MixImages& m, int64_t index, int6
   return index >= 0 && index < m.total && partner >= 0 && partner < m.total;
 }
 
-__device__ __forceinline__ bool is_nan(const Box& box) {
-  return box.top != box.top || box.left != box.left || box.height != box.height || box.width != box.width;
+// Whether a number of the two boxes of a sample is NaN. The loop is not unrolled, so that it needs few registers.
+__device__ __forceinline__ bool has_nan(const Box* boxes) {
+  const float* numbers = reinterpret_cast<const float*>(boxes);
+  bool found = false;
+#pragma unroll 1
+  for (int k = 0; k < 8; ++k) found = found || numbers[k] != numbers[k];
+  return found;
 }
 
 __device__ __forceinline__ void set_box(Sample* s, int side, const Box& box) {
@@ -121,15 +126,12 @@ __device__ __forceinline__ void read_samples(const MixImages& m, int64_t first, 
   s->partner = m.partner[at];
   s->lam = m.lam[at];
   const bool in_range = is_valid(m, s->index, s->partner);
-  s->valid = in_range && is_weight(s->lam);
+  s->valid = in_range && is_weight(s->lam) && (m.boxes == nullptr || !has_nan(m.boxes + 2 * at));
+  if (!s->valid) set_error(m.error_flag, sample_error(in_range));
   for (int side = 0; side < 2; ++side) {
     s->flip[side] = m.flips != nullptr && m.flips[2 * at + side] != 0;
-    if (m.boxes == nullptr) continue;
-    const Box& box = m.boxes[2 * at + side];
-    set_box(s, side, box);
-    s->valid = s->valid && !is_nan(box);
+    if (m.boxes != nullptr) set_box(s, side, m.boxes[2 * at + side]);
   }
-  if (!s->valid) set_error(m.error_flag, sample_error(in_range));
 }
 
 // Checks mean and std, with the limits of the CPU operators. One block calls this.

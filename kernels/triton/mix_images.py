@@ -252,6 +252,7 @@ def mix_images_kernel(  # noqa: DOC107
         ROWS: rows per program of the tiled pass.
         COLUMNS: columns of a tile.
     """
+    _check_normalization(mean_ptr, std_ptr, error_ptr, CHANNELS)
     sample = tl.program_id(0).to(tl.int64)
     index, partner = tl.load(index_ptr + sample), tl.load(partner_ptr + sample)
     lam = tl.load(lam_ptr + sample)
@@ -270,7 +271,6 @@ def mix_images_kernel(  # noqa: DOC107
         )  # fmt: skip
     report(error_ptr, in_range, valid)
     valid = in_range & valid  # the interpreter requires an integer comparison first
-    _check_normalization(mean_ptr, std_ptr, error_ptr, CHANNELS)
     flip_a, flip_b = zero != 0, zero != 0
     if FLIP:
         flip_a, flip_b = tl.load(flips_ptr + 2 * sample) != 0, tl.load(flips_ptr + 2 * sample + 1) != 0
@@ -346,6 +346,7 @@ def mix_image_batch_kernel(  # noqa: DOC107
         ROWS: rows per program of the tiled pass.
         COLUMNS: columns of a tile.
     """
+    _check_normalization(mean_ptr, std_ptr, error_ptr, CHANNELS)
     sample = tl.program_id(0).to(tl.int64)
     n = start + sample + tl.arange(0, 1)
     valid = tables_are_valid(tables_ptr, length, member_count, HAS_MEMBERS)
@@ -363,7 +364,6 @@ def mix_image_batch_kernel(  # noqa: DOC107
         # There may be fewer images than the tables have examples.
         valid = (group >= 0) & (index >= 0) & (index < total) & (partner >= 0) & (partner < total)
     report(error_ptr, valid, True)
-    _check_normalization(mean_ptr, std_ptr, error_ptr, CHANNELS)
     if tl.program_id(1) == 0:
         label = tl.load(labels_ptr + index, mask=valid, other=0).to(tl.int64)
         partner_label = label
