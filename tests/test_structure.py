@@ -327,3 +327,9 @@ if __name__ == "__main__":
         lines = [str(line) for line in check() if below in str(line).replace("/", ".")]
         print(f"{what}: {len(lines)}", *lines, sep="\n  ")
     print("Any in signatures:", any_count())
+
+
+def test_files_of_tests_have_different_names() -> None:
+    """Pytest imports test files by their name without the folder."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert not [name for name in set(names) if names.count(name) > 1]

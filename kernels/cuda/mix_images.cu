@@ -32,16 +32,27 @@ __device__ __forceinline__ void set_taps(const MixImages& m, const Sample& s, in
 
 constexpr int threads_of(Path path) { return path == Path::crops ? kCropThreads : kThreads; }
 
-// Minimum number of resident blocks per multiprocessor, which limits the registers of a thread.
-constexpr int min_blocks(Path path) {
-  return path == Path::vectors3
-             ? 5
-             : (path == Path::planes ? 2 : (path == Path::crops ? 2 : (path == Path::bytes ? 3 : 4)));
+// Minimum number of resident blocks per multiprocessor, which limits the registers of a thread. It is the largest
+// number with which no kernel spills registers.
+constexpr int min_blocks(Path path, bool draws) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  const bool fewer = !draws;
+#else
+  const bool fewer = false;
+#endif
+  switch (path) {
+    case Path::vectors3: return draws ? 4 : 5;
+    case Path::planes: return 2;
+    case Path::crops: return 2;
+    case Path::bytes: return fewer ? 2 : 3;
+    default: return fewer ? 3 : 4;
+  }
 }
 
 // `units` is the number of units of a sample: vectors, runs of pixels or rows, depending on the path.
 template <Path kPath, Format kFormat, bool kDraws>
-__global__ void __launch_bounds__(threads_of(kPath), min_blocks(kPath)) mix_images_kernel(MixImages m, int units) {
+__global__ void __launch_bounds__(threads_of(kPath), min_blocks(kPath, kDraws))
+    mix_images_kernel(MixImages m, int units) {
   __shared__ Shared shared;
   __shared__ RowTap row[kHasTaps<kPath> ? kTapRows * 2 : 1];
   __shared__ uint4 stage[kPath == Path::crops ? 2 * kWarps * 3 * kStripWidth * sizeof(TypeOf<kFormat>) / 16 : 1];
