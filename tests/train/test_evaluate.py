@@ -71,7 +71,7 @@ def peak_memory_of(call: Callable[[], object]) -> int:
 
 
 def test_evaluation_does_not_keep_logits() -> None:
-    examples, classes = 10_000, 1000
+    examples, classes = 30_000, 1000
     labels = np.arange(examples) % 10
     groups = GroupIndex(labels, labels % 2)
     model, features = nn.Linear(1, classes), torch.rand(examples, 1)
