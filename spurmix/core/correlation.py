@@ -155,8 +155,8 @@ def _partner_sums(means: GroupMeans, index_share: FloatArray, partners: PartnerR
             product = (of_index[block].T @ (rows @ values)).tocoo()
             products[product.coords] += product.data
     label, attribute = slice(means.classes.size), slice(means.classes.size, None)
-    labels, attributes = products[label, label], products[attribute, attribute]
-    pairs = Pairs(labels + labels.T), Pairs(attributes + attributes.T)
+    of_labels, of_attributes = products[label, label], products[attribute, attribute]
+    pairs = Pairs(of_labels + of_labels.T), Pairs(of_attributes + of_attributes.T)
     return shares, _Cross(*pairs, products[label, attribute], products[attribute, label])
 
 
