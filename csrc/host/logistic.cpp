@@ -210,8 +210,8 @@ class Solver {
     return step;
   }
 
-  // Sweeps of coordinate descent over the quadratic model, from start_ to moved_. Returns false after the first sweep if
-  // it changes at most `negligible`, because the minimum is then reached within the tolerance.
+  // Sweeps of coordinate descent over the quadratic model, from start_ to moved_. Returns false after the first sweep
+  // if it changes at most `negligible`, because the minimum is then reached within the tolerance.
   bool minimize_model(double negligible) {
     choose_columns();
     change_.clear();
