@@ -217,7 +217,7 @@ def _sums_at_most(lists_ptr, list_words, first, count, word, mask):
     estimate = tl.where(estimate > 0.0, estimate, 0.0)
     bound = length.to(tl.float64)
     k = tl.where(estimate < bound, estimate, bound).to(tl.int64)
-    for _ in tl.static_range(2):
+    for _ in range(2):  # unrolled loops spill registers on sm_80
         k += ((k < length) & _below(base + k.to(tl.float64) * step, total, limit)).to(tl.int64)
     return tl.where(found, begin + k, 0), valid
 

@@ -18,10 +18,14 @@ from spurmix.core.names import INFERRED
 from spurmix.data.sources.arrays import Source
 from spurmix.train.evaluate import predict
 from spurmix.train.head import extract_features
-from spurmix.train.heads.fit import checked_features, fit_head
+from spurmix.train.heads.attributes import attribute_logits
+from spurmix.train.heads.fit import checked_features
 from spurmix.train.heads.options import HeadOptions
+from spurmix.train.heads.samples import HeadSamples
 
 InferenceMethod: TypeAlias = Literal["errors", "clusters", "pseudo_labels"]
+PSEUDO_LABEL_C = 1.0
+"""C of the head of pseudo-labels. With a stronger penalty, few probabilities exceed `confidence`."""
 RESTARTS = 10
 """Number of starting points of k-means. The result with the smallest distances is used."""
 
@@ -225,12 +229,12 @@ def _pseudo_labels(
     """The groups with predicted attributes where the prediction is confident."""
     attributes = groups.spurious_attributes
     assert attributes is not None and groups.attributes is not None
-    different, number = np.unique(attributes[known], return_inverse=True)
-    # Attributes are the classes of this head, and classes its attributes: rows are balanced over both.
-    swapped = GroupIndex(number, groups.labels[known])
-    options = HeadOptions(C=(1.0,), penalty="l2", seed=seed)
-    head = fit_head(values[known], swapped, "dfr", options=options, progress=progress)
-    probability, choice = torch.softmax(head.logits(torch.from_numpy(values[~known])).double(), dim=1).max(dim=1)
+    cells = GroupIndex(groups.labels, np.where(known, attributes, UNKNOWN))
+    samples = HeadSamples(cells, np.arange(groups.num_examples), "pseudo_labels")
+    different, logits = attribute_logits(
+        values, samples, np.flatnonzero(~known), HeadOptions(seed=seed), progress, c=PSEUDO_LABEL_C
+    )
+    probability, choice = torch.softmax(logits.double(), dim=1).max(dim=1)
     predicted = np.where(probability.numpy() >= confidence, different[choice.numpy()], UNKNOWN)
     filled = groups.attributes.astype(np.int64)
     column = filled if filled.ndim == 1 else filled[:, groups.spurious]

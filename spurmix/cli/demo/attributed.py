@@ -1,4 +1,4 @@
-"""The few examples whose attribute is known: for training, for validation, and to infer the shares of the others."""
+"""The few examples whose attribute is known: for training, for validation, and the shares of the others."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from spurmix.cli.demo.split import DemoSplit, Examples
 from spurmix.core.groups import UNKNOWN, GroupIndex
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from spurmix.data.sources.arrays import Source
 
 ATTRIBUTED_PER_GROUP = 100
@@ -94,35 +92,22 @@ def divide(
     )
 
 
-def infer_shares(features: Tensor, groups: GroupIndex) -> list[list[float]]:
-    """Estimate the attribute shares of the examples whose attribute is unknown.
-
-    A logistic regression on features is fitted to the examples of known attribute and predicts the others.
+def attribute_shares(groups: GroupIndex, inferred: GroupIndex) -> list[list[float]]:
+    """Attribute shares of the examples whose attribute is unknown.
 
     Args:
-        features: Features of the examples, float `[M, D]`.
         groups: Groups of the examples.
+        inferred: Their groups with inferred attributes, the result of `infer_groups`.
 
     Returns:
         For each class, the share of each attribute among the examples whose attribute is unknown. If a class has no such
         examples, its shares have no effect and are those of all its examples.
-
-    Raises:
-        ImportError: If scikit-learn is missing.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ModuleNotFoundError as error:
-        raise ImportError("the demo needs the package 'scikit-learn': pip install 'spurmix[demo]'") from error
-    label, known = np.asarray(groups.labels), np.asarray(groups.attributes)
-    values = features.double().numpy()
-    values = (values - values.mean(axis=0)) / (values.std(axis=0) + 1e-6)
-    is_known = known != UNKNOWN
-    classifier = LogisticRegression(max_iter=1000).fit(values[is_known], known[is_known])
-    inferred = np.where(is_known, known, classifier.predict(values))
+    label, attribute = np.asarray(groups.labels), np.asarray(inferred.attributes)
+    is_known = np.asarray(groups.attributes) != UNKNOWN
     shares = []
     for y in (0, 1):
-        rest = inferred[(label == y) & ~is_known]
-        rest = rest if rest.size else inferred[label == y]
+        rest = attribute[(label == y) & ~is_known]
+        rest = rest if rest.size else attribute[label == y]
         shares.append([float(np.mean(rest == a)) for a in (0, 1)])
     return shares

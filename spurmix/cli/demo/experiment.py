@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from spurmix.cli.demo.attributed import DemoData, infer_shares
+from spurmix.cli.demo.attributed import DemoData, attribute_shares
 from spurmix.cli.demo.policies import COMPARED, demo_policies
 from spurmix.core import checks, policies
 from spurmix.train.checkpoint import check_writable
 from spurmix.train.evaluate import evaluate
+from spurmix.train.infer import infer_groups
 
 if TYPE_CHECKING:
     from spurmix.core.audit import Audit
@@ -139,7 +140,10 @@ def _run_methods(experiment: Experiment, policy: str, seed: int, compare: bool) 
     model, data = experiment.model, experiment.data
     experiment.fit(policies.erm(), 0, None)
     start = copy.deepcopy(model.state_dict())
-    prior = infer_shares(experiment.features(), data.groups)
+    inferred = infer_groups(
+        model, data.train, data.groups, "pseudo_labels", features=experiment.features(), confidence=0
+    )
+    prior = attribute_shares(data.groups, inferred)
     candidates = demo_policies(prior, experiment.unmixed)
     audits = {name: p.audit(data.groups, prior=prior) for name, p in candidates.items()}
     compared = COMPARED if compare else ("erm",)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from spurmix.core.array_types import Int64Array
+from spurmix.core.array_types import FloatArray, Int64Array
 
 Features = NDArray[np.float32]
 
@@ -64,3 +65,18 @@ class Standardization:
     def apply(self, features: Features) -> Features:
         """Standardize `features`, `[n, D]`."""
         return (features - self.mean) * self.inverse_scale
+
+    def unstandardized(self, weight: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map weights for standardized features to those for the features.
+
+        Args:
+            weight: Weights and bias of each class, `[C, D + 1]`, or of class 1 of two, `[1, D + 1]`.
+
+        Returns:
+            Weights, float32 `[C, D]`, and biases, float32 `[C]`.
+        """
+        scaled = weight[:, :-1] * self.inverse_scale
+        bias = weight[:, -1] - scaled @ self.mean.astype(np.float64)
+        if len(weight) == 1:  # two logits with this difference
+            scaled, bias = np.concatenate([-scaled, scaled]) / 2, np.concatenate([-bias, bias]) / 2
+        return torch.from_numpy(scaled.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))

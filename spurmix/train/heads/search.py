@@ -10,9 +10,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from spurmix.core.array_types import FloatArray, Int64Array
-from spurmix.core.groups import UNKNOWN, GroupIndex
-from spurmix.core.resolved_policy import require_cells
+from spurmix.core.array_types import FloatArray
+from spurmix.train.heads.attributes import infer_attributes
 from spurmix.train.heads.options import HeadMethod, HeadOptions
 from spurmix.train.heads.problem import HeadProblem
 from spurmix.train.heads.result import HeadFit, HeadTrial
@@ -23,10 +22,6 @@ from spurmix.train.heads.validation import HeldOut
 
 FITS = {"dfr": (10, 10), "dispel": (20, 5), "logistic": (1, 1), "inferred": (10, 10)}
 """Default number of fits, and of fits per setting of the search."""
-INFERENCE_C = 0.01
-"""C of the head that infers attributes. Values from 0.001 to 0.1 gave about the same accuracies."""
-MOST_REPEATED = 2000
-"""Maximum number of examples of a group for this head."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +85,7 @@ class HeadSearch:
         count = self.options.fits or FITS[self.method][0]
         path = tuple(value for value in self.strengths if value <= c)
         weight = self._mean_path(chosen, samples.groups.num_classes, path, count)[-1]
-        return _unstandardized(weight, chosen.standardization)
-
-    def attribute_head(
-        self, samples: HeadSamples, attribute: Int64Array, present: Int64Array
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fit a head whose classes are the attributes `present`, given the attribute of each example."""
-        chosen = samples.repeated(np.random.default_rng([self.options.seed, 2]), MOST_REPEATED)
-        rows = HeadRows(chosen, np.searchsorted(present, attribute[chosen]).astype(np.int32))
-        standardization = Standardization.of(self.features, chosen)
-        problem = HeadProblem(
-            self.features, standardization, present.size, (0.0,), (1.0 / INFERENCE_C,), self.options.tolerance
-        )
-        (path,) = fit_paths(problem, [rows], name="attributes", progress=self.progress)
-        return _unstandardized(path.weight[0], standardization)
+        return chosen.standardization.unstandardized(weight)
 
     def _draws(self, samples: HeadSamples) -> list[_Draws]:
         everything = partial(Standardization.of, self.features)
@@ -123,7 +105,7 @@ class HeadSearch:
         if samples.known.size == samples.chosen.size:
             choices = choices[:1]  # there is nothing to infer
         for infer in choices:
-            own = infer_attributes(self, samples) if infer else samples
+            own = infer_attributes(self.features, samples, self.options, self.progress) if infer else samples
             draws.append(_Draws(own.balanced_rows, {"infer": float(infer)}, everything(own.known)))
         return draws
 
@@ -145,45 +127,6 @@ class HeadSearch:
         paths = fit_paths(problem, rows, name=name, progress=self.progress)
         mean: FloatArray = np.mean([path.weight for path in paths], axis=0)
         return mean
-
-
-def _unstandardized(weight: FloatArray, standardization: Standardization) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights `[C, D]` and biases `[C]` for features that are not standardized."""
-    scaled = weight[:, :-1] * standardization.inverse_scale
-    bias = weight[:, -1] - scaled @ standardization.mean.astype(np.float64)
-    if len(weight) == 1:  # two logits with this difference
-        scaled, bias = np.concatenate([-scaled, scaled]) / 2, np.concatenate([-bias, bias]) / 2
-    return torch.from_numpy(scaled.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))
-
-
-def infer_attributes(search: HeadSearch, samples: HeadSamples) -> HeadSamples:
-    """Predict unknown attributes by a logistic regression on the attributed examples, equally many of each group.
-
-    Examples that would be in a group without attributed examples remain unknown.
-
-    Args:
-        search: Features and options. The seed and the tolerance are used.
-        samples: The examples.
-
-    Returns:
-        Samples of the same examples, whose groups are those of the label and the attribute.
-
-    Raises:
-        ValueError: If a group has several classes or attributes.
-    """
-    groups, known = samples.groups, samples.known
-    require_cells(groups, samples.name)
-    attribute = groups.group_attributes[groups.group_ids()].copy()
-    present = np.unique(attribute[known])
-    unknown = np.setdiff1d(samples.chosen, known)
-    if present.size > 1 and unknown.size:
-        weight, bias = search.attribute_head(samples, attribute, present)
-        logits = torch.from_numpy(search.features[unknown]) @ weight.T + bias
-        predicted = present[logits.argmax(dim=1).numpy()]
-        exists = np.zeros((groups.num_classes, int(present[-1]) + 1), dtype=bool)
-        exists[samples.labels[known], attribute[known]] = True
-        attribute[unknown] = np.where(exists[samples.labels[unknown], predicted], predicted, UNKNOWN)
-    return HeadSamples(GroupIndex(samples.labels, attribute), samples.chosen, samples.name)
 
 
 def result(search: HeadSearch, samples: HeadSamples, best: HeadTrial | None, trials: tuple[HeadTrial, ...]) -> HeadFit:

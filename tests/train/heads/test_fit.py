@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from spurmix import GroupIndex, HeadOptions, fit_head
+from spurmix.train.heads.attributes import infer_attributes
 from spurmix.train.heads.rows import Standardization
 from spurmix.train.heads.samples import HeadSamples
-from spurmix.train.heads.search import HeadSearch, infer_attributes
 
 UNKNOWN = -1
 
@@ -110,8 +110,7 @@ def test_attributes_are_inferred_from_features() -> None:
     shown = np.where((np.arange(2000) < 300) & ~((groups.labels == 0) & (true == 1)), true, UNKNOWN)
     hidden = GroupIndex(groups.labels, shown)
     samples = HeadSamples(hidden, np.arange(2000), "inferred")
-    search = HeadSearch(x, "inferred", HeadOptions(C=[0.1]), False)
-    found = infer_attributes(search, samples)
+    found = infer_attributes(x, samples, HeadOptions(), False)
     assert found.groups.attributes is not None
     inferred = np.array(found.groups.attributes)
     assert (inferred[shown >= 0] == shown[shown >= 0]).all() and np.isin(found.known, samples.chosen).all()
@@ -119,11 +118,11 @@ def test_attributes_are_inferred_from_features() -> None:
     absent = (groups.labels == 0) & (true == 1)
     assert (inferred[groups.labels == 0] != 1).all() and np.mean(inferred[absent] == UNKNOWN) > 0.9
     assert np.mean(inferred[~absent] == true[~absent]) > 0.95
-    part = infer_attributes(search, HeadSamples(hidden, np.arange(250, 2000), "inferred"))
+    part = infer_attributes(x, HeadSamples(hidden, np.arange(250, 2000), "inferred"), HeadOptions(), False)
     assert part.known.min() >= 250 and part.groups.group_attributes[part.groups.group_ids()[0]] == shown[0]
     custom = GroupIndex(groups.labels, shown, groups=np.zeros(2000, dtype=np.int64))
     with pytest.raises(ValueError, match="inferred requires groups of a single class and attribute"):
-        infer_attributes(search, HeadSamples(custom, np.arange(2000), "inferred"))
+        infer_attributes(x, HeadSamples(custom, np.arange(2000), "inferred"), HeadOptions(), False)
 
 
 def test_hyperparameters_are_chosen_on_half_of_the_attributed_examples() -> None:
